@@ -1,0 +1,124 @@
+"""Every error a user can cause or meet.
+
+SparsightError                 what was given, what was expected, what to do; a stable code; an HTTP status
+├── InputError            422  the request itself
+│   ├── ImageError             not an image we read: truncated, encrypted, no pixels, too large
+│   ├── GeometryError          spacing, orientation, a mark in another frame
+│   ├── QuestionError          empty, too long
+│   ├── BudgetError            not in (0, 1]
+│   ├── FeedbackError          contradictory marks, an answer that is too long
+│   └── DataError              a data folder with missing images, duplicate ids, an empty split
+├── NotFoundError         404  study, episode or policy
+├── ConflictError         409  the same key with other content, a second server on one store, nothing to roll back to
+├── BusyError             423  the store is locked, the disk is full, the queue is full: try again
+├── WeightsError          409  weights missing, altered (hash), or of another model
+├── TrainingError         409  NaN loss, collapsed reward or entropy
+└── ConfigError           400  an unknown key, a value out of range
+
+A message never carries a patient's text: ids of ours, numbers and DICOM keywords only.
+"""
+
+from typing import Any, ClassVar
+
+
+class SparsightError(Exception):
+    """Base of all errors a user sees.
+
+    given, expected, todo: one clause each, without a full stop. `code` is stable and documented in docs/errors.md.
+    """
+
+    code: ClassVar[str] = "error"
+    status: ClassVar[int] = 400
+
+    def __init__(self, given: str, *, expected: str, todo: str) -> None:
+        super().__init__(f"{given}; expected {expected}; {todo}")
+        self.given, self.expected, self.todo = given, expected, todo
+
+    def as_dict(self) -> dict[str, Any]:
+        """The body of an HTTP reply or of `--json`."""
+        return {"error": {"code": self.code, "given": self.given, "expected": self.expected, "todo": self.todo}}
+
+
+class InputError(SparsightError):
+    """The request cannot be carried out as it is."""
+
+    code = "bad_input"
+    status = 422
+
+
+class ImageError(InputError):
+    """Not an image we can read."""
+
+    code = "bad_image"
+
+
+class GeometryError(InputError):
+    """Spacing, orientation or frame of reference do not fit."""
+
+    code = "bad_geometry"
+
+
+class QuestionError(InputError):
+    """The question is empty or too long."""
+
+    code = "bad_question"
+
+
+class BudgetError(InputError):
+    """The share of tokens to keep is not in (0, 1]."""
+
+    code = "bad_budget"
+
+
+class FeedbackError(InputError):
+    """A correction that contradicts itself or cannot be used."""
+
+    code = "bad_feedback"
+
+
+class DataError(InputError):
+    """A data folder that training or evaluation must not start on."""
+
+    code = "bad_data"
+
+
+class NotFoundError(SparsightError):
+    """No such study, episode or policy."""
+
+    code = "not_found"
+    status = 404
+
+
+class ConflictError(SparsightError):
+    """It would contradict what is already recorded."""
+
+    code = "conflict"
+    status = 409
+
+
+class BusyError(SparsightError):
+    """Something we need is taken or full now; nothing was lost, the same call may succeed later."""
+
+    code = "busy"
+    status = 423
+
+
+class WeightsError(SparsightError):
+    """Weights are missing, altered, or belong to another model."""
+
+    code = "bad_weights"
+    status = 409
+
+
+class TrainingError(SparsightError):
+    """Training stopped at its last good checkpoint."""
+
+    code = "training_stopped"
+    status = 409
+
+
+class ConfigError(SparsightError):
+    """A setting is unknown or out of range."""
+
+    code = "bad_config"
+    status = 400

@@ -1,0 +1,249 @@
+"""The nouns of sparsight: frozen dataclasses, no behaviour beyond what they are.
+
+Letters of shapes, used in every docstring and comment:
+    D, H, W   voxels: slices, rows, columns          N   visual tokens of one study
+    gd, gh, gw   token grid: slices, rows, columns    K   tokens kept (N = gd * gh * gw)
+    C   channels of a token                           G   subsets drawn for one question (a group)
+    T   text tokens                                   B   batch
+
+Arrays of voxels are indexed [k, j, i] (slice, row, column); an affine named `ijk_to_lps` takes (i, j, k, 1), columns
+first as in DICOM and NIfTI, to LPS millimetres of the voxel's centre. World coordinates are LPS millimetres everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Box = tuple[tuple[float, float, float], tuple[float, float, float]]  # (min, max) corners
+QuestionKind = Literal["free", "yes_no", "choice"]
+Verdict = Literal["accept", "amend", "reject"]
+MarkKind = Literal["relevant", "irrelevant", "missed"]
+PolicyState = Literal["candidate", "held", "live", "retired"]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageVolume:
+    """One series as numbers with geometry; a radiograph or a photograph has D = 1.
+
+    voxels: (D, H, W) float32, CT in HU, colour as luminance, MONOCHROME1 already inverted.
+    window: (centre, width) to show and to encode it with, in voxel values.
+    has_mm: False where the file knew no millimetres (then one pixel counts as one millimetre).
+    sop_uids: one per slice (repeated for a multi-frame object); empty where the source is not DICOM.
+    """
+
+    voxels: NDArray[np.float32]
+    ijk_to_lps: NDArray[np.float64]  # (4, 4)
+    modality: str  # DICOM code (CT, MR, CR, DX, US, ...) or OT
+    window: tuple[float, float]
+    has_mm: bool = True
+    study_uid: str = ""
+    series_uid: str = ""
+    frame_of_reference_uid: str = ""
+    sop_uids: tuple[str, ...] = ()
+    body_part: str = ""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(D, H, W)."""
+        d, h, w = self.voxels.shape
+        return d, h, w
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between voxel centres along (i, j, k): column, row and slice direction."""
+        x, y, z = np.linalg.norm(self.ijk_to_lps[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of voxels and geometry: the same image has the same hash wherever it was loaded from."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.voxels).data)
+        digest.update(np.round(self.ijk_to_lps, 4).astype("<f8").tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the clinician asks. `region` (LPS mm) narrows it to a part of the study."""
+
+    text: str
+    kind: QuestionKind = "free"
+    choices: tuple[str, ...] = ()
+    region: Box | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class TokenGrid:
+    """The visual tokens of one study: encoded once, asked many times.
+
+    features: (N, C) float32 tensor, token n = (w * gh + v) * gw + u for the token in slice w, row v, column u.
+    uvw_to_ijk: (4, 4), token (u, v, w, 1) to the voxel index of its centre; uvw_to_lps: the same in LPS mm.
+    patch: a token's extent in voxels along (i, j, k); may be fractional where the image was resized.
+    extras: what the reader that made the grid needs again (deep features, position ids); opaque to all others.
+    """
+
+    features: Tensor
+    shape: tuple[int, int, int]  # (gd, gh, gw)
+    patch: tuple[float, float, float]
+    uvw_to_ijk: NDArray[np.float64]
+    uvw_to_lps: NDArray[np.float64]
+    reader: str  # id of the reader that made it
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def n(self) -> int:
+        """N, the number of tokens."""
+        gd, gh, gw = self.shape
+        return gd * gh * gw
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The tokens a visual stream kept, and with which probability.
+
+    keep: (K,) int64, ascending, distinct. scores: (N,) float32, higher is more relevant.
+    log_prob: of the ordered draw that produced it (Plackett-Luce); 0 for a selector that has no distribution.
+    """
+
+    keep: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    log_prob: float
+    mode: Literal["greedy", "sampled"]
+    policy: str
+    seed: int | None = None
+
+    @property
+    def fraction(self) -> float:
+        """K / N."""
+        return len(self.keep) / len(self.scores)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the language stream said. confidence: calibrated probability that `text` is right, 0..1."""
+
+    text: str
+    reasoning: str
+    confidence: float
+    abstained: bool = False
+    choice: int | None = None  # index into Question.choices
+    timings_ms: dict[str, float] = field(default_factory=dict)  # prefill, decode
+
+
+@dataclass(frozen=True)
+class Region:
+    """One connected group of kept tokens. box_mm: axis-aligned in LPS; box_ijk: voxel index bounds, upper exclusive."""
+
+    box_mm: Box
+    box_ijk: tuple[tuple[int, int, int], tuple[int, int, int]]
+    weight: float  # share of the selection's weight, 0..1; all regions sum to 1
+    sop_uid: str | None  # slice through its heaviest token
+    slice_index: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the answer rests on. necessity: log p(answer | kept) - log p(answer | the rest), clipped (method.md)."""
+
+    regions: tuple[Region, ...]
+    kept: int
+    total: int
+    necessity: float | None
+    grounded: bool | None  # does the answer change, or lose its support, without its evidence; None: not tested
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One question answered: the unit of record, replay and audit."""
+
+    id: str
+    created: datetime  # UTC
+    study: str  # the id it was asked under: never a path with a name in it
+    series_uid: str
+    volume_sha256: str
+    question: Question
+    selection: Selection
+    answer: Answer
+    evidence: Evidence
+    grid_shape: tuple[int, int, int]
+    reader: str
+    policy: str
+    policy_sha256: str
+    config_sha256: str
+    timings_ms: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Mark:
+    """A region a clinician pointed at: a box in LPS mm, or a mask (D, H, W) bool with its own affine."""
+
+    kind: MarkKind
+    box_mm: Box | None = None
+    mask: NDArray[np.bool_] | None = None
+    mask_ijk_to_lps: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Feedback:
+    """A correction. `key` makes it idempotent: the same key with the same content is the same correction."""
+
+    key: str
+    episode: str
+    reviewer: str  # pseudonym
+    verdict: Verdict
+    created: datetime  # UTC
+    answer: str | None = None
+    marks: tuple[Mark, ...] = ()
+    comment: str = ""
+
+
+@dataclass(frozen=True)
+class Reward:
+    """total in [-1, 1]; parts by name (None = not applicable); version of the reward function that gave it."""
+
+    total: float
+    parts: dict[str, float | None]
+    version: str
+
+
+@dataclass(frozen=True)
+class PolicyVersion:
+    """One token-selector policy on disk: safetensors plus this manifest."""
+
+    id: str
+    parent: str | None
+    sha256: str
+    reader: str
+    created: datetime  # UTC
+    state: PolicyState
+    metrics: dict[str, float] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()  # why the gate promoted or held it
+    sign_off: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A question with its gold answer, simulated or from a data folder.
+
+    finding: (D, H, W) bool in the volume's voxels, for SCORING evidence only: nothing that trains may read it.
+    rationale: gold reasoning where the source has one. choices of an answer type come with the question.
+    """
+
+    id: str
+    volume: ImageVolume
+    question: Question
+    answer: str
+    group: str = ""  # patient or case: splits are disjoint by it
+    label: str = ""  # finding kind, modality or question kind: a stratum to report by
+    rationale: str = ""
+    finding: NDArray[np.bool_] | None = None
