@@ -1,0 +1,1 @@
+"""Readers (vision encoder + language stream) and selectors (visual streams), in torch."""

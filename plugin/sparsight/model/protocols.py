@@ -1,0 +1,62 @@
+"""The two extension points of the models: a Reader and a Selector. Letters of shapes: types.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from sparsight.types import Answer, ImageVolume, Question, Selection, TokenGrid
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreRequest:
+    """Ask for log p(answer | kept tokens, question) of each of G subsets. keeps: (G, K) int64; K = 0: no image."""
+
+    grid: TokenGrid
+    question: Question
+    answer: str
+    keeps: Tensor
+
+
+class Reader(Protocol):
+    """A vision-language model: encode once (expensive), read and score many times (cheap)."""
+
+    id: str  # name and the first characters of the weights' hash
+    sha256: str  # of its weights
+    max_tokens: int  # the most visual tokens one prompt holds
+
+    def encode(self, volume: ImageVolume) -> TokenGrid:
+        """Turn a study into tokens with exact geometry. Raises ImageError for what it cannot take."""
+        ...
+
+    def embed(self, question: Question) -> Tensor:
+        """Embed the question for the visual stream: (C_q,) float32, no gradient, the same for the same text."""
+        ...
+
+    def read(
+        self,
+        question: Question,
+        grid: TokenGrid,
+        selection: Selection,
+        *,
+        on_token: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Reason over the kept tokens, at their original positions, then answer. on_token receives text as it comes."""
+        ...
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
+        """log p(answer | Z_S, question) of every subset, teacher-forced, one prefill each: a list of (G,) tensors."""
+        ...
+
+
+class Selector(Protocol):
+    """A visual stream: which K of N tokens to keep for this question."""
+
+    id: str
+
+    def select(self, grid: TokenGrid, question: Question, k: int, *, seed: int | None = None) -> Selection:
+        """Keep k tokens: greedy without a seed, sampled with one. Raises BudgetError if k is not in 1..N."""
+        ...
