@@ -1,0 +1,122 @@
+"""Settings, read once at an edge and passed down: environment > YAML files > the defaults here.
+
+configs/*.yaml repeat every default with a comment; a test keeps them equal. Secrets come from the environment only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sparsight.errors import ConfigError
+
+
+class _Strict(BaseModel):
+    """Frozen; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServeConfig(_Strict):
+    """How questions are answered. configs/serve.yaml."""
+
+    reader: str = Field("nano", description="name of a file in configs/model, or a path to one")
+    budget: float = Field(0.1, gt=0, le=1, description="share of visual tokens kept when the caller names none")
+    max_question_chars: int = Field(2000, ge=1, description="a longer question is refused")
+    cache_bytes: int = Field(512 * 2**20, ge=0, description="bytes of encoded studies kept in memory")
+    necessity_nats: float = Field(0.5, ge=0, description="support an answer must lose without its evidence, nats")
+    max_waiting: int = Field(32, ge=1, description="questions in the queue before a new one is refused")
+    max_upload_bytes: int = Field(256 * 2**20, ge=1, description="largest mark or label accepted, bytes")
+
+
+class LearnConfig(_Strict):
+    """How corrections become a candidate policy. configs/learn.yaml."""
+
+    steps: int = Field(60, ge=1, description="policy-gradient steps")
+    batch: int = Field(16, ge=1, description="questions per step, corrections and replay together")
+    group: int = Field(8, ge=2, description="G, subsets sampled per question")
+    replay: float = Field(0.5, ge=0, lt=1, description="share of a batch that replays earlier cases")
+    budgets: tuple[float, ...] = Field((0.05, 0.1, 0.2), description="shares of the tokens that subsets are drawn at")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate, Adam")
+    kl: float = Field(0.2, ge=0, description="weight of KL(policy, live policy)")
+    entropy: float = Field(0.003, ge=0, description="weight of the entropy bonus")
+    held_out: float = Field(0.3, ge=0, lt=1, description="share of corrections never trained on: the gate's test")
+    seed: int = Field(0, description="of subsets, batches and the held-out split")
+
+
+class GateConfig(_Strict):
+    """When a candidate goes live. configs/gate.yaml."""
+
+    sentinel: int = Field(200, ge=20, description="frozen simulated questions that must not get worse")
+    sentinel_seed: int = Field(20261122, description="of the sentinel set; changing it makes another set")
+    margin: float = Field(0.02, ge=0, description="accuracy a candidate may lose on the sentinel set (lower 95 % bound)")
+    min_feedback: int = Field(6, ge=1, description="held-out corrections needed before anything is promoted")
+    min_gain_nats: float = Field(
+        0.0, description="lower 95 % bound of the gain in log p(right answer) on held-out corrections must exceed this"
+    )
+    bootstrap: int = Field(2000, ge=100, description="resamples of the paired intervals")
+    sign_off: bool = Field(False, description="a person must confirm each promotion")
+
+
+class Config(_Strict):
+    """All of it, and where things are kept."""
+
+    home: Path = Field(default_factory=lambda: default_home(), description="store, policies and cache live here")
+    database: str | None = Field(None, description="SQLAlchemy URL; default: SQLite in home")
+    serve: ServeConfig = ServeConfig()
+    learn: LearnConfig = LearnConfig()
+    gate: GateConfig = GateConfig()
+
+    @property
+    def sha256(self) -> str:
+        """Hash of every setting that can change an answer or a policy (not of where things are kept)."""
+        text = json.dumps(self.model_dump(mode="json", exclude={"home", "database"}), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @classmethod
+    def load(cls, folder: Path | None = None, **overrides: Any) -> Self:
+        """Read serve.yaml, learn.yaml and gate.yaml from `folder` (or SPARSIGHT_CONFIGS), each of them optional.
+
+        overrides: `home`, `database`, or a whole section as a dict of the keys to change. Raises ConfigError.
+        """
+        folder = folder or (Path(os.environ["SPARSIGHT_CONFIGS"]) if os.environ.get("SPARSIGHT_CONFIGS") else None)
+        values: dict[str, Any] = {}
+        if url := os.environ.get("SPARSIGHT_DATABASE"):
+            values["database"] = url
+        for section in ("serve", "learn", "gate"):
+            values[section] = _read_yaml(folder / f"{section}.yaml") if folder else {}
+        for key, value in overrides.items():
+            values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+        try:
+            return cls.model_validate({k: v for k, v in values.items() if v is not None})
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(
+                f"setting {where}: {first['msg']}", expected="a known setting within its range", todo="see configs/*.yaml"
+            ) from error
+
+
+def default_home() -> Path:
+    """SPARSIGHT_HOME, or the user's data folder (XDG)."""
+    if home := os.environ.get("SPARSIGHT_HOME"):
+        return Path(home)
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "sparsight"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path.name} cannot be read", expected="a YAML mapping", todo="check its syntax") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path.name} is not a mapping", expected="`key: value` lines", todo="see configs/")
+    return content
