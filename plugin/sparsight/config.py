@@ -17,6 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sparsight.errors import ConfigError
 
 
+def default_home() -> Path:
+    """SPARSIGHT_HOME, or the user's data folder (XDG)."""
+    if home := os.environ.get("SPARSIGHT_HOME"):
+        return Path(home)
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "sparsight"
+
+
 class _Strict(BaseModel):
     """Frozen; an unknown key is an error."""
 
@@ -55,11 +62,9 @@ class GateConfig(_Strict):
 
     sentinel: int = Field(200, ge=20, description="frozen simulated questions that must not get worse")
     sentinel_seed: int = Field(20261122, description="of the sentinel set; changing it makes another set")
-    margin: float = Field(0.02, ge=0, description="accuracy a candidate may lose on the sentinel set (lower 95 % bound)")
+    margin: float = Field(0.02, ge=0, description="accuracy that may be lost on the sentinel set (lower 95 % bound)")
     min_feedback: int = Field(6, ge=1, description="held-out corrections needed before anything is promoted")
-    min_gain_nats: float = Field(
-        0.0, description="lower 95 % bound of the gain in log p(right answer) on held-out corrections must exceed this"
-    )
+    min_gain: float = Field(0.0, description="lower 95 % bound of the reward gained on held-out corrections exceeds it")
     bootstrap: int = Field(2000, ge=100, description="resamples of the paired intervals")
     sign_off: bool = Field(False, description="a person must confirm each promotion")
 
@@ -67,7 +72,7 @@ class GateConfig(_Strict):
 class Config(_Strict):
     """All of it, and where things are kept."""
 
-    home: Path = Field(default_factory=lambda: default_home(), description="store, policies and cache live here")
+    home: Path = Field(default_factory=default_home, description="store, policies and cache live here")
     database: str | None = Field(None, description="SQLAlchemy URL; default: SQLite in home")
     serve: ServeConfig = ServeConfig()
     learn: LearnConfig = LearnConfig()
@@ -99,15 +104,8 @@ class Config(_Strict):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise ConfigError(
-                f"setting {where}: {first['msg']}", expected="a known setting within its range", todo="see configs/*.yaml"
+                f"setting {where}: {first['msg']}", expected="a known setting in its range", todo="see configs/*.yaml"
             ) from error
-
-
-def default_home() -> Path:
-    """SPARSIGHT_HOME, or the user's data folder (XDG)."""
-    if home := os.environ.get("SPARSIGHT_HOME"):
-        return Path(home)
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "sparsight"
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

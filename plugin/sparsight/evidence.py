@@ -1,0 +1,57 @@
+"""What an answer rests on: kept tokens as regions of the image, and whether they were needed."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from sparsight.imaging.grid import tokens_to_boxes
+from sparsight.types import Evidence, ImageVolume, Region, Selection, TokenGrid
+
+_MAX_REGIONS = 12  # a reader of the picture cannot follow more
+_MIN_WEIGHT = 0.01
+
+
+def token_weights(selection: Selection) -> NDArray[np.float32]:
+    """Share of the selection's weight per token: softmax of the scores over the kept ones, (N,), 0 elsewhere.
+
+    For a Plackett-Luce policy this is the probability that a kept token would be drawn first.
+    """
+    weights = np.zeros(len(selection.scores), np.float32)
+    kept = selection.scores[selection.keep].astype(np.float64)
+    kept = np.exp(kept - kept.max())
+    weights[selection.keep] = kept / kept.sum()
+    return weights
+
+
+def describe(
+    volume: ImageVolume, grid: TokenGrid, selection: Selection, *, necessity: float | None, threshold: float
+) -> Evidence:
+    """Group the kept tokens into connected regions, heaviest first, at most 12, each with at least 1 % of the weight.
+
+    necessity: nats the answer loses without its evidence (None: not tested); grounded where it is >= threshold.
+    """
+    weights = token_weights(selection)
+    kept = np.zeros(grid.n, bool)
+    kept[selection.keep] = True
+    groups, count = ndimage.label(kept.reshape(grid.shape), structure=np.ones((3, 3, 3)))
+    groups = groups.ravel()
+    group_weight = np.bincount(groups, weights=weights, minlength=count + 1)[1:]
+    order = [g for g in np.argsort(-group_weight)[:_MAX_REGIONS] if group_weight[g] >= _MIN_WEIGHT]
+    members = [np.flatnonzero(groups == g + 1) for g in order]
+    boxes = tokens_to_boxes(grid, members, volume.shape)
+    total = float(sum(group_weight[g] for g in order))
+    regions = []
+    for g, tokens, (box_ijk, box_mm) in zip(order, members, boxes, strict=True):
+        k = _slice_of(volume, grid, int(tokens[np.argmax(weights[tokens])]))
+        sop_uid = volume.sop_uids[k] if volume.sop_uids else None
+        regions.append(Region(box_mm, box_ijk, float(group_weight[g]) / total, sop_uid, k))
+    grounded = None if necessity is None else necessity >= threshold
+    return Evidence(tuple(regions), len(selection.keep), grid.n, necessity, grounded)
+
+
+def _slice_of(volume: ImageVolume, grid: TokenGrid, token: int) -> int:
+    w, v, u = np.unravel_index(token, grid.shape)
+    k = (grid.uvw_to_ijk @ (u, v, w, 1.0))[2]
+    return int(np.clip(round(k), 0, volume.shape[0] - 1))

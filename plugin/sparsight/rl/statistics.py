@@ -1,0 +1,43 @@
+"""Intervals for paired comparisons. All by bootstrap over the unit that is independent (a case, or a patient)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % percentile bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def bootstrap_mean(
+    values: ArrayLike, *, groups: NDArray[np.int64] | None = None, resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Mean of `values` (n,) with its interval; groups (n,) resample whole groups (patients). Efron 1979.
+
+    n = 0 gives NaN; one value or one group gives an interval of no information: (-inf, inf).
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if x.size == 0:
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    if groups is None:
+        sums, counts = x, np.ones_like(x)
+    else:
+        _, index = np.unique(groups, return_inverse=True)
+        sums, counts = np.bincount(index, weights=x), np.bincount(index).astype(np.float64)
+    mean = float(x.mean())
+    if len(sums) < 2:
+        return Interval(mean, -np.inf, np.inf, x.size)
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)  # (resamples, groups)
+    means = (draws @ sums) / np.maximum(draws @ counts, 1e-12)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(mean, float(low), float(high), x.size)
