@@ -1,0 +1,147 @@
+"""Where findings go, how they blend in, and what is put there to mislead: letters, noise patches, broad glows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from sparsight.sim.shapes import Patch
+
+Floats = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+QUADRANTS = ("upper left", "upper right", "lower left", "lower right")
+THIRDS = ("inferior third", "middle third", "superior third")  # slices run from inferior to superior
+BLOCK = 8  # pixels: the side of the blocks on which brightness is looked up
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """One inserted finding, wholly inside one quadrant (and one third of the slices).
+
+    Left and right are of the IMAGE: left is the viewer's left, low columns. In a radiograph hung by convention the
+    viewer's left is the patient's right. local: (d, h, w) bool, its extent at `origin` (k, j, i) of an image `shape`.
+    area: share of one slice it was drawn to cover. third: empty in a 2D image.
+    """
+
+    kind: str
+    quadrant: str
+    third: str
+    area: float
+    bright: bool
+    sharp: bool
+    origin: tuple[int, int, int]
+    local: Mask
+    shape: tuple[int, int, int]
+
+    @property
+    def side(self) -> str:
+        """`left` or `right` of the image."""
+        return self.quadrant.split()[1]
+
+    @cached_property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """Where `local` lies in the image."""
+        k, j, i = (slice(o, o + n) for o, n in zip(self.origin, self.local.shape, strict=True))
+        return k, j, i
+
+    def mask(self) -> Mask:
+        """(D, H, W) bool."""
+        out = np.zeros(self.shape, np.bool_)
+        out[self.slices] = self.local
+        return out
+
+
+@dataclass(eq=False)
+class Canvas:
+    """An image being filled: voxels (D, H, W) float32 on the 0..255 scale, and the rectangles already taken."""
+
+    voxels: Floats
+
+    def __post_init__(self) -> None:
+        d, h, w = self.voxels.shape
+        blocks = self.voxels[:, : h // BLOCK * BLOCK, : w // BLOCK * BLOCK]
+        self._mean = blocks.reshape(d, h // BLOCK, BLOCK, w // BLOCK, BLOCK).mean((2, 4))  # (D, H / 8, W / 8)
+        self._air = np.quantile(self._mean, 0.05) + 10  # darker than this is outside the body, or nearly
+        self._taken: list[tuple[int, int, int, int]] = []
+
+    def locate(
+        self, rng: np.random.Generator, size: tuple[int, int, int], quadrant: str, third: str, change: float
+    ) -> tuple[int, int, int] | None:
+        """An origin (k, j, i) for a patch inside the quadrant and third, clear of others; None where there is no room.
+
+        Prefers places inside the body (not air) where a change by `change` grey levels does not saturate.
+        """
+        ranges = self._ranges(size, quadrant, third)
+        if any(high < low for low, high in ranges):
+            return None
+        fallback = None
+        for _ in range(40):
+            k, j, i = (int(rng.integers(low, high + 1)) for low, high in ranges)
+            if any(j < b and a < j + size[1] and i < d and c < i + size[2] for a, b, c, d in self._taken):
+                continue
+            fallback = fallback or (k, j, i)
+            level = self._level(k + size[0] // 2, j, i, size)
+            if level > self._air and 8 < level + 0.8 * change < 240:
+                return k, j, i
+        return fallback
+
+    def _ranges(self, size: tuple[int, int, int], quadrant: str, third: str) -> list[tuple[int, int]]:
+        """The lowest and highest origin on each axis; 3 pixels stay free at the frame and at the midlines."""
+        vertical, horizontal = quadrant.split()
+        out = []
+        for axis, first in ((1, vertical == "upper"), (2, horizontal == "left")):
+            n = self.voxels.shape[axis]
+            low, high = (3, n // 2 - 3) if first else (n // 2 + 3, n - 3)
+            out.append((low, high - size[axis]))
+        depth = self.voxels.shape[0]
+        t = THIRDS.index(third) if third else 0
+        low, high = (round(depth * t / 3), round(depth * (t + 1) / 3)) if third else (0, depth)
+        return [(low, high - size[0]), *out]
+
+    def _level(self, k: int, j: int, i: int, size: tuple[int, int, int]) -> float:
+        window = self._mean[k, j // BLOCK : (j + size[1]) // BLOCK + 1, i // BLOCK : (i + size[2]) // BLOCK + 1]
+        return float(window.mean())
+
+    def add(self, patch: Patch, at: tuple[int, int, int], change: float) -> None:
+        """Add `change` grey levels times the patch's weight; what was there keeps its texture."""
+        d, h, w = patch.weight.shape
+        k, j, i = at
+        self.voxels[k : k + d, j : j + h, i : i + w] += change * patch.weight
+        self._taken.append((j, j + h, i, i + w))
+
+
+# Five rows of dots each: markers that technicians leave on film.
+_LETTERS = {
+    "L": ("1000", "1000", "1000", "1000", "1111"),
+    "R": ("1110", "1001", "1110", "1010", "1001"),
+    "A": ("0110", "1001", "1111", "1001", "1001"),
+    "P": ("1110", "1001", "1110", "1000", "1000"),
+}
+
+
+def artefact(rng: np.random.Generator, size: int, depth: int) -> tuple[Patch, float]:
+    """A thing that is no finding, and its strength as a multiple of the contrast: letter, noise patch or broad glow."""
+    kind = rng.choice(["letter", "noise", "glow"])
+    if kind == "letter":
+        rows = _LETTERS[str(rng.choice(list(_LETTERS)))]
+        glyph = np.array([[c == "1" for c in row] for row in rows], np.float32)
+        scale = max(1, round(size / 96) + int(rng.integers(0, 2)))
+        weight = np.pad(np.kron(glyph, np.ones((scale, scale), np.float32)), 1)
+        return _through(ndimage.gaussian_filter(weight, 0.4), depth), 1.6
+    half = int(size * rng.uniform(0.05, 0.1))
+    line = np.linspace(-1.6, 1.6, 2 * half + 1, dtype=np.float32)
+    window = np.exp(-2 * (line[:, None] ** 2 + line[None, :] ** 2))
+    if kind == "noise":
+        return _through(0.6 * window * rng.standard_normal(window.shape, np.float32), depth), 0.8
+    return _through(window * (1 - window[0, half]), depth), float(rng.choice([-0.5, 0.5]))
+
+
+def _through(weight: Floats, depth: int) -> Patch:
+    """The same in every slice of a stack of `depth`."""
+    stack = np.repeat(np.asarray(weight, np.float32)[None], depth, 0)
+    return Patch(stack, stack > 1)
