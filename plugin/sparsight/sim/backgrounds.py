@@ -36,6 +36,7 @@ class Source:
     kind: str
     counts: dict[Split, int]
     make: Callable[[Split, int, tuple[int, int, int]], Background]
+    images_only: bool = False  # it cannot make volumes
 
 
 @dataclass(eq=False)
@@ -59,9 +60,10 @@ class Backgrounds:
     ) -> Background:
         """Draw a kind, then one of its backgrounds. Raises ConfigError if the split has none of `kinds`."""
         usable = [s for s in self.sources if s.counts.get(split, 0) and (not kinds or s.kind in kinds)]
+        usable = [s for s in usable if shape[0] == 1 or not s.images_only]
         if not usable:
             raise ConfigError(
-                f"backgrounds {kinds or 'of any kind'} for split {split}",
+                f"backgrounds {kinds or 'of any kind'} for split {split} and depth {shape[0]}",
                 expected=f"one of {', '.join(self.kinds(split)) or 'none'}",
                 todo="name a kind that this split has, or give a data folder",
             )
