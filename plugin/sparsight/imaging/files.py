@@ -1,0 +1,218 @@
+"""Image files that are not DICOM: NIfTI, NRRD and MetaImage volumes, PNG, JPEG and TIFF pictures.
+
+NIfTI is RAS and becomes LPS here. Volumes are turned to the way they are looked at (see `to_display`), which is exact:
+a matter of flips, with the affine following. A file that does not say which way the patient lies is refused, because
+left and right would be a guess; a picture has no millimetres (`has_mm` False) and promises neither.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from sparsight.errors import GeometryError, ImageError, SparsightError
+from sparsight.imaging.pixels import check_size, check_values, choose_window
+from sparsight.types import ImageVolume
+
+FloatArray = NDArray[np.float64]
+Voxels = NDArray[np.float32]
+
+NIFTI = (".nii", ".nii.gz")
+ITK = (".nrrd", ".mha")  # .nhdr and .mhd point to another file, which may be any file: not read
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}  # NIfTI xyzt_units
+
+
+def suffix_of(path: Path) -> str:
+    """The file's kind: its lower-case extension, `.nii.gz` in one piece."""
+    name = path.name.lower()
+    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
+
+
+def image_stem(path: Path) -> str:
+    """The file's name without its extension."""
+    return path.name[: len(path.name) - len(suffix_of(path))]
+
+
+def read_image_file(path: Path) -> ImageVolume:
+    """Read a volume or picture by its extension. Raises ImageError or GeometryError."""
+    suffix = suffix_of(path)
+    try:
+        if suffix in PICTURES:
+            return _picture(path)
+        voxels, ijk_to_lps = read_volume_file(path)
+    except SparsightError:
+        raise
+    except Exception as error:  # whatever a damaged file makes a reader raise
+        raise ImageError(
+            f"a {suffix} file that cannot be read ({type(error).__name__})",
+            expected=f"a complete {suffix} file",
+            todo="export it again",
+        ) from error
+    check_values(voxels)
+    voxels, ijk_to_lps = to_display(voxels, ijk_to_lps)
+    window = choose_window(voxels, stated=None, modality="OT", display_range=None)
+    return ImageVolume(voxels=voxels, ijk_to_lps=ijk_to_lps, modality="OT", window=window)
+
+
+def read_volume_file(path: Path) -> tuple[Voxels, FloatArray]:
+    """Voxels (D, H, W) as stored, and their ijk_to_lps, of a NIfTI, NRRD or MetaImage file."""
+    return _nifti(path) if suffix_of(path) in NIFTI else _itk(path)
+
+
+def to_display(voxels: Voxels, ijk_to_lps: FloatArray) -> tuple[Voxels, FloatArray]:
+    """Turn each slice the way a radiologist looks at it, as DICOM stores it; the slice axis stays the slice axis.
+
+    Rows run to the patient's left (to the back in a sagittal slice), columns to the back (axial) or to the feet.
+    """
+    nearest = np.abs(ijk_to_lps[:3, :3] / np.linalg.norm(ijk_to_lps[:3, :3], axis=0))  # [lps, ijk]
+    through = int(nearest[:, 2].argmax())
+    right, down = {0: (1, 2), 1: (0, 2), 2: (0, 1)}[through]  # LPS axis that runs along a row, down a column
+    if nearest[right, 0] + nearest[down, 1] < nearest[down, 0] + nearest[right, 1]:
+        voxels, ijk_to_lps = voxels.swapaxes(1, 2), ijk_to_lps[:, [1, 0, 2, 3]]
+    for axis, world, sign in ((0, right, 1), (1, down, -1 if down == 2 else 1)):
+        if ijk_to_lps[world, axis] * sign < 0:
+            flip = np.eye(4)
+            flip[axis, axis], flip[axis, 3] = -1, voxels.shape[2 - axis] - 1
+            voxels, ijk_to_lps = np.flip(voxels, 2 - axis), ijk_to_lps @ flip
+    return np.ascontiguousarray(voxels), ijk_to_lps
+
+
+def _nifti(path: Path) -> tuple[Voxels, FloatArray]:
+    try:
+        image: Any = nibabel.load(path)
+    except ImageFileError as error:
+        raise ImageError("a file that is not NIfTI", expected="a NIfTI file", todo="export it again") from error
+    header, shape = image.header, image.shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) not in {2, 3}:
+        raise _not_3d(shape)
+    shape = (*shape, 1)[:3]
+    check_size((shape[2], shape[1], shape[0]))
+    if not isinstance(image, nibabel.Nifti1Pair) or not (int(header["qform_code"]) or int(header["sform_code"])):
+        raise _no_orientation("NIfTI without an affine (qform_code and sform_code are 0)")
+    if image.get_data_dtype().fields or image.get_data_dtype().kind == "c":
+        raise ImageError("NIfTI of colour or complex values", expected="one number per voxel", todo="convert it")
+    affine = RAS_TO_LPS @ np.diag([*[MM.get(header.get_xyzt_units()[0], 1.0)] * 3, 1.0]) @ image.affine
+    voxels = np.asarray(image.dataobj, dtype=np.float32).reshape(shape, order="A")
+    return voxels.transpose(2, 1, 0), _checked(affine)
+
+
+def _itk(path: Path) -> tuple[Voxels, FloatArray]:
+    import itk  # noqa: PLC0415  (takes over a second, and only these formats need it)
+
+    _refuse_detached(path)
+    io = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
+    if io is None:
+        raise ImageError("a file that ITK does not know", expected="NRRD or MetaImage", todo="export it again")
+    io.SetFileName(str(path))
+    io.ReadImageInformation()
+    shape = [int(io.GetDimensions(axis)) for axis in range(io.GetNumberOfDimensions())]
+    while len(shape) > 3 and shape[-1] == 1:
+        shape.pop()
+    if len(shape) not in {2, 3}:
+        raise _not_3d(tuple(shape))
+    if io.GetNumberOfComponents() != 1:
+        raise ImageError(
+            f"an image of {io.GetNumberOfComponents()} values per voxel",
+            expected="one number per voxel",
+            todo="extract one component, or convert colour to grey",
+        )
+    check_size((*([1] * (3 - len(shape))), *reversed(shape)))  # type: ignore[arg-type]
+    if suffix_of(path) == ".nrrd" and "NRRD_space" not in io.GetMetaDataDictionary().GetKeys():
+        raise _no_orientation("NRRD without a space (which way the patient lies)")
+    reader = itk.ImageFileReader[itk.Image[itk.F, 3]].New(FileName=str(path), ImageIO=io)
+    reader.Update()
+    image = reader.GetOutput()
+    affine = np.eye(4)
+    affine[:3, :3] = itk.array_from_matrix(image.GetDirection()) * np.array(image.GetSpacing())
+    affine[:3, 3] = np.array(image.GetOrigin())
+    return itk.array_from_image(image), _checked(affine)
+
+
+def _refuse_detached(path: Path) -> None:
+    """A header may name another file to read its voxels from, which could be any file on this machine."""
+    with path.open("rb") as file:
+        head = file.read(65_536)
+    if path.suffix.lower() == ".nrrd":
+        lines = head.split(b"\n\n")[0].split(b"\r\n\r\n")[0].lower().splitlines()
+        detached = any(line.replace(b" ", b"").startswith(b"datafile:") for line in lines)
+    else:
+        detached = b"ElementDataFile = LOCAL" not in head
+    if detached:
+        raise ImageError(
+            f"a {path.suffix} header whose voxels are in another file",
+            expected="header and voxels in one file",
+            todo="save it as one file",
+        )
+
+
+def _picture(path: Path) -> ImageVolume:
+    try:
+        image = Image.open(path)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(
+            "a picture of more pixels than Pillow's limit against decompression bombs",
+            expected=f"at most {Image.MAX_IMAGE_PIXELS} pixels",
+            todo="reduce its resolution",
+        ) from error
+    with image:
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1:
+            raise ImageError(
+                f"a picture file of {frames} pages",
+                expected="one picture",
+                todo="save one page, or convert the stack to NIfTI or NRRD with its geometry",
+            )
+        check_size((1, image.height, image.width))
+        voxels, eight_bit = _luminance(ImageOps.exif_transpose(image))
+    check_values(voxels)
+    window = choose_window(voxels, stated=None, modality="OT", display_range=(127.5, 255.0) if eight_bit else None)
+    return ImageVolume(voxels=voxels, ijk_to_lps=np.eye(4), modality="OT", window=window, has_mm=False)
+
+
+def _luminance(image: Image.Image) -> tuple[Voxels, bool]:
+    """(1, H, W), and whether it holds 8-bit display values. Transparent parts become black."""
+    eight_bit = not image.mode.startswith(("I", "F"))
+    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
+    if eight_bit:
+        image = (image if image.mode in {"L", "1"} else image.convert("RGB")).convert("L")
+    return np.array(image, dtype=np.float32)[np.newaxis], eight_bit
+
+
+def _checked(affine: FloatArray) -> FloatArray:
+    """An affine that can be inverted, or GeometryError."""
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or lengths.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
+        raise GeometryError(
+            "an image whose affine is singular",
+            expected="three independent directions with a spacing above 0 mm",
+            todo="repair the header",
+        )
+    return np.asarray(affine, dtype=np.float64)
+
+
+def _not_3d(shape: tuple[int, ...]) -> ImageError:
+    return ImageError(
+        f"an image of {len(shape)} dimensions ({' x '.join(str(int(n)) for n in shape)})",
+        expected="two or three dimensions",
+        todo="extract one volume (one time point, echo or direction) into a file",
+    )
+
+
+def _no_orientation(given: str) -> GeometryError:
+    return GeometryError(
+        given,
+        expected="a file that says where left and right are",
+        todo="convert the original DICOM again, or set the affine",
+    )
