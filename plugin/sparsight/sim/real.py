@@ -3,7 +3,7 @@
 Which split a source serves (a patient is in one split only):
     icbm152    ICBM152 T1 template inside nilearn; an average, no patient           train
     nih_cxr    chest X-rays without finding; patients of the folder's own split     train, val, test (val rows halved)
-    ms_flair   FLAIR slices at least 5 mm from any lesion; one patient each          train, val
+    ms_flair   FLAIR of one patient with few lesions, each filled from around it    train
     demo_t1    de-faced T1 series of one person                                     test
     packages   CT, MR and CR images of pydicom-data, a picture kind never trained   test_ood
 """
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from sparsight.imaging.load import load as load_image
 from sparsight.sim.backgrounds import Background, Backgrounds, Source, synthetic
 from sparsight.sim.config import Split
 from sparsight.types import ImageVolume
@@ -46,46 +47,38 @@ PACKAGE_FILES = (
 )
 
 
-def standard(load: Loader, data: Path | None = None) -> Backgrounds:
-    """Synthetic anatomy, what packages carry, and, where the data folder is given, what it has.
+def standard(data: Path | None = None) -> Backgrounds:
+    """Synthetic anatomy, what packages carry, and, where a data folder is given, what it has.
 
-    load: sparsight.imaging's loader. A package or folder that is missing is left out.
+    Real images are read on first use. A package or a part of the folder that is missing is left out.
     """
-    sources = [*synthetic(), *from_packages(load)]
-    return Backgrounds(sources + (from_folder(data, load) if data else []))
+    return Backgrounds([*synthetic(), *from_packages(), *(from_folder(data) if data else [])])
 
 
-def from_packages(load: Loader) -> list[Source]:
+def from_packages(load: Loader = load_image) -> list[Source]:
     """icbm152 (needs nilearn) and packages (needs pydicom-data)."""
     sources = []
     template = _package_file("nilearn", "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz")
     if template:
-        sources.append(_of_volume("icbm152", {"train": SLICES}, lambda _: to_lps(load(template)).voxels, _inner))
+        sources.append(_of_volume("icbm152", {"train": SLICES}, lambda _: to_lps(load(template)).voxels))
     files = [p for name in PACKAGE_FILES if (p := _package_file("data_store", f"data/{name}"))]
     if files:
         sources.append(_of_images("packages", {"test_ood": files}, load))
     return sources
 
 
-def from_folder(data: Path, load: Loader) -> list[Source]:
+def from_folder(data: Path, load: Loader = load_image) -> list[Source]:
     """Sources in a data folder: nih_cxr, ms_flair, demo_dicom; those that are not there are left out."""
     sources = []
     if (data / "nih_cxr" / "data.jsonl").is_file():
         sources.append(_of_images("nih_cxr", _chest_files(data / "nih_cxr"), load))
-    flair = {"train": "patient07", "val": "patient19"}
-    if all((data / "ms_flair" / "volumes" / f"{p}_lesions_mni.nii.gz").is_file() for p in flair.values()):
-        folder = data / "ms_flair" / "volumes"
-
-        def without_lesions(split: Split) -> Floats:
-            image = to_lps(load(folder / f"{flair[split]}_FLAIR_mni.nii.gz")).voxels
-            lesions = to_lps(load(folder / f"{flair[split]}_lesions_mni.nii.gz")).voxels > 0.5
-            near = ndimage.binary_dilation(lesions.any((1, 2)), iterations=5)
-            return np.asarray(image[_inner(image) & ~near], np.float32)
-
-        sources.append(_of_volume("ms_flair", {"train": SLICES, "val": SLICES}, without_lesions, _inner, stack=False))
+    flair = data / "ms_flair" / "volumes" / "patient07_FLAIR_mni.nii.gz"
+    if flair.is_file():
+        lesions = flair.with_name("patient07_lesions_mni.nii.gz")
+        sources.append(_of_volume("ms_flair", {"train": SLICES}, lambda _: _without(lesions, flair, load)))
     archive = data / "demo_dicom" / "dicom_t1_pddl.tar.xz"
     if archive.is_file():
-        sources.append(_of_volume("demo_t1", {"test": SLICES}, lambda _: _unpacked(archive, load), _inner))
+        sources.append(_of_volume("demo_t1", {"test": SLICES}, lambda _: _unpacked(archive, load)))
     return sources
 
 
@@ -151,18 +144,14 @@ def _of_volume(
     kind: str,
     counts: dict[Split, int],
     voxels_of: Callable[[Split], Floats],
-    usable: Callable[[Floats], NDArray[np.bool_]],
-    *,
-    stack: bool = True,
 ) -> Source:
-    """Slices, or stacks, of one person's volume per split. stack: whether neighbouring slices make a volume."""
+    """Slices, or slabs, of one person's volume per split."""
 
     @cache
     def prepared(split: Split, size: int) -> Bytes:
         voxels = voxels_of(split)
         low, high = (float(q) for q in np.quantile(voxels[:: max(1, len(voxels) // 40)], (0.005, 0.997)))
-        kept = voxels[usable(voxels)] if stack else voxels
-        return np.stack([to_bytes(s, ((low + high) / 2, high - low), size) for s in kept])
+        return np.stack([to_bytes(s, ((low + high) / 2, high - low), size) for s in voxels[_inner(voxels)]])
 
     def make(split: Split, n: int, shape: tuple[int, int, int]) -> Background:
         slices = prepared(split, shape[1])
@@ -175,13 +164,21 @@ def _of_volume(
             chosen = slices[np.rint(np.linspace(start, start + length, shape[0])).astype(int)]
         return Background(chosen, kind, f"{kind}-{split}", "MR")
 
-    return Source(kind, counts, make, images_only=not stack)
+    return Source(kind, counts, make)
 
 
 def _inner(voxels: Floats) -> NDArray[np.bool_]:
     """(D,) slices that show a large section of the body: the middle of those where it covers at least 15 %."""
     covered = (voxels > 0.15 * np.quantile(voxels[:: max(1, len(voxels) // 40)], 0.99)).mean((1, 2))
     return np.asarray(covered > max(0.15, 0.45 * covered.max()), np.bool_)
+
+
+def _without(lesions: Path, image: Path, load: Loader) -> Floats:
+    """A volume whose marked lesions, and 2 mm around them, are replaced by the mean of what is near."""
+    voxels = to_lps(load(image)).voxels
+    known = ~ndimage.binary_dilation(to_lps(load(lesions)).voxels > 0.5, iterations=2)
+    weight = ndimage.gaussian_filter(known.astype(np.float32), 2)
+    return np.where(known, voxels, ndimage.gaussian_filter(voxels * known, 2) / np.maximum(weight, 1e-3))
 
 
 def _unpacked(archive: Path, load: Loader) -> Floats:
