@@ -1,0 +1,88 @@
+"""The gate promotes what is better, holds what is worse or unproven, and says why."""
+
+import numpy as np
+import pytest
+
+from sparsight.config import GateConfig
+from sparsight.rl.gate import Paired, decide
+from sparsight.rl.statistics import bootstrap_mean
+
+CONFIG = GateConfig()
+
+
+def paired(live: list[float], candidate: list[float], stratum: str = "exists") -> Paired:
+    n = len(live)
+    return Paired(np.array(live), np.array(candidate), np.arange(n), (stratum,) * n)
+
+
+def sentinel(lost: int = 0, won: int = 0, n: int = 200) -> Paired:
+    live = np.ones(n)
+    live[:won] = 0
+    candidate = np.ones(n)
+    candidate[won : won + lost] = 0
+    return paired(list(live), list(candidate))
+
+
+def test_better_on_corrections_and_not_worse_on_the_sentinel_is_promoted() -> None:
+    decision = decide(sentinel=sentinel(), held_out=paired([0.2] * 10, [0.6 + 0.01 * i for i in range(10)]), config=CONFIG)
+    assert decision.promote
+    assert len(decision.reasons) == len(decision.checks)
+
+
+def test_forgetting_is_held_with_its_reason() -> None:
+    decision = decide(sentinel=sentinel(lost=12), held_out=paired([0.2] * 10, [0.9] * 10), config=CONFIG)
+    assert not decision.promote
+    assert any("sentinel accuracy" in reason and "beyond" in reason for reason in decision.reasons)
+
+
+def test_one_stratum_that_got_worse_holds_it_back() -> None:
+    good, bad = sentinel(won=30, n=150), sentinel(lost=10, n=50)
+    both = Paired(
+        np.concatenate([good.live, bad.live]),
+        np.concatenate([good.candidate, bad.candidate]),
+        np.arange(200),
+        ("exists",) * 150 + ("count",) * 50,
+    )
+    decision = decide(sentinel=both, held_out=paired([0.2] * 10, [0.9] * 10), config=CONFIG)
+    assert [c.name for c in decision.checks if not c.passed] == ["stratum_count"]
+
+
+def test_too_few_corrections_are_not_proof() -> None:
+    decision = decide(sentinel=sentinel(), held_out=paired([0.2] * 5, [0.9] * 5), config=CONFIG)
+    assert [c.name for c in decision.checks if not c.passed] == ["enough_feedback"]
+
+
+def test_no_correction_at_all_is_held() -> None:
+    assert not decide(sentinel=sentinel(), held_out=paired([], []), config=CONFIG).promote
+
+
+@pytest.mark.parametrize("gain", [0.0, -0.3])
+def test_no_gain_is_no_reason(gain: float) -> None:
+    rng = np.random.default_rng(0)
+    live = rng.random(20)
+    candidate = live + gain + rng.normal(0, 0.2, 20) * (gain == 0)
+    assert not decide(sentinel=sentinel(), held_out=paired(list(live), list(candidate)), config=CONFIG).promote
+
+
+def test_many_corrections_on_one_study_count_as_one_study() -> None:
+    """Twelve corrections that all come from one study prove nothing about the next study."""
+    held = Paired(np.zeros(12), np.ones(12), np.zeros(12, np.int64), ("x",) * 12)
+    decision = decide(sentinel=sentinel(), held_out=held, config=CONFIG)
+    assert "held_out_gain" in [c.name for c in decision.checks if not c.passed]
+
+
+def test_interval_covers_the_true_mean_nineteen_times_in_twenty() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for trial in range(300):
+        got = bootstrap_mean(rng.normal(0.3, 1, 60), resamples=400, seed=trial)
+        covered += got.low <= 0.3 <= got.high
+    assert 0.90 <= covered / 300 <= 0.98
+
+
+def test_groups_widen_the_interval() -> None:
+    rng = np.random.default_rng(2)
+    patient = np.repeat(np.arange(10), 20)
+    values = rng.normal(0, 1, 10)[patient] + rng.normal(0, 0.1, 200)
+    alone, grouped = bootstrap_mean(values), bootstrap_mean(values, groups=patient)
+    assert grouped.high - grouped.low > 2 * (alone.high - alone.low)

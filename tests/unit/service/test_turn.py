@@ -1,0 +1,75 @@
+"""One at a time, clinicians first, first come first served, and never an endless queue."""
+
+import threading
+import time
+
+import pytest
+
+from sparsight.errors import BusyError
+from sparsight.service.turn import Priority, Turnstile
+
+
+def wait_for(condition: object, seconds: float = 5) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def queue_up(turnstile: Turnstile, order: list[str], name: str, priority: Priority) -> threading.Thread:
+    def run() -> None:
+        with turnstile.turn(priority):
+            order.append(name)
+
+    before = len(turnstile._waiting)
+    thread = threading.Thread(target=run)
+    thread.start()
+    wait_for(lambda: len(turnstile._waiting) == before + 1)
+    return thread
+
+
+def test_clinicians_go_before_learning_in_order_of_arrival() -> None:
+    turnstile, order = Turnstile(8), []
+    with turnstile.turn():
+        threads = [
+            queue_up(turnstile, order, name, priority)
+            for name, priority in (
+                ("learn", Priority.LEARNING),
+                ("batch", Priority.BATCH),
+                ("first", Priority.CLINICIAN),
+                ("second", Priority.CLINICIAN),
+            )
+        ]
+    for thread in threads:
+        thread.join(5)
+    assert order == ["first", "second", "batch", "learn"]
+
+
+def test_a_long_job_gives_way_between_its_steps() -> None:
+    turnstile, order = Turnstile(8), []
+    with turnstile.turn(Priority.LEARNING):
+        thread = queue_up(turnstile, order, "ask", Priority.CLINICIAN)
+        turnstile.give_way(Priority.LEARNING)
+        order.append("step")
+    thread.join(5)
+    assert order == ["ask", "step"]
+
+
+def test_a_full_queue_refuses_at_once_and_recovers() -> None:
+    turnstile, order = Turnstile(1), []
+    with turnstile.turn():
+        thread = queue_up(turnstile, order, "waits", Priority.CLINICIAN)
+        with pytest.raises(BusyError, match="1 questions"), turnstile.turn():
+            pass
+    thread.join(5)
+    with turnstile.turn():
+        order.append("again")
+    assert order == ["waits", "again"]
+
+
+def test_an_error_inside_frees_the_machine() -> None:
+    turnstile = Turnstile(1)
+    with pytest.raises(RuntimeError), turnstile.turn():
+        raise RuntimeError
+    with turnstile.turn():
+        pass

@@ -1,0 +1,41 @@
+"""The YAML files repeat the defaults, every one of them, with a comment; nothing else is accepted."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sparsight.config import Config, GateConfig, LearnConfig, ServeConfig
+from sparsight.errors import ConfigError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SECTIONS = {"serve": ServeConfig, "learn": LearnConfig, "gate": GateConfig}
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_yaml_repeats_every_default_with_a_comment(name: str) -> None:
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    assert yaml.safe_load(text) == SECTIONS[name]().model_dump(mode="json")
+    assert all("#" in line for line in text.splitlines() if line and not line.startswith(" "))
+
+
+def test_folder_and_overrides_win_over_defaults(tmp_path: Path) -> None:
+    (tmp_path / "serve.yaml").write_text("budget: 0.3\nreader: other\n")
+    config = Config.load(tmp_path, home=tmp_path, serve={"budget": 0.4})
+    assert (config.serve.budget, config.serve.reader) == (0.4, "other")
+    assert config.learn == LearnConfig()
+
+
+@pytest.mark.parametrize(
+    "text", ["budget: 2", "budget: x", "bugdet: 0.1", "- a", "a: [", "budget: 0", "budget: .nan", b"\xff\xfe"]
+)
+def test_a_bad_file_is_a_config_error(tmp_path: Path, text: str | bytes) -> None:
+    (tmp_path / "serve.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError):
+        Config.load(tmp_path)
+
+
+def test_hash_follows_what_changes_answers_only(tmp_path: Path) -> None:
+    base = Config.load()
+    assert Config.load(home=tmp_path).sha256 == base.sha256
+    assert Config.load(serve={"budget": 0.2}).sha256 != base.sha256
