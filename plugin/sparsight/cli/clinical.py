@@ -1,0 +1,232 @@
+"""Commands of the loop: ask, correct, learn, policies, promote, rollback, next."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, cast, get_args
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from sparsight.cli.output import Json, console, emit_json, progress_bar
+from sparsight.cli.session import Session
+from sparsight.errors import BudgetError, FeedbackError
+from sparsight.types import Feedback, Mark, MarkKind, Verdict
+
+Studies = Annotated[str | None, typer.Option(help="Folder or DICOMweb URL; STUDY is then an id of it.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    for command in (ask, correct, learn, policies, promote, rollback):
+        app.command()(command)
+    app.command("next")(next_case)
+
+
+def ask(
+    context: typer.Context,
+    study: Annotated[
+        str, typer.Argument(help="DICOM, NIfTI, NRRD, PNG, JPEG or TIFF file or folder, or a study's id.")
+    ],
+    question: Annotated[str, typer.Argument(help="What you want to know.")],
+    budget: Annotated[str | None, typer.Option(help="Share of the visual tokens to keep, in (0, 1].")] = None,
+    choice: Annotated[list[str] | None, typer.Option(help="A possible answer; repeat it for each.")] = None,
+    overlay: Annotated[Path | None, typer.Option(help="Write the evidence as a picture (PNG).")] = None,
+    labelmap: Annotated[Path | None, typer.Option(help="Write the evidence as a label map (NIfTI or NRRD).")] = None,
+    studies: Studies = None,
+    json: Json = False,
+) -> None:
+    """Ask a question about a study and see what the answer rests on."""
+    from sparsight.imaging.export import overlay_png, write_labelmap  # noqa: PLC0415  see Session.service
+    from sparsight.reply import ask_json  # noqa: PLC0415
+    from sparsight.service import parse_question  # noqa: PLC0415
+
+    share = _number(budget)
+    parsed = parse_question(question, choices=tuple(choice or ()))
+    session: Session = context.obj
+    with session.service(studies) as service, progress_bar("ask", quiet=json) as tell:
+        asked = service.ask(study, parsed, budget=share, on_progress=lambda p: tell(p.stage, p.done, p.total))
+    reply = ask_json(asked)
+    if overlay:
+        regions = asked.episode.evidence.regions
+        overlay_png(asked.volume, asked.grid, asked.weights(), regions, overlay, title=parsed.text)
+        reply["overlay"] = str(overlay)
+    if labelmap:
+        write_labelmap(labelmap, asked.labelmap(), asked.volume)
+        reply["labelmap"] = str(labelmap)
+    if json:
+        emit_json(reply)
+    else:
+        _print_answer(reply)
+
+
+def correct(
+    context: typer.Context,
+    episode: Annotated[str, typer.Argument(help="The episode that `ask` printed.")],
+    verdict: Annotated[str | None, typer.Option(help="accept, amend or reject.")] = None,
+    answer: Annotated[str | None, typer.Option(help="The right answer.")] = None,
+    mark: Annotated[Path | None, typer.Option(help="A mask (NIfTI, NRRD, DICOM SEG) of a region.")] = None,
+    mark_kind: Annotated[str, typer.Option(help="relevant, irrelevant or missed.")] = "relevant",
+    box: Annotated[list[str] | None, typer.Option(help="A region in LPS mm: x0,y0,z0,x1,y1,z1.")] = None,
+    reviewer: Annotated[str, typer.Option(help="Pseudonym of who corrects.")] = "local",
+    key: Annotated[str | None, typer.Option(help="Makes a repeated call the same correction.")] = None,
+    json: Json = False,
+) -> None:
+    """Say what was right or wrong about an answer; the reward is shown at once."""
+    from sparsight.imaging.export import read_mask  # noqa: PLC0415
+    from sparsight.reply import reward_json  # noqa: PLC0415
+
+    kind = cast(MarkKind, _one_of("--mark-kind", mark_kind, get_args(MarkKind)))
+    marks = [Mark(kind, box_mm=_box(text)) for text in box or ()]
+    if mark:
+        mask, ijk_to_lps = read_mask(mark)
+        marks.append(Mark(kind, mask=mask, mask_ijk_to_lps=ijk_to_lps))
+    chosen = _one_of("--verdict", verdict or ("amend" if answer or marks else "accept"), get_args(Verdict))
+    feedback = Feedback(
+        key=key or uuid.uuid4().hex,
+        episode=episode,
+        reviewer=reviewer,
+        verdict=cast(Verdict, chosen),
+        created=datetime.now(UTC),
+        answer=answer,
+        marks=tuple(marks),
+    )
+    session: Session = context.obj
+    with session.service() as service:
+        reward = service.correct(feedback)
+    if json:
+        emit_json({"key": feedback.key, "reward": reward_json(reward)})
+    else:
+        parts = ", ".join(f"{name} {value:+.2f}" for name, value in reward.parts.items() if value is not None)
+        console.print(f"recorded as {feedback.key}; reward [bold]{reward.total:+.2f}[/] ({parts or 'verdict only'})")
+
+
+def learn(context: typer.Context, json: Json = False) -> None:
+    """Train a candidate policy on the new corrections; the gate promotes it or holds it, with reasons."""
+    from sparsight.reply import learn_json  # noqa: PLC0415
+
+    session: Session = context.obj
+    with session.service() as service, progress_bar("learn", quiet=json) as tell:
+        learned = service.learn(on_progress=lambda p: tell(p.stage, p.done, p.total))
+    if json:
+        emit_json(learn_json(learned))
+        return
+    if learned.candidate is None:
+        console.print(f"nothing to learn: {'; '.join(learned.reasons)}")
+        return
+    state = "[bold green]promoted[/]" if learned.promoted else "[bold yellow]held[/]"
+    console.print(f"{learned.candidate.id} {state} after {learned.corrections} corrections, {learned.seconds:.1f} s")
+    for reason in learned.reasons:
+        console.print(f"  - {escape(reason)}")
+
+
+def policies(context: typer.Context, json: Json = False) -> None:
+    """List the policy versions."""
+    from sparsight.reply import policy_json  # noqa: PLC0415
+
+    session: Session = context.obj
+    with session.service() as service:
+        versions = service.policies()
+    if json:
+        emit_json({"policies": [policy_json(v) for v in versions]})
+        return
+    table = Table("policy", "state", "parent", "created", "sha256", "why")
+    for v in versions:
+        created = v.created.strftime("%Y-%m-%d %H:%M")
+        table.add_row(v.id, v.state, v.parent or "-", created, v.sha256[:12], escape("; ".join(v.reasons)))
+    console.print(table)
+
+
+def promote(
+    context: typer.Context,
+    policy: Annotated[str, typer.Argument(help="Id of a policy that passed the gate.")],
+    sign_off: Annotated[str | None, typer.Option(help="Who signs.")] = None,
+    json: Json = False,
+) -> None:
+    """Make a policy live that passed the gate."""
+    from sparsight.reply import policy_json  # noqa: PLC0415
+
+    session: Session = context.obj
+    with session.service() as service:
+        version = service.promote(policy, sign_off=sign_off)
+    if json:
+        emit_json(policy_json(version))
+    else:
+        console.print(f"{version.id} is live")
+
+
+def rollback(context: typer.Context, json: Json = False) -> None:
+    """Make the live policy's parent live again, bit for bit."""
+    from sparsight.reply import policy_json  # noqa: PLC0415
+
+    session: Session = context.obj
+    with session.service() as service:
+        version = service.rollback()
+    if json:
+        emit_json(policy_json(version))
+    else:
+        console.print(f"{version.id} is live again (sha256 {version.sha256[:12]})")
+
+
+def next_case(
+    context: typer.Context,
+    studies: Annotated[str, typer.Option(help="Folder or DICOMweb URL with the studies.")],
+    json: Json = False,
+) -> None:
+    """Say which study to correct next, and what to ask about it."""
+    session: Session = context.obj
+    with session.service(studies) as service, progress_bar("next", quiet=json):
+        case = service.next_case()
+    if json:
+        emit_json({"next": vars(case) if case else None})
+    elif case is None:
+        console.print("every study has been corrected")
+    else:
+        console.print(f"{escape(case.study)}: {escape(case.question)}  ({escape(case.reason)})")
+
+
+def _print_answer(reply: dict[str, Any]) -> None:
+    words = "not sure enough to answer" if reply["abstained"] else f"confidence {reply['confidence']:.0%}"
+    console.print(f"[bold]{escape(reply['answer'])}[/]  ({words})")
+    if reply["reasoning"]:
+        console.print(f"  {escape(reply['reasoning'])}", style="italic")
+    if reply["grounded"] is False:
+        console.print("  [yellow]not grounded in the image: the answer does not change without its evidence[/]")
+    budget = reply["budget"]
+    console.print(f"  rests on {budget['kept']} of {budget['total']} visual tokens ({budget['fraction']:.1%})")
+    for region in reply["evidence"][:5]:
+        (x0, y0, z0), (x1, y1, z1) = region["box_mm"]
+        box = f"x {x0:.0f}..{x1:.0f}, y {y0:.0f}..{y1:.0f}, z {z0:.0f}..{z1:.0f} mm (LPS)"
+        console.print(f"  {region['weight']:>5.0%}  {box}, slice {region['slice']}")
+    for name in ("overlay", "labelmap"):
+        if name in reply:
+            console.print(f"  {name}: {escape(reply[name])}")
+    console.print(f"  episode {reply['episode']}, policy {reply['policy']['id']}")
+
+
+def _number(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise BudgetError(f"a budget of {text[:20]!r}", expected="a share in (0, 1]", todo="for example 0.1") from None
+
+
+def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise FeedbackError(f"{option} {value[:20]!r}", expected=" or ".join(allowed), todo="choose one of them")
+    return value
+
+
+def _box(text: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    try:
+        x0, y0, z0, x1, y1, z1 = (float(part) for part in text.split(","))
+    except ValueError:
+        raise FeedbackError(
+            f"--box {text[:40]!r}", expected="six numbers, x0,y0,z0,x1,y1,z1 in LPS mm", todo="see `ask --json`"
+        ) from None
+    return (x0, y0, z0), (x1, y1, z1)

@@ -1,0 +1,61 @@
+"""The `sparsight` program: options common to all commands, and how errors leave it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import sparsight
+from sparsight.cli import clinical, operate, research
+from sparsight.cli.output import emit_json, stderr
+from sparsight.cli.session import Session
+from sparsight.errors import SparsightError
+
+app = typer.Typer(
+    name="sparsight",
+    help="Ask about a medical image; see the few regions the answer rests on; correct it; the policy learns.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(sparsight.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    context: typer.Context,
+    home: Annotated[
+        Path | None, typer.Option(help="Folder of store, policies and cache.", envvar="SPARSIGHT_HOME")
+    ] = None,
+    configs: Annotated[
+        Path | None, typer.Option(help="Folder with serve.yaml, learn.yaml, gate.yaml.", envvar="SPARSIGHT_CONFIGS")
+    ] = None,
+    reader: Annotated[str | None, typer.Option(help="Reader: a name in configs/model, or a path.")] = None,
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    context.obj = Session(home=home, configs=configs, reader=reader)
+
+
+for module in (clinical, research, operate):
+    module.register(app)
+
+
+def main() -> None:
+    """Run a command. A SparsightError ends it with exit code 1 and one clear message (as JSON under --json)."""
+    try:
+        app()
+    except SparsightError as error:
+        if "--json" in sys.argv:
+            emit_json(error.as_dict())
+        else:
+            stderr.print(f"[bold red]{error.code}[/]: {error.given}", soft_wrap=True)
+            stderr.print(f"  expected: {error.expected}\n  to do:    {error.todo}", soft_wrap=True)
+        sys.exit(1)

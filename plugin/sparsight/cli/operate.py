@@ -1,0 +1,74 @@
+"""Commands of operation: serve, doctor, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from sparsight.cli.output import Json, console, emit_json
+from sparsight.cli.session import Session
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    for command in (serve, doctor, demo):
+        app.command()(command)
+
+
+def serve(
+    context: typer.Context,
+    studies: Annotated[str, typer.Option(help="Folder with images or DICOM, or a DICOMweb URL.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; loopback unless you know why not.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port.", min=1, max=65535)] = 8000,
+    json: Json = False,
+) -> None:
+    """Serve studies through MONAI Label, with sparsight's tasks and routes, until Ctrl-C."""
+    from sparsight.server.run import serve as run  # noqa: PLC0415  see Session.service
+
+    session: Session = context.obj
+    url = f"http://{host}:{port}/sparsight/"
+    if json:
+        emit_json({"url": url})
+    else:
+        console.print(f"starting; then open {url}")
+    raise typer.Exit(run(session.config(), studies, host=host, port=port, configs=session.configs))
+
+
+def doctor(
+    context: typer.Context,
+    studies: Annotated[str | None, typer.Option(help="Also check a folder or DICOMweb URL.")] = None,
+    json: Json = False,
+) -> None:
+    """Check installation, devices, weights, store and studies; say what to do."""
+    from sparsight.doctor import examine  # noqa: PLC0415
+
+    session: Session = context.obj
+    findings = examine(session.config(), studies)
+    healthy = all(f.ok for f in findings)
+    if json:
+        emit_json({"healthy": healthy, "checks": [vars(f) for f in findings]})
+    else:
+        table = Table("check", "", "found", "to do")
+        for f in findings:
+            table.add_row(f.name, "[green]ok[/]" if f.ok else "[red]fault[/]", f.found, f.todo)
+        console.print(table)
+    raise typer.Exit(0 if healthy else 1)
+
+
+def demo(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Option(help="Where sample studies, store and pictures go.")] = Path(".demo"),
+    port: Annotated[int, typer.Option(help="Port.", min=1, max=65535)] = 8000,
+    once: Annotated[bool, typer.Option(help="Do the whole loop once without a person, print JSON, exit.")] = False,
+    json: Json = False,
+) -> None:
+    """Start the server on sample studies and go through the loop: ask, correct, learn, gate, ask again."""
+    from sparsight.demo import run  # noqa: PLC0415
+
+    session: Session = context.obj
+    summary = run(folder, session.configs, port=port, once=once, quiet=json or once)
+    if once or json:
+        emit_json(summary)

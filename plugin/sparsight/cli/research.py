@@ -1,0 +1,140 @@
+"""Commands for researchers: evaluate, train, bench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from sparsight.cli.output import Json, console, emit_json, progress_bar
+from sparsight.cli.session import Session
+from sparsight.errors import BudgetError, InputError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command()(evaluate)
+    app.command()(train)
+    bench = typer.Typer(no_args_is_help=True, help="Measure: each benchmark writes JSON (and pictures).")
+    bench.command()(latency)
+    bench.callback()(lambda: None)  # keeps `bench latency` a sub-command while it is the only one
+    app.add_typer(bench, name="bench")
+
+
+def evaluate(
+    context: typer.Context,
+    data: Annotated[Path, typer.Option(help="Folder with data.jsonl and images/ (docs/data.md).")],
+    split: Annotated[str, typer.Option(help="Rows of this split.")] = "val",
+    selectors: Annotated[str, typer.Option(help="Visual streams to compare, comma-separated.")] = "all,random,ours",
+    budgets: Annotated[str, typer.Option(help="Shares of the tokens, comma-separated.")] = "0.05,0.1,0.25",
+    limit: Annotated[int | None, typer.Option(help="Only this many rows, drawn with the seed.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Of random draws and intervals.")] = 0,
+    json: Json = False,
+) -> None:
+    """Accuracy and evidence of visual streams on a folder of questions with known answers."""
+    from sparsight.datasets import load_folder  # noqa: PLC0415  see Session.service
+    from sparsight.rl import evaluate as scoring  # noqa: PLC0415
+
+    shares = _budgets(budgets)
+    names = [name.strip() for name in selectors.split(",") if name.strip()]
+    cases = load_folder(data, split)
+    chosen = _drawn(cases, limit, seed)
+    session: Session = context.obj
+    with session.service() as service, progress_bar("evaluate", quiet=json) as tell:
+        ours = service.live_selector()
+        streams = scoring.selectors_by_name(names, service.reader, ours, seed=seed)
+        results = scoring.evaluate(
+            chosen, service.reader, streams, shares, on_case=lambda done: tell("cases", done, len(chosen))
+        )
+        reader, policy = service.reader.id, ours.id
+    rows = scoring.summarise(results, seed=seed)
+    paired = [row for name in names if name != "ours" for row in scoring.compare(results, "ours", name, seed=seed)]
+    if json:
+        emit_json({"reader": reader, "policy": policy, "split": split, "seed": seed, "rows": rows, "paired": paired})
+    else:
+        _print_rows(rows)
+
+
+def train(
+    what: Annotated[str, typer.Argument(help="nano: the embedded reader and its policy, from scratch.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, log, curves and weights.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of data folders; train rows only are used.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
+    size: Annotated[str, typer.Option(help="full, or small (minutes, for a trial).")] = "full",
+    json: Json = False,
+) -> None:
+    """Train the shipped weights again; a second call resumes at the last checkpoint."""
+    from sparsight.recipe import train_nano  # noqa: PLC0415
+
+    if what != "nano" or size not in ("full", "small"):
+        raise InputError(f"train {what} --size {size}", expected="train nano --size full|small", todo="check the words")
+    with progress_bar("train", quiet=json) as tell:
+        report = train_nano(out, data, seed=seed, size=size, on_progress=tell)
+    if json:
+        emit_json(report)
+    else:
+        console.print_json(data=report)
+
+
+def latency(
+    context: typer.Context,
+    out: Annotated[Path | None, typer.Option(help="Also write the JSON here.")] = None,
+    repeats: Annotated[int, typer.Option(help="Second questions per study.", min=1)] = 5,
+    series: Annotated[Path | None, typer.Option(help="A DICOM series to measure too.")] = None,
+    json: Json = False,
+) -> None:
+    """Time first and second questions, /info/ during an answer, learning, and peak memory."""
+    from sparsight.bench.latency import measure  # noqa: PLC0415
+
+    session: Session = context.obj
+    with progress_bar("bench latency", quiet=json) as tell:
+        report = measure(session.config(), repeats=repeats, series=series, on_step=tell)
+    if out:
+        out.write_text(__import__("json").dumps(report, indent=2), encoding="utf-8")
+    if json:
+        emit_json(report)
+        return
+    table = Table("what", "measured", "target")
+    for row in report["rows"]:
+        table.add_row(row["what"], f"{row['value']:.3g} {row['unit']}", f"{row['target']:.3g} {row['unit']}")
+    console.print(table)
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    table = Table("selector", "budget", "n", "accuracy", "95 % interval", "recall", "pointing")
+    for row in rows:
+        low, high = row["accuracy_ci"]
+        recall, pointing = (
+            "-" if value is None else f"{value:.3f}" for value in (row["evidence_recall"], row["pointing_hit"])
+        )
+        table.add_row(
+            row["selector"],
+            f"{row['budget']:g}",
+            str(row["n"]),
+            f"{row['accuracy']:.3f}",
+            f"{low:.3f}..{high:.3f}",
+            recall,
+            pointing,
+        )
+    console.print(table)
+
+
+def _budgets(text: str) -> list[float]:
+    try:
+        shares = [float(part) for part in text.split(",")]
+    except ValueError:
+        shares = []
+    if not shares or not all(0 < share <= 1 for share in shares):
+        raise BudgetError(f"budgets {text[:40]!r}", expected="shares in (0, 1]", todo="for example 0.05,0.1,0.25")
+    return shares
+
+
+def _drawn(cases: Any, limit: int | None, seed: int) -> Any:
+    if limit is None or limit >= len(cases):
+        return cases
+    import numpy as np  # noqa: PLC0415
+
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(cases))[:limit])
+    return [cases[i] for i in chosen]

@@ -1,0 +1,82 @@
+"""The JSON of an answer: made here once, for the command line, the routes and the MONAI Label task alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparsight.service import Asked, Learned
+from sparsight.types import Episode, PolicyVersion, Reward
+
+
+def ask_json(asked: Asked) -> dict[str, Any]:
+    """What `ask --json`, `POST /sparsight/ask` and the infer task reply (schema: docs/cli.md)."""
+    return episode_json(asked.episode)
+
+
+def episode_json(episode: Episode) -> dict[str, Any]:
+    """One question answered. Boxes in LPS mm as [[min x, y, z], [max x, y, z]]; times in ms."""
+    answer, evidence = episode.answer, episode.evidence
+    return {
+        "episode": episode.id,
+        "created": episode.created.isoformat(),
+        "study": episode.study,
+        "series_uid": episode.series_uid,
+        "question": episode.question.text,
+        "answer": answer.text,
+        "reasoning": answer.reasoning,
+        "confidence": round(answer.confidence, 4),
+        "abstained": answer.abstained,
+        "grounded": evidence.grounded,
+        "necessity_nats": None if evidence.necessity is None else round(evidence.necessity, 4),
+        "budget": {
+            "kept": evidence.kept,
+            "total": evidence.total,
+            "fraction": round(evidence.kept / evidence.total, 6),
+        },
+        "evidence": [
+            {
+                "box_mm": [[round(x, 3) for x in corner] for corner in region.box_mm],
+                "box_ijk": [list(corner) for corner in region.box_ijk],
+                "weight": round(region.weight, 4),
+                "sop_uid": region.sop_uid,
+                "slice": region.slice_index,
+            }
+            for region in evidence.regions
+        ],
+        "policy": {"id": episode.policy, "sha256": episode.policy_sha256},
+        "reader": episode.reader,
+        "timings_ms": {name: round(value, 2) for name, value in episode.timings_ms.items()},
+    }
+
+
+def reward_json(reward: Reward) -> dict[str, Any]:
+    """A correction's reward, shown back at once."""
+    return {"total": round(reward.total, 4), "parts": reward.parts, "version": reward.version}
+
+
+def policy_json(policy: PolicyVersion) -> dict[str, Any]:
+    """One line of `policies`."""
+    return {
+        "id": policy.id,
+        "parent": policy.parent,
+        "state": policy.state,
+        "sha256": policy.sha256,
+        "reader": policy.reader,
+        "created": policy.created.isoformat(),
+        "metrics": policy.metrics,
+        "reasons": list(policy.reasons),
+        "sign_off": policy.sign_off,
+    }
+
+
+def learn_json(learned: Learned) -> dict[str, Any]:
+    """What `learn --json` and the train task reply."""
+    return {
+        "candidate": learned.candidate.id if learned.candidate else None,
+        "promoted": learned.promoted,
+        "reasons": list(learned.reasons),
+        "corrections": learned.corrections,
+        "held_out": learned.held_out,
+        "seconds": round(learned.seconds, 2),
+        "gate": learned.gate,
+    }

@@ -1,0 +1,63 @@
+"""The sentinel set: frozen simulated questions on which a candidate policy must not get worse, and replay beside it.
+
+Both need no data folder: synthetic anatomy only, so every site has the same set (its id names generator and seed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sparsight.model.protocols import Reader, ScoreRequest, Selector
+from sparsight.sim import SceneConfig, Simulator, Split
+from sparsight.types import Case, Question, TokenGrid
+
+Step = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """An encoded case: what a policy is trained or measured on. It holds no mask."""
+
+    grid: TokenGrid
+    question: Question
+    answer: str
+    group: str
+    stratum: str
+
+
+def simulated(reader: Reader, split: Split, n: int, seed: int, on_step: Step) -> list[Probe]:
+    """Take n questions on simulated scenes of a split, encoded. `val` is the sentinel's, `train` is replay's."""
+    simulator = Simulator(SceneConfig())
+    probes: list[Probe] = []
+    index = 0
+    while len(probes) < n:
+        scene = simulator.scene(split, index, seed)
+        grid = reader.encode(scene.volume)
+        probes += [_probe(case, grid, f"{split}-{index}") for case in scene.cases]
+        index += 1
+        on_step(f"simulated {split} cases", min(len(probes), n), n)
+    return probes[:n]
+
+
+def correct(
+    reader: Reader, selector: Selector, probes: Sequence[Probe], budget: float, on_step: Step
+) -> NDArray[np.float64]:
+    """1 where the likeliest of a probe's choices is right, else 0: (n,). One prefill per choice, no reasoning."""
+    hits = np.zeros(len(probes))
+    for i, probe in enumerate(probes):
+        k = max(1, min(round(budget * probe.grid.n), reader.max_tokens))
+        keep = torch.from_numpy(selector.select(probe.grid, probe.question, k).keep)[None]
+        choices = probe.question.choices or ("yes", "no")
+        scores = reader.score([ScoreRequest(probe.grid, probe.question, choice, keep) for choice in choices])
+        hits[i] = choices[int(torch.cat(scores).argmax())] == probe.answer
+        on_step("sentinel", i + 1, len(probes))
+    return hits
+
+
+def _probe(case: Case, grid: TokenGrid, group: str) -> Probe:
+    return Probe(grid, case.question, case.answer, group, case.label)

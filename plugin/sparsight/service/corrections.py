@@ -1,0 +1,99 @@
+"""What a correction says: its marks as tokens, its reward at once, and the example to learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsight.errors import FeedbackError, GeometryError
+from sparsight.imaging.grid import box_to_tokens, resample_mask, token_coverage
+from sparsight.rl import rewards
+from sparsight.rl.answers import normalise
+from sparsight.rl.rewards import Marks
+from sparsight.types import Episode, Feedback, ImageVolume, Mark, Reward, TokenGrid
+
+VERSION = f"feedback-{rewards.VERSION}"
+
+
+def check(feedback: Feedback) -> None:
+    """Raise FeedbackError for a correction that says nothing or contradicts itself."""
+    if feedback.answer is not None and not 0 < len(feedback.answer.strip()) <= 2000:
+        raise FeedbackError(
+            f"a corrected answer of {len(feedback.answer)} characters",
+            expected="1 to 2000",
+            todo="leave it out, or write it in a few words",
+        )
+    if feedback.verdict == "amend" and feedback.answer is None and not feedback.marks:
+        raise FeedbackError(
+            "an amendment that amends nothing", expected="an answer or a mark", todo="add one, or accept or reject"
+        )
+    if any((mark.box_mm is None) == (mark.mask is None) for mark in feedback.marks):
+        raise FeedbackError("a mark without a region", expected="a box or a mask", todo="draw it")
+
+
+def right_answer(feedback: Feedback, episode: Episode) -> str | None:
+    """The answer that the reviewer holds for right; None where we were not told."""
+    if feedback.answer is not None:
+        return feedback.answer
+    return episode.answer.text if feedback.verdict == "accept" else None
+
+
+def marks_on(grid: TokenGrid, marks: Sequence[Mark]) -> Marks | None:
+    """Marks as coverage of tokens. Raises GeometryError where one misses the image, FeedbackError where two clash."""
+    if not marks:
+        return None
+    by_kind = {
+        kind: _union(grid, [m for m in marks if m.kind == kind]) for kind in ("relevant", "irrelevant", "missed")
+    }
+    made = Marks(**by_kind)
+    if made.wanted is not None and made.irrelevant is not None:
+        shared = np.minimum(made.wanted, made.irrelevant).sum()
+        if shared > 0.5 * min(made.wanted.sum(), made.irrelevant.sum()):
+            raise FeedbackError(
+                "the same region marked as relevant and as irrelevant", expected="one of them", todo="remove one mark"
+            )
+    return made
+
+
+def reward_of(feedback: Feedback, episode: Episode, grid: TokenGrid) -> Reward:
+    """What the correction says of the answer that was given: mean of the parts that apply, in [-1, 1].
+
+    answer: 1 right, -1 wrong, None where only regions were amended. grounding: wanted marks kept minus unwanted ones.
+    """
+    told = right_answer(feedback, episode)
+    answer: float | None = -1.0 if feedback.verdict == "reject" else None
+    if told is not None:
+        answer = 1.0 if normalise(told) == normalise(episode.answer.text) else -1.0
+    grounding = rewards.grounding(episode.selection.keep, marks_on(grid, feedback.marks))
+    parts = {"answer": answer, "grounding": grounding}
+    applicable = [value for value in parts.values() if value is not None]
+    return Reward(sum(applicable) / len(applicable) if applicable else 0.0, parts, VERSION)
+
+
+def _union(grid: TokenGrid, marks: Sequence[Mark]) -> NDArray[np.float32] | None:
+    if not marks:
+        return None
+    return np.asarray(np.max([_coverage(grid, mark) for mark in marks], axis=0), np.float32)
+
+
+def _coverage(grid: TokenGrid, mark: Mark) -> NDArray[np.float32]:
+    if mark.box_mm is not None:
+        coverage = box_to_tokens(grid, mark.box_mm)
+        if not coverage.any():
+            raise GeometryError(
+                f"a {mark.kind} box outside the image", expected="LPS millimetres inside it", todo="check its frame"
+            )
+        return coverage
+    assert mark.mask is not None
+    frame = _frame(grid)
+    affine = frame.ijk_to_lps if mark.mask_ijk_to_lps is None else mark.mask_ijk_to_lps
+    return token_coverage(grid, resample_mask(mark.mask, affine, frame))
+
+
+def _frame(grid: TokenGrid) -> ImageVolume:
+    """The voxel space that the grid covers, without voxels: marks can be placed long after the study is gone."""
+    size = np.rint(np.array(grid.shape) * np.array(grid.patch)[::-1]).astype(int)  # (D, H, W), padding included
+    empty = np.broadcast_to(np.float32(0), tuple(np.maximum(size, 1)))
+    return ImageVolume(empty, grid.uvw_to_lps @ np.linalg.inv(grid.uvw_to_ijk), "OT", (0.0, 1.0))

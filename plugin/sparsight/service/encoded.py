@@ -1,0 +1,124 @@
+"""Studies, loaded and encoded once and kept while they fit: ask many questions, pay once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from sparsight.errors import NotFoundError
+from sparsight.imaging.load import load
+from sparsight.imaging.studies import StudySource
+from sparsight.model.protocols import Reader
+from sparsight.types import ImageVolume, TokenGrid
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A study with its tokens, and what it took to get them."""
+
+    id: str
+    volume: ImageVolume
+    grid: TokenGrid
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Memory it holds."""
+        return self.volume.voxels.nbytes + self.grid.features.nbytes
+
+
+class EncodedStudies:
+    """A bounded cache over a study source. The most recent study is always kept, however large it is."""
+
+    def __init__(self, source: StudySource | None, max_bytes: int) -> None:
+        self.source, self._max_bytes = source, max_bytes
+        self._kept: OrderedDict[tuple[str, str], Encoded] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, study: str | ImageVolume, reader: Reader, on_stage: Callable[[str], None]) -> Encoded:
+        """Load and encode, unless that was done before. study: an id of the source (or, without one, a path); a volume.
+
+        A study that changed on disk is loaded anew: its fingerprint is part of the key.
+        Raises NotFoundError, ImageError, GeometryError.
+        """
+        if isinstance(study, ImageVolume):
+            return self._encode((study.sha256, reader.id), None, study, reader, 0.0, on_stage)
+        study_id, fingerprint, loader = self._locate(study)
+        key = (fingerprint, reader.id)
+        if hit := self._hit(key, 0.0):
+            return hit
+        on_stage("load")
+        start = time.perf_counter()
+        volume = loader()
+        return self._encode(key, study_id, volume, reader, _ms_since(start), on_stage)
+
+    def volume(self, study_id: str) -> ImageVolume:
+        """The study without its tokens. Raises NotFoundError where it can no longer be had."""
+        with self._lock:
+            for kept in reversed(self._kept.values()):
+                if kept.id == study_id:
+                    return kept.volume
+        if self.source is None:
+            raise NotFoundError(
+                "a study asked about by path", expected="a study source", todo="name the folder with --studies"
+            )
+        return self.source.load(study_id)
+
+    def _hit(self, key: tuple[str, str], load_ms: float) -> Encoded | None:
+        with self._lock:
+            if kept := self._kept.get(key):
+                self._kept.move_to_end(key)
+                return replace(kept, timings_ms={"load": load_ms, "encode": 0.0})
+        return None
+
+    def _encode(
+        self,
+        key: tuple[str, str],
+        study_id: str | None,
+        volume: ImageVolume,
+        reader: Reader,
+        load_ms: float,
+        on_stage: Callable[[str], None],
+    ) -> Encoded:
+        if hit := self._hit(key, load_ms):
+            return hit
+        on_stage("encode")
+        start = time.perf_counter()
+        grid = reader.encode(volume)
+        timings = {"load": load_ms, "encode": _ms_since(start)}
+        # a file name may hold a patient's name: without a served id the content names the study
+        study_id = study_id or volume.series_uid or f"sha256-{volume.sha256[:16]}"
+        made = Encoded(study_id, volume, grid, timings)
+        with self._lock:
+            self._kept[key] = made
+            while len(self._kept) > 1 and sum(e.bytes for e in self._kept.values()) > self._max_bytes:
+                self._kept.popitem(last=False)
+        return made
+
+    def _locate(self, study: str) -> tuple[str | None, str, Callable[[], ImageVolume]]:
+        """(id, fingerprint, loader). With a source only its ids count: a client of a server must not name paths."""
+        if self.source is not None:
+            source = self.source
+            return study, f"{study}:{source.fingerprint(study)}", lambda: source.load(study)
+        path = Path(study)
+        if not path.exists():
+            raise NotFoundError(
+                "a study that is not here",
+                expected="the path of an image file or of a folder with one series",
+                todo="check the path; with --studies DIR, `sparsight doctor` lists the ids of a folder",
+            )
+        return None, _path_fingerprint(path), lambda: load(path)
+
+
+def _path_fingerprint(path: Path) -> str:
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    newest = max((f.stat().st_mtime_ns for f in files), default=0)
+    return f"{path.resolve()}:{len(files)}:{sum(f.stat().st_size for f in files)}:{newest}"
+
+
+def _ms_since(start: float) -> float:
+    return (time.perf_counter() - start) * 1000

@@ -1,0 +1,193 @@
+"""From corrections to a gated candidate. The store is the queue: nothing is learned twice, nothing is lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparsight.config import Config
+from sparsight.errors import NotFoundError, WeightsError
+from sparsight.model import PolicySelector, TokenPolicy
+from sparsight.model.protocols import Reader, ScoreRequest
+from sparsight.rl import gate, rewards, sentinel
+from sparsight.rl.gate import Paired
+from sparsight.rl.trainer import Example, train_policy
+from sparsight.service.corrections import marks_on, right_answer
+from sparsight.store import PolicyRegistry, Store
+from sparsight.types import Episode, Feedback, PolicyVersion, TokenGrid
+
+GridOf = Callable[[Episode], TokenGrid]
+Step = Callable[[str, int, int], None]
+_REPLAY = 96  # simulated questions mixed in as earlier cases, beside the corrections that the live policy knows
+_REPLAY_SEED = 7
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What came of the corrections. candidate None: there was nothing to learn from, reasons say why."""
+
+    candidate: PolicyVersion | None
+    promoted: bool
+    reasons: tuple[str, ...]
+    corrections: int  # trained on
+    held_out: int
+    seconds: float
+    gate: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """A correction that can be replayed. study groups corrections that must stay on one side of the split."""
+
+    key: str
+    study: str
+    stratum: str
+    example: Example
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Everything learning needs; one call of `learn` is one candidate."""
+
+    config: Config
+    store: Store
+    registry: PolicyRegistry
+    reader: Reader
+    grid_of: GridOf
+    on_step: Step
+
+    def learn(self, live: PolicyVersion, live_policy: TokenPolicy) -> Learned:
+        """Train on what the live policy's line has not learned, measure on what was kept out of training, decide."""
+        start = time.perf_counter()
+        pending = self._corrections(self.store.unlearned(self.registry.ancestry(live.id)))
+        if not pending:
+            return _nothing("no new correction with an answer or a mark for this reader")
+        trained = {c.study for c in self._corrections(self.store.learned(self.registry.ancestry(live.id)))}
+        train, held = split(pending, self.config.learn.held_out, never_held=trained)
+        if not train:
+            return _nothing(f"{len(held)} corrections, all kept out of training: more studies are needed")
+        keys = {c.key for c in train}, {c.key for c in held}
+        if earlier := self.store.candidate_with(live.id, *keys):
+            return _nothing(f"these {len(pending)} corrections were learned already, as {earlier}")
+        candidate = self._train(train, live, live_policy)
+        decision = self._measure(held, live_policy, candidate)
+        version = self.registry.add(
+            candidate.to_arrays(),
+            parent=live.id,
+            reader=self.reader.id,
+            metrics=_metrics(decision, len(train), len(held)),
+        )
+        self.store.mark_learned(version.id, train=keys[0], held_out=keys[1], parent=live.id, gate=decision.as_dict())
+        version = self._decide(version, decision)
+        seconds = time.perf_counter() - start
+        reasons = version.reasons or decision.reasons
+        promoted = version.state == "live"
+        return Learned(version, promoted, reasons, len(train), len(held), seconds, decision.as_dict())
+
+    def _corrections(self, recorded: Sequence[Feedback]) -> list[Correction]:
+        """Those that can be replayed: with a right answer or a mark, on tokens that this reader made."""
+        found = []
+        for feedback in recorded:
+            episode = self.store.episode(feedback.episode)
+            answer = right_answer(feedback, episode)
+            if episode.reader != self.reader.id or (answer is None and not feedback.marks):
+                continue
+            try:
+                grid = self.grid_of(episode)
+            except (NotFoundError, WeightsError):  # its tokens are gone: counted, not learned
+                continue
+            marks = marks_on(grid, feedback.marks)
+            question = episode.question
+            if answer is not None and question.choices and answer not in question.choices:
+                question = replace(question, choices=(*question.choices, answer))
+            example = Example(grid, question, answer, marks)
+            found.append(Correction(feedback.key, episode.volume_sha256, question.kind, example))
+        return found
+
+    def _train(self, train: list[Correction], live: PolicyVersion, live_policy: TokenPolicy) -> TokenPolicy:
+        known = self._corrections(self.store.learned(self.registry.ancestry(live.id)))
+        probes = sentinel.simulated(self.reader, "train", _REPLAY, _REPLAY_SEED, self.on_step)
+        earlier = [replace(c.example, is_replay=True) for c in known]
+        earlier += [Example(p.grid, p.question, p.answer, is_replay=True) for p in probes]
+        candidate = deepcopy(live_policy)
+        train_policy(
+            candidate,
+            self.reader,
+            [*(c.example for c in train), *earlier],
+            config=self.config.learn,
+            anchor=live_policy,
+            seed=self.config.learn.seed,
+            on_step=lambda step: self.on_step("step", step.step, step.steps),
+        )
+        return candidate
+
+    def _measure(self, held: list[Correction], live: TokenPolicy, candidate: TokenPolicy) -> gate.Decision:
+        """Live and candidate on the sentinel set and on the corrections kept out of training."""
+        budget, settings = self.config.serve.budget, self.config.gate
+        probes = sentinel.simulated(self.reader, "val", settings.sentinel, settings.sentinel_seed, self.on_step)
+        streams = [PolicySelector(policy, self.reader) for policy in (live, candidate)]
+        on_sentinel = [sentinel.correct(self.reader, s, probes, budget, self.on_step) for s in streams]
+        on_held = [np.array([self._reward(c.example, s) for c in held], np.float64) for s in streams]
+        return gate.decide(
+            sentinel=Paired(
+                on_sentinel[0], on_sentinel[1], _groups([p.group for p in probes]), tuple(p.stratum for p in probes)
+            ),
+            held_out=Paired(on_held[0], on_held[1], _groups([c.study for c in held]), tuple(c.stratum for c in held)),
+            config=settings,
+        )
+
+    def _reward(self, example: Example, selector: PolicySelector) -> float:
+        """The reward that training maximises, of the subset that would be served: p(right answer) and grounding."""
+        grid = example.grid
+        k = max(1, min(round(self.config.serve.budget * grid.n), grid.n, self.reader.max_tokens))
+        keep = selector.select(grid, example.question, k).keep
+        log_p = None
+        if example.answer is not None:
+            request = ScoreRequest(grid, example.question, example.answer, torch.from_numpy(keep)[None])
+            log_p = float(self.reader.score([request])[0][0])
+        parts = {"answer": rewards.answer(log_p), "grounding": rewards.grounding(keep, example.marks)}
+        return rewards.compose(parts, rewards.RewardWeights()).total
+
+    def _decide(self, version: PolicyVersion, decision: gate.Decision) -> PolicyVersion:
+        if not decision.promote:
+            return self.registry.hold(version.id, decision.reasons)
+        if self.config.gate.sign_off:
+            return version  # a candidate that waits for its signature
+        return self.registry.promote(version.id, reasons=decision.reasons)
+
+
+def split(
+    corrections: Sequence[Correction],
+    share: float,
+    *,
+    never_held: set[str] = frozenset(),  # type: ignore[assignment]
+) -> tuple[list[Correction], list[Correction]]:
+    """(train, held out): every study on one side, about `share` of the new studies held out, the same at every run.
+
+    Studies alternate in order of arrival, so a correction that comes later never moves an earlier one to the other
+    side. A study that the live policy has learned from can no longer test it.
+    """
+    studies = [study for study in dict.fromkeys(c.study for c in corrections) if study not in never_held]
+    held = {study for i, study in enumerate(studies) if int((i + 1) * share + 1e-9) > int(i * share + 1e-9)}
+    return [c for c in corrections if c.study not in held], [c for c in corrections if c.study in held]
+
+
+def _nothing(reason: str) -> Learned:
+    return Learned(None, False, (reason,), 0, 0, 0.0, {})
+
+
+def _groups(names: Sequence[str]) -> Any:
+    return (
+        np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)[1] if names else np.zeros(0, np.int64)
+    )
+
+
+def _metrics(decision: gate.Decision, train: int, held: int) -> dict[str, float]:
+    metrics = {check.name: check.value for check in decision.checks if check.n}
+    return {**metrics, "corrections": float(train), "held_out": float(held)}
