@@ -65,6 +65,10 @@ class StudySource(Protocol):
         """Read one. Raises NotFoundError, ImageError, GeometryError, or BusyError if the place does not answer."""
         ...
 
+    def fingerprint(self, study_id: str) -> str:
+        """A short text that changes when the study does, without reading its pixels. Raises as `load`."""
+        ...
+
 
 def open_studies(location: str | Path, *, headers: Mapping[str, str] | None = None) -> StudySource:
     """A DICOMweb server for http(s)://, else a folder. headers: sent with every request, for instance a token."""
@@ -109,6 +113,12 @@ class FolderStudies:
         if is_image_file(entry.paths[0]):
             return read_image_file(entry.paths[0])
         return volume_from_datasets([read_header(path) for path in entry.paths])
+
+    def fingerprint(self, study_id: str) -> str:
+        """Series or file, number of files, their bytes and the newest change."""
+        entry = self._find(study_id)
+        stats = [path.stat() for path in entry.paths]
+        return f"{entry.info.id}:{len(stats)}:{sum(s.st_size for s in stats)}:{max(s.st_mtime_ns for s in stats)}"
 
     def paths(self, study_id: str) -> tuple[Path, ...]:
         """The files of one study, all under `root`."""
@@ -178,15 +188,7 @@ class DicomWebStudies:
 
     def load(self, study_id: str) -> ImageVolume:
         """Retrieve one series, by its UID or by that of a study with one image series."""
-        if not UID.fullmatch(study_id):
-            raise _no_such_study(None)
-        found = self._search({"SeriesInstanceUID": study_id}) or self._search({"StudyInstanceUID": study_id})
-        found = [info for info in found if study_id in (info.series_uid, info.study_uid)]  # a filter may be ignored
-        if not found:
-            raise _no_such_study(None)
-        if len(found) > 1:
-            raise _several(found)
-        info = found[0]
+        info = self._find(study_id)
         datasets = self._call(
             "retrieve_series", info.study_uid, info.series_uid, media_types=(("application/dicom", "*"),)
         )
@@ -195,6 +197,22 @@ class DicomWebStudies:
         if not datasets:
             raise _odd_reply("a series without objects")
         return volume_from_datasets(datasets)
+
+    def fingerprint(self, study_id: str) -> str:
+        """Series and number of its instances, as the server counts them now."""
+        info = self._find(study_id)
+        return f"{info.series_uid}:{info.images}"
+
+    def _find(self, study_id: str) -> StudyInfo:
+        if not UID.fullmatch(study_id):
+            raise _no_such_study(None)
+        found = self._search({"SeriesInstanceUID": study_id}) or self._search({"StudyInstanceUID": study_id})
+        found = [info for info in found if study_id in (info.series_uid, info.study_uid)]  # a filter may be ignored
+        if not found:
+            raise _no_such_study(None)
+        if len(found) > 1:
+            raise _several(found)
+        return found[0]
 
     def _search(self, filters: dict[str, str]) -> Found:
         rows = self._call(
