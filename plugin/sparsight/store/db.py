@@ -1,0 +1,365 @@
+"""The store: every episode and every correction, exactly once, and what has been learned from them.
+
+The store is the queue of learning. A correction is unlearned as long as no policy in the live policy's ancestry has it
+in its list (`learned`). So nothing is ever taken out: a candidate that is held, or whose job was killed, leaves its
+corrections unlearned; one that is promoted turns them into replay; after a rollback they are unlearned again.
+
+    policy = registry.add(weights, ..., record=lambda p: store.mark_learned(p, train=keys, heldout=others))
+
+writes the list before the candidate becomes visible: no policy can be promoted whose list is not known.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection, Row, Select, func, select
+
+from sparsight.errors import ConflictError, InputError, NotFoundError
+from sparsight.store import audit, tables
+from sparsight.store.audit import Head
+from sparsight.store.blobs import Arrays, BlobStore
+from sparsight.store.engine import Database
+from sparsight.store.files import make_folder
+from sparsight.store.records import (
+    canonical,
+    check_id,
+    episode_from_record,
+    episode_to_record,
+    feedback_from_record,
+    feedback_to_record,
+    is_id,
+    reward_from_json,
+    reward_to_json,
+    sha256_of,
+)
+from sparsight.types import Episode, Feedback, PolicyVersion, Reward
+
+Role = Literal["train", "heldout"]
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """An encoded study as learning needs it again: a TokenGrid (types.py) in float16, without torch.
+
+    features: (N, C) float16. extras: arrays of the reader's own, by name.
+    """
+
+    features: NDArray[np.float16]
+    shape: tuple[int, int, int]  # (gd, gh, gw)
+    patch: tuple[float, float, float]
+    uvw_to_ijk: NDArray[np.float64]  # (4, 4)
+    uvw_to_lps: NDArray[np.float64]  # (4, 4)
+    extras: Arrays = field(default_factory=dict)
+
+
+class Store:
+    """Episodes, corrections and their arrays. Safe for threads and for several processes on one folder.
+
+    Every write is one transaction together with its entry in the audit log, and idempotent by key: a repeated call
+    returns False. Raises BusyError (database locked, disk full) when the same call may succeed later.
+    """
+
+    def __init__(self, url_or_path: str | Path, root: Path, *, busy_timeout_s: float = 5.0) -> None:
+        """url_or_path: SQLite file or SQLAlchemy URL. root: folder of blobs, locks and the audit log's witness."""
+        make_folder(root)
+        self._blobs = BlobStore(root / "blobs")
+        self._head_file = root / "audit.head"
+        self._database = Database(url_or_path, root, busy_timeout_s=busy_timeout_s)
+        if not self._head_file.exists() and self.audit_head() == audit.GENESIS:
+            audit.keep_head(self._head_file, audit.GENESIS)
+
+    def save_episode(self, episode: Episode) -> bool:
+        """Record an answered question; True if it is new. Raises ConflictError (same id, other content), InputError."""
+        record, arrays = episode_to_record(episode)
+        body = canonical(record | {"arrays": self._blobs.put(arrays)})
+        with self._database.write() as connection:
+            known = connection.execute(select(tables.episodes.c.body).filter_by(id=episode.id)).scalar_one_or_none()
+            if known is not None:
+                return _same(known, body, "an episode's id")
+            seq = _next(connection, tables.episodes.c.seq)
+            row = {"seq": seq, "id": episode.id, "study_sha256": sha256_of(episode.study), "body": body}
+            connection.execute(tables.episodes.insert(), row)
+            entry = {
+                "episode": episode.id,
+                "sha256": sha256_of(body),
+                "question_sha256": sha256_of(episode.question.text),
+                "study_sha256": row["study_sha256"],
+            }
+            last = audit.append(connection, "ask", entry)
+        audit.keep_head(self._head_file, last)
+        return True
+
+    def episode(self, episode_id: str) -> Episode:
+        """Read an episode with its arrays. Raises NotFoundError, ConflictError (arrays altered)."""
+        with self._database.read() as connection:
+            body = connection.execute(_by_id(tables.episodes.c.body, episode_id)).scalar_one_or_none()
+        if body is None:
+            raise _unknown("episode")
+        return self._episode(body)
+
+    def episodes(self, limit: int, *, study: str | None = None, before: str | None = None) -> list[Episode]:
+        """List the newest first. before: an episode's id; only what was stored earlier than it (the next page)."""
+        query = select(tables.episodes.c.body).order_by(tables.episodes.c.seq.desc()).limit(limit)
+        if study is not None:
+            query = query.filter_by(study_sha256=sha256_of(study))
+        with self._database.read() as connection:
+            if before is not None:
+                seq = connection.execute(_by_id(tables.episodes.c.seq, before)).scalar_one_or_none()
+                if seq is None:
+                    raise _unknown("episode")
+                query = query.where(tables.episodes.c.seq < seq)
+            bodies = connection.execute(query).scalars().all()
+        return [self._episode(body) for body in bodies]
+
+    def save_feedback(self, feedback: Feedback, reward: Reward) -> bool:
+        """Record a correction and its reward; True if it is new.
+
+        The time is not part of the content: a client that repeats a request gets False, and the first time and reward
+        stay. Raises ConflictError (same key, other content), NotFoundError (episode), FeedbackError (key).
+        """
+        record, arrays = feedback_to_record(feedback)
+        record["arrays"] = self._blobs.put(arrays) if arrays else None
+        body, reward_json = canonical(record), reward_to_json(reward)
+        content = sha256_of(canonical({name: value for name, value in record.items() if name != "created"}))
+        with self._database.write() as connection:
+            query = select(tables.feedback.c.content_sha256).filter_by(feedback_key=feedback.key)
+            known = connection.execute(query).scalar_one_or_none()
+            if known is not None:
+                return _same(known, content, "a correction's key")
+            if not _has_episode(connection, feedback.episode):
+                raise _unknown("episode")
+            row = {
+                "seq": _next(connection, tables.feedback.c.seq),
+                "feedback_key": feedback.key,
+                "episode_id": feedback.episode,
+                "content_sha256": content,
+                "body": body,
+                "reward": reward_json,
+            }
+            connection.execute(tables.feedback.insert(), row)
+            entry = {"feedback": feedback.key, "episode": feedback.episode, "sha256": sha256_of(body + reward_json)}
+            last = audit.append(connection, "feedback", entry)
+        audit.keep_head(self._head_file, last)
+        return True
+
+    def feedback(self, key: str) -> Feedback:
+        """Read a correction. Raises NotFoundError, ConflictError (arrays altered)."""
+        return self._feedback(self._one_feedback(key).body)
+
+    def reward(self, key: str) -> Reward:
+        """Read the reward a correction was given. Raises NotFoundError."""
+        return reward_from_json(self._one_feedback(key).reward)
+
+    def feedback_for(self, episode_id: str) -> list[Feedback]:
+        """List an episode's corrections, oldest first: several reviewers may contradict each other."""
+        with self._database.read() as connection:
+            if not _has_episode(connection, episode_id):
+                raise _unknown("episode")
+            query = select(tables.feedback.c.body).filter_by(episode_id=episode_id).order_by(tables.feedback.c.seq)
+            bodies = connection.execute(query).scalars().all()
+        return [self._feedback(body) for body in bodies]
+
+    def unlearned(self, lineage: Sequence[str]) -> list[Feedback]:
+        """List the corrections that no policy of `lineage` has used, oldest first: the queue of the next learning.
+
+        lineage: ids of the live policy and its ancestors (PolicyRegistry.lineage).
+        """
+        keys = _used_by(lineage)
+        return self._feedback_where(tables.feedback.c.feedback_key.not_in(keys))
+
+    def learned(self, lineage: Sequence[str], role: Role | None = None) -> list[Feedback]:
+        """List the corrections that `lineage` has used, oldest first: replay. role: only those used so."""
+        keys = _used_by(lineage) if role is None else _used_by(lineage).filter_by(role=role)
+        return self._feedback_where(tables.feedback.c.feedback_key.in_(keys))
+
+    def mark_learned(self, policy: PolicyVersion, *, train: Sequence[str], heldout: Sequence[str] = ()) -> bool:
+        """Record from which corrections a policy learned and by which it was judged; True if that is new.
+
+        Both are used up: a held-out correction joins the replay of the next learning. Raises ConflictError (another
+        list for this policy, a key in both roles), NotFoundError (key).
+        """
+        roles = dict.fromkeys(train, "train") | dict.fromkeys(heldout, "heldout")
+        if set(train) & set(heldout):
+            raise ConflictError(
+                "a correction both learned from and held out",
+                expected="separate lists",
+                todo="split the corrections by patient before learning",
+            )
+        with self._database.write() as connection:
+            query = select(tables.learned).filter_by(policy_id=policy.id)
+            known = {row.feedback_key: row.role for row in connection.execute(query)}
+            if known:
+                return _same(canonical(known), canonical(roles), "a policy's list of corrections")
+            stored = set(connection.execute(select(tables.feedback.c.feedback_key)).scalars())
+            if not roles.keys() <= stored:
+                raise _unknown("correction")
+            rows = [{"policy_id": policy.id, "feedback_key": key, "role": role} for key, role in roles.items()]
+            if rows:
+                connection.execute(tables.learned.insert(), rows)
+            last = audit.append(connection, "learn", audit.policy_entry(policy) | audit.learned_entry(roles))
+        audit.keep_head(self._head_file, last)
+        return True
+
+    def put_features(self, volume_sha256: str, reader: str, features: Features) -> bool:
+        """Keep an encoded study, so that learning needs neither the PACS nor the encoder; False if it is kept already.
+
+        Raises InputError when features are not (N, C) float16 with N = gd * gh * gw.
+        """
+        check_id(volume_sha256, what="a volume's hash")
+        check_id(reader, what="a reader's id")
+        blob = self._blobs.put(_features_to_arrays(features))
+        key = {"volume_sha256": volume_sha256, "reader": reader}
+        with self._database.write() as connection:
+            known = connection.execute(select(tables.features.c.blob).filter_by(**key)).scalar_one_or_none()
+            if known == blob:
+                return False
+            connection.execute(tables.features.delete().filter_by(**key))
+            connection.execute(tables.features.insert(), key | {"blob": blob})
+        return True
+
+    def features(self, volume_sha256: str, reader: str) -> Features:
+        """Read an encoded study. Raises NotFoundError (encode it again), ConflictError (altered)."""
+        query = select(tables.features.c.blob).filter_by(volume_sha256=volume_sha256, reader=reader)
+        with self._database.read() as connection:
+            blob = connection.execute(query).scalar_one_or_none()
+        if blob is None:
+            raise _unknown("encoded study")
+        return _features_from_arrays(self._blobs.get(blob))
+
+    def corrected(self, studies: Iterable[str]) -> set[str]:
+        """Which of these studies have an answer that was corrected."""
+        query = select(tables.episodes.c.study_sha256).join(
+            tables.feedback, tables.feedback.c.episode_id == tables.episodes.c.id
+        )
+        with self._database.read() as connection:
+            hashes = set(connection.execute(query.distinct()).scalars())
+        return {study for study in studies if sha256_of(study) in hashes}
+
+    def counts(self) -> dict[str, int]:
+        """Number of episodes and of corrections."""
+        with self._database.read() as connection:
+            return {
+                name: int(connection.execute(select(func.count()).select_from(table)).scalar_one())
+                for name, table in (("episodes", tables.episodes), ("corrections", tables.feedback))
+            }
+
+    def record(self, kind: Literal["gate", "promote", "rollback"], policy: PolicyVersion) -> None:
+        """Log a decision about a policy. Pass it as `record` of the registry's change, so that none goes unlogged."""
+        with self._database.write() as connection:
+            last = audit.append(connection, kind, audit.policy_entry(policy))
+        audit.keep_head(self._head_file, last)
+
+    def audit_head(self) -> Head:
+        """Number and hash of the log's last entry; kept elsewhere, it shows any later tampering (`verify(anchor=)`)."""
+        with self._database.read() as connection:
+            return audit.head(connection)
+
+    def verify(self, *, anchor: Head | None = None) -> list[str]:
+        """List what is wrong with the audit log and the records (audit.py); empty when nothing is."""
+        with self._database.read() as connection:
+            return audit.verify(connection, self._head_file, anchor=anchor)
+
+    def close(self) -> None:
+        """Give back the database's connections."""
+        self._database.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _episode(self, body: str) -> Episode:
+        record = json.loads(body)
+        return episode_from_record(record, self._blobs.get(record["arrays"]))
+
+    def _feedback(self, body: str) -> Feedback:
+        record = json.loads(body)
+        return feedback_from_record(record, self._blobs.get(record["arrays"]) if record["arrays"] else {})
+
+    def _one_feedback(self, key: str) -> Row[Any]:
+        query = select(tables.feedback).filter_by(feedback_key=key if is_id(key) else "")
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            raise _unknown("correction")
+        return row
+
+    def _feedback_where(self, condition: Any) -> list[Feedback]:
+        with self._database.read() as connection:
+            query = select(tables.feedback.c.body).where(condition).order_by(tables.feedback.c.seq)
+            bodies = connection.execute(query).scalars().all()
+        return [self._feedback(body) for body in bodies]
+
+
+def _used_by(lineage: Sequence[str]) -> Select[Any]:
+    return select(tables.learned.c.feedback_key).where(tables.learned.c.policy_id.in_(list(lineage)))
+
+
+def _next(connection: Connection, column: Any) -> int:
+    """The next row number; writers are serialised, so nobody else takes it."""
+    return int(connection.execute(select(func.coalesce(func.max(column), 0))).scalar_one()) + 1
+
+
+def _by_id(column: Any, episode_id: str) -> Select[Any]:
+    """Find an episode by an id that may be anything: some texts no database takes even as a parameter."""
+    return select(column).filter_by(id=episode_id if is_id(episode_id) else "")
+
+
+def _has_episode(connection: Connection, episode_id: str) -> bool:
+    return connection.execute(_by_id(tables.episodes.c.seq, episode_id)).first() is not None
+
+
+def _same(known: str, given: str, what: str) -> Literal[False]:
+    if known != given:
+        raise ConflictError(
+            f"{what} that is already recorded with other content",
+            expected="the same content, or a new one",
+            todo="use a new key for new content",
+        )
+    return False
+
+
+def _unknown(what: str) -> NotFoundError:
+    return NotFoundError(f"no {what} has this id", expected="an id that sparsight gave", todo="list what is stored")
+
+
+def _features_to_arrays(given: Features) -> Arrays:
+    n = int(np.prod(given.shape))
+    if given.features.dtype != np.float16 or given.features.ndim != 2 or len(given.features) != n:
+        raise InputError(
+            f"features of shape {given.features.shape} and type {given.features.dtype}",
+            expected=f"({n}, C) float16 for a grid of {given.shape}",
+            todo="convert them before storing",
+        )
+    return {
+        "features": given.features,
+        "shape": np.array(given.shape, np.int64),
+        "patch": np.array(given.patch, np.float64),
+        "uvw_to_ijk": np.asarray(given.uvw_to_ijk, np.float64),
+        "uvw_to_lps": np.asarray(given.uvw_to_lps, np.float64),
+        **{f"extras.{name}": array for name, array in given.extras.items()},
+    }
+
+
+def _features_from_arrays(arrays: Arrays) -> Features:
+    gd, gh, gw = (int(size) for size in arrays["shape"])
+    i, j, k = (float(size) for size in arrays["patch"])
+    return Features(
+        features=arrays["features"],
+        shape=(gd, gh, gw),
+        patch=(i, j, k),
+        uvw_to_ijk=arrays["uvw_to_ijk"],
+        uvw_to_lps=arrays["uvw_to_lps"],
+        extras={name.removeprefix("extras."): a for name, a in arrays.items() if name.startswith("extras.")},
+    )

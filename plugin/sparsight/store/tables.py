@@ -1,0 +1,47 @@
+"""The tables as queries name them. The schema itself is migrations.py; a test holds both together."""
+
+from sqlalchemy import Column, Integer, MetaData, String, Table, Text
+
+metadata = MetaData()
+
+schema_version = Table("schema_version", metadata, Column("version", Integer))
+episodes = Table(
+    "episodes",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("id", String),
+    Column("study_sha256", String),  # a hash: it only serves to filter, and a study's id may be any text
+    Column("body", Text),  # canonical JSON (records.py), with the hash of its arrays
+)
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("feedback_key", String),
+    Column("episode_id", String),
+    Column("content_sha256", String),  # of all but the time: what makes a repeated key the same correction
+    Column("body", Text),
+    Column("reward", Text),
+)
+learned = Table(
+    "learned",
+    metadata,
+    Column("policy_id", String, primary_key=True),
+    Column("feedback_key", String, primary_key=True),
+    Column("role", String),  # train | heldout
+)
+features = Table(
+    "features",
+    metadata,
+    Column("volume_sha256", String, primary_key=True),
+    Column("reader", String, primary_key=True),
+    Column("blob", String),
+)
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("entry", Text),  # canonical JSON: seq, time, kind, body
+    Column("previous", String),
+    Column("sha256", String),  # of previous + entry
+)
