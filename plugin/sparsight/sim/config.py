@@ -39,7 +39,7 @@ class SceneConfig:
     backgrounds: tuple[str, ...] = ()  # kinds of background; empty: all that the split has
     n_findings: tuple[int, int] = (2, 5)  # 1..8
     n_artefacts: tuple[int, int] = (0, 3)  # letters, noise patches, broad glows: never a finding
-    contrast: tuple[float, float] = (0.1, 0.3)  # peak change, share of the display range, 0.02..0.8
+    contrast: tuple[float, float] = (0.08, 0.28)  # peak change, share of the display range, log-uniform, 0.02..0.8
     area: tuple[float, float] = (0.001, 0.02)  # share of one slice, 0.0005..0.03
     dark: float = 0.3  # share of nodules, rings and masses that are darker than around, 0..0.5
     noise: tuple[float, float] = (1.0, 4.0)  # standard deviation of white noise, grey levels of 255

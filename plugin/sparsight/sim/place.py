@@ -58,37 +58,61 @@ class Finding:
 
 @dataclass(eq=False)
 class Canvas:
-    """An image being filled: voxels (D, H, W) float32 on the 0..255 scale, and the rectangles already taken."""
+    """An image being filled: voxels (D, H, W) float32 on the 0..255 scale, and the rectangles already taken.
+
+    Places are judged on the mean and the standard deviation of blocks of 8 x 8 pixels of the image as it came.
+    """
 
     voxels: Floats
 
     def __post_init__(self) -> None:
         d, h, w = self.voxels.shape
         blocks = self.voxels[:, : h // BLOCK * BLOCK, : w // BLOCK * BLOCK]
-        self._mean = blocks.reshape(d, h // BLOCK, BLOCK, w // BLOCK, BLOCK).mean((2, 4))  # (D, H / 8, W / 8)
-        self._air = np.quantile(self._mean, 0.05) + 10  # darker than this is outside the body, or nearly
+        blocks = blocks.reshape(d, h // BLOCK, BLOCK, w // BLOCK, BLOCK)
+        mean, square = blocks.mean((2, 4)), np.einsum("dhywx,dhywx->dhw", blocks, blocks) / BLOCK**2
+        low, high = np.quantile(mean, (0.02, 0.98))
+        body = mean > low + 0.1 * (high - low)  # the rest is air, or the darkest tissue
+        # Summed-area tables (D, H / 8 + 1, W / 8 + 1) of: mean, mean square, body.
+        tables = np.pad(np.stack([mean, square, body]).astype(np.float64), [(0, 0), (0, 0), (1, 0), (1, 0)])
+        self._tables = tables.cumsum(2).cumsum(3)
         self._taken: list[tuple[int, int, int, int]] = []
 
     def locate(
         self, rng: np.random.Generator, size: tuple[int, int, int], quadrant: str, third: str, change: float
-    ) -> tuple[int, int, int] | None:
-        """An origin (k, j, i) for a patch inside the quadrant and third, clear of others; None where there is no room.
+    ) -> tuple[tuple[int, int, int], float] | None:
+        """Find room for a patch in the quadrant and third: origin (k, j, i), spread of the grey levels there.
 
-        Prefers places inside the body (not air) where a change by `change` grey levels does not saturate.
+        The first of 96 draws that is clear of others and lies in the body, where a change by `change` grey levels
+        neither saturates nor drowns in the local texture; if none does, the one where it shows best; None if all
+        overlap others.
         """
         ranges = self._ranges(size, quadrant, third)
         if any(high < low for low, high in ranges):
             return None
-        fallback = None
-        for _ in range(40):
-            k, j, i = (int(rng.integers(low, high + 1)) for low, high in ranges)
-            if any(j < b and a < j + size[1] and i < d and c < i + size[2] for a, b, c, d in self._taken):
-                continue
-            fallback = fallback or (k, j, i)
-            level = self._level(k + size[0] // 2, j, i, size)
-            if level > self._air and 8 < level + 0.8 * change < 240:
-                return k, j, i
-        return fallback
+        k, j, i = (rng.integers(low, high + 1, 96) for low, high in ranges)
+        free = np.ones(96, np.bool_)
+        for top, bottom, left, right in self._taken:
+            free &= (j >= bottom) | (j + size[1] <= top) | (i >= right) | (i + size[2] <= left)
+        if not free.any():
+            return None
+        level, square, body = self._under(k + size[0] // 2, j, i, size)
+        spread = np.sqrt(np.maximum(square - level**2, 0))
+        shown = np.abs(np.clip(level + change, 0, 250) - level)
+        good = free & (body > 0.8) & (shown > 0.7 * abs(change)) & (shown > 0.8 * spread)
+        n = int(good.argmax()) if good.any() else int(np.where(free, body * shown / (spread + 5), -1).argmax())
+        return (int(k[n]), int(j[n]), int(i[n])), float(spread[n])
+
+    def _under(
+        self, k: NDArray[np.int64], j: NDArray[np.int64], i: NDArray[np.int64], size: tuple[int, int, int]
+    ) -> tuple[NDArray[np.float64], ...]:
+        """Mean, mean square and share of body under patches of `size` at origins (n,)."""
+        limit = self._tables.shape[2] - 1
+        top, bottom = j // BLOCK, np.minimum((j + size[1] - 1) // BLOCK + 1, limit)
+        left, right = i // BLOCK, np.minimum((i + size[2] - 1) // BLOCK + 1, limit)
+        t = self._tables
+        total = t[:, k, bottom, right] - t[:, k, top, right] - t[:, k, bottom, left] + t[:, k, top, left]
+        mean, square, body = total / ((bottom - top) * (right - left))
+        return mean, square, body
 
     def _ranges(self, size: tuple[int, int, int], quadrant: str, third: str) -> list[tuple[int, int]]:
         """The lowest and highest origin on each axis; 3 pixels stay free at the frame and at the midlines."""
@@ -102,10 +126,6 @@ class Canvas:
         t = THIRDS.index(third) if third else 0
         low, high = (round(depth * t / 3), round(depth * (t + 1) / 3)) if third else (0, depth)
         return [(low, high - size[0]), *out]
-
-    def _level(self, k: int, j: int, i: int, size: tuple[int, int, int]) -> float:
-        window = self._mean[k, j // BLOCK : (j + size[1]) // BLOCK + 1, i // BLOCK : (i + size[2]) // BLOCK + 1]
-        return float(window.mean())
 
     def add(self, patch: Patch, at: tuple[int, int, int], change: float) -> None:
         """Add `change` grey levels times the patch's weight; what was there keeps its texture."""

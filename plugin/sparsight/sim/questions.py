@@ -16,7 +16,7 @@ import numpy as np
 
 from sparsight.sim.config import SceneConfig
 from sparsight.sim.place import QUADRANTS, THIRDS, Finding
-from sparsight.sim.shapes import COMPARABLE, EDGE_VARIES, MAY_BE_DARK, area_range
+from sparsight.sim.shapes import COMPARABLE, EDGE_VARIES, MAY_BE_DARK, least_comparable
 from sparsight.sim.words import COUNTS, NUMBERS, RATIONALES, REGIONS, TEMPLATES, article, fill, plural
 from sparsight.types import Question, QuestionKind
 
@@ -39,6 +39,11 @@ class Asked:
 def within(finding: Finding, region: str) -> bool:
     """Whether a finding lies in a region of words.REGIONS (the empty region is everywhere)."""
     return region in ("", finding.quadrant, finding.third) or region in finding.quadrant.split()
+
+
+def larger(a: Finding, b: Finding) -> bool:
+    """Whether `a` is clearly larger than `b`, in its largest slice and, in a volume, in voxels too."""
+    return a.area >= LARGER * b.area and (not a.third or int(a.local.sum()) >= LARGER * int(b.local.sum()))
 
 
 class Asker:
@@ -149,10 +154,9 @@ class Asker:
         return Asked(made.kind, Question(text, "choice", COUNTS), made.answer, made.rationale, made.concerns)
 
     def _larger(self) -> Asked | None:
-        # Below this area one of the kinds does not occur, and would be the larger one for that reason.
-        fair = max(area_range(k, self.config.area)[0] for k in COMPARABLE)
+        fair = least_comparable(self.config.area)
         able = [f for f in self.single if f.kind in COMPARABLE and f.area >= fair]
-        pairs = [(a, b) for a in able for b in able if a.area >= LARGER * b.area]
+        pairs = [(a, b) for a in able for b in able if larger(a, b)]
         if not pairs:
             return None
         big, small = self._pick(pairs)
@@ -167,7 +171,7 @@ class Asker:
     def _larger_side(self) -> Asked | None:
         for kind in sorted(k for k in COMPARABLE if self.counts[k] == 2):
             a, b = sorted((f for f in self.findings if f.kind == kind), key=lambda f: f.area)
-            if a.side != b.side and b.area >= LARGER * a.area:
+            if a.side != b.side and larger(b, a):
                 answer = "yes" if b.side == "left" else "no"
                 return self._asked("larger_side", answer, (a, b), {"kind": kind, "side": b.side})
         return None

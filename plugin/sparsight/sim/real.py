@@ -151,7 +151,8 @@ def _of_volume(
     def prepared(split: Split, size: int) -> Bytes:
         voxels = voxels_of(split)
         low, high = (float(q) for q in np.quantile(voxels[:: max(1, len(voxels) // 40)], (0.005, 0.997)))
-        return np.stack([to_bytes(s, ((low + high) / 2, high - low), size) for s in voxels[_inner(voxels)]])
+        cropped = _body(voxels, low + 0.1 * (high - low))
+        return np.stack([to_bytes(s, ((low + high) / 2, high - low), size) for s in cropped])
 
     def make(split: Split, n: int, shape: tuple[int, int, int]) -> Background:
         slices = prepared(split, shape[1])
@@ -167,10 +168,17 @@ def _of_volume(
     return Source(kind, counts, make)
 
 
-def _inner(voxels: Floats) -> NDArray[np.bool_]:
-    """(D,) slices that show a large section of the body: the middle of those where it covers at least 15 %."""
-    covered = (voxels > 0.15 * np.quantile(voxels[:: max(1, len(voxels) // 40)], 0.99)).mean((1, 2))
-    return np.asarray(covered > max(0.15, 0.45 * covered.max()), np.bool_)
+def _body(voxels: Floats, air: float) -> Floats:
+    """The slices that show a large section of the body, cropped in plane to it with 6 % around."""
+    body = voxels > air
+    covered = body.mean((1, 2))
+    body = body[covered > 0.6 * covered.max()]
+    bounds = []
+    for axis in (1, 2):
+        inside = np.flatnonzero(body.mean((0, 3 - axis)) > 0.02)
+        margin = int(0.06 * (inside[-1] - inside[0]))
+        bounds.append(slice(max(inside[0] - margin, 0), inside[-1] + margin + 1))
+    return np.asarray(voxels[covered > 0.6 * covered.max()][:, bounds[0], bounds[1]])
 
 
 def _without(lesions: Path, image: Path, load: Loader) -> Floats:

@@ -14,10 +14,13 @@ from sparsight.sim.backgrounds import Background, Backgrounds, synthetic
 from sparsight.sim.config import SPLITS, SceneConfig, Split
 from sparsight.sim.place import QUADRANTS, THIRDS, Canvas, Finding, artefact
 from sparsight.sim.questions import Asked, Asker
-from sparsight.sim.shapes import EDGE_VARIES, MAY_BE_DARK, STRENGTH, area_range, draw
+from sparsight.sim.shapes import COMPARABLE, EDGE_VARIES, MAY_BE_DARK, STRENGTH, area_range, draw, least_comparable
 from sparsight.types import Case, ImageVolume
 
 Floats = NDArray[np.float32]
+RARE = ("larger", "larger_side")  # asked wherever a scene allows them, which few do
+COMPARED = 0.35  # share of scenes drawn large enough to compare findings
+MOST_RAISED = 60.0  # grey levels: how far local texture may raise the contrast of a finding
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +30,18 @@ class Scene:
     volume: ImageVolume
     findings: tuple[Finding, ...]
     cases: tuple[Case, ...]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a scene will show before anything has a place.
+
+    focus: the kind that occurs 0 to 3 times with equal chance and may be counted; the others occur once at most.
+    findings: (kind, area as a share of one slice, quadrant).
+    """
+
+    focus: str
+    findings: tuple[tuple[str, float, str], ...]
 
 
 class _Crowded(Exception):  # noqa: N818 not an error: the scene is drawn anew
@@ -42,71 +57,80 @@ class Simulator:
 
     def scene(self, split: Split, index: int, seed: int = 0) -> Scene:
         """The scene of that name. Raises ConfigError if the split has no background of the configured kinds."""
+        name = [SPLITS.index(split), seed, index]
+        plan = self._plan(np.random.default_rng(name))
         attempt = 0
-        while True:  # a crowded scene is drawn anew from the next random state, so no kind is dropped more than others
-            rng = np.random.default_rng([SPLITS.index(split), seed, index, attempt])
+        while True:  # a crowded scene is placed anew with the same findings, so large ones are not dropped more often
             try:
-                return self._draw(rng, split, f"sim-{split}-{seed}-{index}")
+                rng = np.random.default_rng([*name, attempt := attempt + 1])
+                return self._draw(rng, split, f"sim-{split}-{seed}-{index}", plan)
             except _Crowded:
-                attempt += 1
+                if attempt % 20 == 0:  # it may be impossible
+                    plan = self._plan(np.random.default_rng([*name, 0, attempt]))
 
-    def _draw(self, rng: np.random.Generator, split: Split, name: str) -> Scene:
+    def _draw(self, rng: np.random.Generator, split: Split, name: str, plan: _Plan) -> Scene:
         config = self.config
         depth = int(rng.integers(config.depth[0], config.depth[1] + 1))
         background = self.backgrounds.pick(rng, split, (depth, config.size, config.size), config.backgrounds)
         canvas = Canvas(jitter(rng, background.voxels))
-        focus, kinds = self._plan(rng)
-        findings = tuple(self._insert(rng, canvas, kind) for kind in kinds)
+        findings = tuple(self._insert(rng, canvas, *wanted) for wanted in plan.findings)
         for _ in range(int(rng.integers(config.n_artefacts[0], config.n_artefacts[1] + 1))):
             self._mislead(rng, canvas)
         voxels = canvas.voxels
         voxels += np.float32(rng.uniform(*config.noise)) * rng.standard_normal(voxels.shape, np.float32)
         np.clip(voxels, 0, 255, out=voxels)
         volume = _volume(voxels, background)
-        asked = self._ask(Asker(config, findings, focus, rng), rng)
+        asked = self._ask(Asker(config, findings, plan.focus, rng), rng)
         cases = tuple(_case(f"{name}-{n}", volume, a, background.group) for n, a in enumerate(asked))
         return Scene(volume, findings, cases)
 
-    def _plan(self, rng: np.random.Generator) -> tuple[str, list[str]]:
-        """One kind 0 to 3 times (the one that may be counted), others once each, in random order."""
+    def _plan(self, rng: np.random.Generator) -> _Plan:
         config = self.config
         order = [str(k) for k in rng.permutation(config.kinds)]
         total = int(rng.integers(config.n_findings[0], config.n_findings[1] + 1))
         repeats = int(rng.integers(0, 4))
-        others = order[1 : 1 + max(total - repeats, 0)]
-        kinds = order[:1] * repeats + others
-        return order[0], [str(k) for k in rng.permutation(kinds)] if kinds else []
+        kinds = order[:1] * repeats + order[1 : 1 + max(total - repeats, 0)]
+        # Only findings above the least area that all comparable kinds reach may be compared; see Asker.
+        low = least_comparable(config.area) if rng.random() < COMPARED else 0
+        drawn = []
+        for kind in rng.permutation(kinds) if kinds else []:
+            least, most = area_range(kind, config.area)
+            area = _log_uniform(rng, (max(least, low) if kind in COMPARABLE else least, most))
+            drawn.append((str(kind), area, QUADRANTS[int(rng.integers(4))]))
+        return _Plan(order[0], tuple(drawn))
 
-    def _insert(self, rng: np.random.Generator, canvas: Canvas, kind: str) -> Finding:
+    def _insert(self, rng: np.random.Generator, canvas: Canvas, kind: str, area: float, quadrant: str) -> Finding:
         config, shape = self.config, canvas.voxels.shape
-        area = float(np.exp(rng.uniform(*np.log(area_range(kind, config.area)))))
         bright = not (kind in MAY_BE_DARK and rng.random() < config.dark)
         sharp = bool(rng.random() < 0.5) if kind in EDGE_VARIES else True
-        quadrant = QUADRANTS[int(rng.integers(4))]
         third = THIRDS[int(rng.integers(3))] if shape[0] > 1 else ""
         span = int(rng.integers(config.span[0], min(config.span[1], shape[0] // 3) + 1)) if third else 1
         patch = draw(kind, rng, pixels=area * shape[1] * shape[2], span=span, sharp=sharp)
-        change = 255 * float(rng.uniform(*config.contrast)) * STRENGTH.get(kind, 1.0) * (1 if bright else -1)
+        change = 255 * _log_uniform(rng, config.contrast) * STRENGTH.get(kind, 1.0) * (1 if bright else -1)
         size = patch.weight.shape
-        at = canvas.locate(rng, (size[0], size[1], size[2]), quadrant, third, change)
-        if at is None:
+        place = canvas.locate(rng, (size[0], size[1], size[2]), quadrant, third, change)
+        if place is None:
             raise _Crowded
+        at, spread = place
+        # Not fainter than the texture it lies on, else nobody could see it.
+        change = float(np.copysign(max(abs(change), min(0.9 * spread, MOST_RAISED)), change))
         canvas.add(patch, at, change)
         return Finding(kind, quadrant, third, area, bright, sharp, at, patch.mask, (shape[0], shape[1], shape[2]))
 
     def _mislead(self, rng: np.random.Generator, canvas: Canvas) -> None:
         shape = canvas.voxels.shape
         patch, strength = artefact(rng, shape[1], shape[0])
-        change = 255 * strength * float(rng.uniform(*self.config.contrast))
+        change = 255 * strength * _log_uniform(rng, self.config.contrast)
         size = patch.weight.shape
-        at = canvas.locate(rng, (size[0], size[1], size[2]), QUADRANTS[int(rng.integers(4))], "", change)
-        if at is not None:  # no room, no artefact: nothing is asked about it
-            canvas.add(patch, at, change)
+        place = canvas.locate(rng, (size[0], size[1], size[2]), QUADRANTS[int(rng.integers(4))], "", change)
+        if place is not None:  # no room, no artefact: nothing is asked about it
+            canvas.add(patch, place[0], change)
 
     def _ask(self, asker: Asker, rng: np.random.Generator) -> list[Asked]:
         """Go round the kinds in random order until there are enough questions, none twice."""
         kinds, wanted = self.config.question_kinds, self.config.questions
         order = [str(k) for _ in range(4) for k in rng.permutation(kinds) if k != "count"]
+        order = [k for k in RARE if k in kinds] + order
         # Scenes with three of a kind allow few other questions. Whether to count is decided before looking at the
         # scene, else three would be the likeliest count.
         if "count" in kinds and rng.random() < wanted / len(kinds):
@@ -119,6 +143,10 @@ class Simulator:
             if made is not None:
                 asked.setdefault(made.question.text, made)
         return list(asked.values())
+
+
+def _log_uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
+    return float(np.exp(rng.uniform(*np.log(bounds))))
 
 
 def jitter(rng: np.random.Generator, voxels: NDArray[np.uint8]) -> Floats:

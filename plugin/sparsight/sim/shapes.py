@@ -22,7 +22,7 @@ NATURAL_AREA = {
     "nodule": (0.001, 0.03),
     "ring": (0.002, 0.03),
     "calcification": (0.0005, 0.0016),
-    "catheter": (0.0015, 0.006),
+    "catheter": (0.0015, 0.0045),
     "spot": (0.0008, 0.004),
     "opacity": (0.004, 0.03),
     "mass": (0.004, 0.03),
@@ -30,7 +30,13 @@ NATURAL_AREA = {
 COMPARABLE = ("nodule", "ring", "opacity", "mass")
 MAY_BE_DARK = ("nodule", "ring", "mass")
 EDGE_VARIES = ("nodule", "mass")
-STRENGTH = {"calcification": 1.7, "spot": 1.2, "opacity": 0.8, "catheter": 1.2}  # times the drawn contrast
+STRENGTH = {
+    "calcification": 1.6,
+    "spot": 1.2,
+    "opacity": 0.9,
+    "mass": 0.85,
+    "catheter": 1.2,
+}  # times the drawn contrast
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +54,19 @@ def area_range(kind: str, area: tuple[float, float]) -> tuple[float, float]:
     return min(max(low, area[0]), 0.7 * high), high
 
 
+def least_comparable(area: tuple[float, float]) -> float:
+    """The least area that every comparable kind reaches: below it, one kind would be larger for being that kind."""
+    return max(area_range(kind, area)[0] for kind in COMPARABLE)
+
+
 def draw(kind: str, rng: np.random.Generator, *, pixels: float, span: int, sharp: bool) -> Patch:
     """Draw one finding of about `pixels` pixels in its largest slice over `span` slices."""
     patch = _DRAW[kind](rng, pixels, span, sharp)
     tail = np.maximum(np.abs(patch.weight) - 0.05, 0) / 0.95  # no step where the patch ends
-    return Patch(np.copysign(tail, patch.weight), patch.mask)
+    used = np.any(tail > 0, axis=0) | np.any(patch.mask, axis=0)
+    rows, columns = (np.flatnonzero(used.any(axis)) for axis in (1, 0))
+    tight = np.s_[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return Patch(np.copysign(tail, patch.weight)[tight], patch.mask[tight])
 
 
 def _axes(half: int, span: int) -> tuple[Floats, Floats, Floats]:
@@ -128,7 +142,8 @@ def _opacity(rng: np.random.Generator, pixels: float, span: int, sharp: bool) ->
     flank = u * np.sin(opening) - np.abs(v) * np.cos(opening)
     inside = np.minimum(flank[None], radius * np.sqrt(1 - dz**2) - np.hypot(u, v)[None])
     return Patch(
-        _fill(np.asarray(inside, np.float32), 1.2) * np.asarray(0.65 + 0.35 * np.clip(u / radius, 0, 1), np.float32),
+        _fill(np.asarray(inside, np.float32), max(1.0, 0.1 * radius))
+        * np.asarray(0.65 + 0.35 * np.clip(u / radius, 0, 1), np.float32),
         inside >= 0,
     )
 
