@@ -155,7 +155,8 @@ def _refuse_detached(path: Path) -> None:
         )
 
 
-def _picture(path: Path) -> ImageVolume:
+def read_picture(path: Path) -> tuple[Voxels, bool]:
+    """Luminance (1, H, W) of a picture, and whether it holds 8-bit display values. Raises ImageError."""
     try:
         image = Image.open(path)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -173,7 +174,11 @@ def _picture(path: Path) -> ImageVolume:
                 todo="save one page, or convert the stack to NIfTI or NRRD with its geometry",
             )
         check_size((1, image.height, image.width))
-        voxels, eight_bit = _luminance(ImageOps.exif_transpose(image))
+        return _luminance(ImageOps.exif_transpose(image))
+
+
+def _picture(path: Path) -> ImageVolume:
+    voxels, eight_bit = read_picture(path)
     check_values(voxels)
     window = choose_window(voxels, stated=None, modality="OT", display_range=(127.5, 255.0) if eight_bit else None)
     return ImageVolume(voxels=voxels, ijk_to_lps=np.eye(4), modality="OT", window=window, has_mm=False)

@@ -129,10 +129,15 @@ def box_to_tokens(grid: Grid, box_mm: Box) -> NDArray[np.float32]:
 
 def tokens_to_voxels(grid: Grid, values: NDArray[Scalar], volume_shape: tuple[int, int, int]) -> NDArray[Scalar]:
     """Give every voxel the value (N,) of the token that holds its centre: (D, H, W); 0 outside the grid."""
-    padded = np.zeros(tuple(n + 1 for n in grid.shape), dtype=values.dtype)  # index -1 is "no token"
-    padded[:-1, :-1, :-1] = values.reshape(grid.shape)
     u, v, w = (_voxel_tokens(grid, axis, volume_shape[2 - axis]) for axis in range(3))
-    return padded[np.ix_(w, v, u)]
+    return _padded(grid, values)[np.ix_(w, v, u)]
+
+
+def tokens_to_slice(grid: Grid, values: NDArray[Scalar], volume_shape: tuple[int, int, int], k: int) -> NDArray[Scalar]:
+    """Slice k of `tokens_to_voxels`, (H, W), without building the others."""
+    u, v, w = (_voxel_tokens(grid, axis, volume_shape[2 - axis]) for axis in range(3))
+    layer: NDArray[Scalar] = _padded(grid, values)[w[k]]
+    return layer[np.ix_(v, u)]
 
 
 def tokens_to_labelmap(grid: Grid, keep: NDArray[np.int64], volume_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -249,6 +254,13 @@ def _overlap(spans: list[FloatArray], mask: NDArray[np.bool_]) -> FloatArray:
         for w in np.flatnonzero(slices[:, k]):
             result[w] += slices[w, k] * plane
     return result
+
+
+def _padded(grid: Grid, values: NDArray[Scalar]) -> NDArray[Scalar]:
+    """Values (N,) as (gd + 1, gh + 1, gw + 1), so that index -1, "no token", finds 0."""
+    padded = np.zeros(tuple(n + 1 for n in grid.shape), dtype=values.dtype)
+    padded[:-1, :-1, :-1] = values.reshape(grid.shape)
+    return padded
 
 
 def _voxel_tokens(grid: Grid, axis: int, size: int) -> NDArray[np.int64]:

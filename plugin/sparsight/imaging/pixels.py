@@ -63,16 +63,23 @@ def choose_window(voxels: Values, *, stated: Window | None, modality: str, displ
     """Pick the window (centre, width) to show and to encode an image with.
 
     In this order, the first that shows something of this image: the file's own, soft tissue for CT, the range of
-    8-bit display values; else the 0.5 to 99.5 percentiles.
+    8-bit display values; else the 0.5 to 99.5 percentiles, an even background not counted.
     """
-    sample = voxels.reshape(-1)[:: max(1, voxels.size // 1_000_003)]  # a prime count: no slice or row is favoured
-    low, high = (float(p) for p in np.percentile(sample, [0.5, 99.5]))
+    sample = voxels.reshape(-1)[:: max(1, voxels.size // 300_007)]
+    low, high = (float(p) for p in np.percentile(_foreground(sample), [0.5, 99.5]))
     for window in (stated, CT_WINDOW if modality == "CT" else None, display_range):
         if window is not None and _shows(window, sample, high - low):
             return window
     if high <= low:  # a few bright pixels on an even background
         low, high = float(voxels.min()), float(voxels.max())
     return (low + high) / 2, high - low
+
+
+def _foreground(sample: Values) -> Values:
+    """The sample without the value that makes up a tenth of it or more, if one does: the air around the patient."""
+    values, counts = np.unique(sample, return_counts=True)
+    rest = sample[sample != values[counts.argmax()]]
+    return rest if counts.max() >= 0.1 * sample.size and rest.size else sample
 
 
 def _shows(window: Window, sample: Values, spread: float) -> bool:
