@@ -97,10 +97,10 @@ def _reader(config: Config) -> Finding:
 def _store(config: Config) -> Finding:
     from sparsight.store import PolicyRegistry, Store  # noqa: PLC0415
 
-    store = Store(config.database, config.home)
+    store = Store(config.database or config.home / "store.db", config.home)
     try:
-        problems = store.verify_audit()
-        live = next((p for p in PolicyRegistry(config.home, store).list() if p.state == "live"), None)
+        problems = store.verify()
+        live = next((p for p in PolicyRegistry(config.home).list() if p.state == "live"), None)
         counts = ", ".join(f"{n} {name}" for name, n in store.counts().items())
     finally:
         store.close()

@@ -53,5 +53,5 @@ def describe(
 
 def _slice_of(volume: ImageVolume, grid: TokenGrid, token: int) -> int:
     w, v, u = np.unravel_index(token, grid.shape)
-    k = (grid.uvw_to_ijk @ (u, v, w, 1.0))[2]
+    k = (grid.uvw_to_ijk @ np.array([u, v, w, 1.0]))[2]
     return int(np.clip(round(k), 0, volume.shape[0] - 1))

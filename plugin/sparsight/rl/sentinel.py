@@ -17,6 +17,7 @@ from sparsight.sim import SceneConfig, Simulator, Split
 from sparsight.types import Case, Question, TokenGrid
 
 Step = Callable[[str, int, int], None]
+_TOGETHER = 16  # probes scored in one call
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,14 +50,25 @@ def correct(
 ) -> NDArray[np.float64]:
     """1 where the likeliest of a probe's choices is right, else 0: (n,). One prefill per choice, no reasoning."""
     hits = np.zeros(len(probes))
-    for i, probe in enumerate(probes):
-        k = max(1, min(round(budget * probe.grid.n), reader.max_tokens))
-        keep = torch.from_numpy(selector.select(probe.grid, probe.question, k).keep)[None]
-        choices = probe.question.choices or ("yes", "no")
-        scores = reader.score([ScoreRequest(probe.grid, probe.question, choice, keep) for choice in choices])
-        hits[i] = choices[int(torch.cat(scores).argmax())] == probe.answer
-        on_step("sentinel", i + 1, len(probes))
+    for first in range(0, len(probes), _TOGETHER):
+        batch = probes[first : first + _TOGETHER]
+        scores = iter(reader.score([r for probe in batch for r in _requests(reader, selector, probe, budget)]))
+        for i, probe in enumerate(batch, start=first):
+            choices = _choices(probe.question)
+            best = int(torch.cat([next(scores) for _ in choices]).argmax())
+            hits[i] = choices[best] == probe.answer
+        on_step("sentinel", first + len(batch), len(probes))
     return hits
+
+
+def _requests(reader: Reader, selector: Selector, probe: Probe, budget: float) -> list[ScoreRequest]:
+    k = max(1, min(round(budget * probe.grid.n), reader.max_tokens))
+    keep = torch.from_numpy(selector.select(probe.grid, probe.question, k).keep)[None]
+    return [ScoreRequest(probe.grid, probe.question, choice, keep) for choice in _choices(probe.question)]
+
+
+def _choices(question: Question) -> tuple[str, ...]:
+    return question.choices or ("yes", "no")
 
 
 def _probe(case: Case, grid: TokenGrid, group: str) -> Probe:

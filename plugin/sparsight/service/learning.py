@@ -65,30 +65,36 @@ class Learner:
     def learn(self, live: PolicyVersion, live_policy: TokenPolicy) -> Learned:
         """Train on what the live policy's line has not learned, measure on what was kept out of training, decide."""
         start = time.perf_counter()
-        pending = self._corrections(self.store.unlearned(self.registry.ancestry(live.id)))
+        lineage = self.registry.lineage(live.id)
+        pending = self._corrections(self.store.unlearned(lineage))
         if not pending:
             return _nothing("no new correction with an answer or a mark for this reader")
-        trained = {c.study for c in self._corrections(self.store.learned(self.registry.ancestry(live.id)))}
-        train, held = split(pending, self.config.learn.held_out, never_held=trained)
+        known = self._corrections(self.store.learned(lineage))
+        train, held = split(pending, self.config.learn.held_out, never_held={c.study for c in known})
         if not train:
             return _nothing(f"{len(held)} corrections, all kept out of training: more studies are needed")
-        keys = {c.key for c in train}, {c.key for c in held}
-        if earlier := self.store.candidate_with(live.id, *keys):
-            return _nothing(f"these {len(pending)} corrections were learned already, as {earlier}")
-        candidate = self._train(train, live, live_policy)
+        if earlier := self._tried(live, {c.key for c in pending}):
+            return _nothing(f"these corrections were learned already: policy {earlier.id} is {earlier.state}")
+        candidate = self._train(train, known, live_policy)
         decision = self._measure(held, live_policy, candidate)
         version = self.registry.add(
             candidate.to_arrays(),
             parent=live.id,
             reader=self.reader.id,
             metrics=_metrics(decision, len(train), len(held)),
+            record=lambda policy: self.store.mark_learned(
+                policy, train=[c.key for c in train], heldout=[c.key for c in held]
+            ),
         )
-        self.store.mark_learned(version.id, train=keys[0], held_out=keys[1], parent=live.id, gate=decision.as_dict())
-        version = self._decide(version, decision)
+        version = self._decide(version, decision, live)
         seconds = time.perf_counter() - start
-        reasons = version.reasons or decision.reasons
         promoted = version.state == "live"
-        return Learned(version, promoted, reasons, len(train), len(held), seconds, decision.as_dict())
+        return Learned(version, promoted, decision.reasons, len(train), len(held), seconds, decision.as_dict())
+
+    def _tried(self, live: PolicyVersion, keys: set[str]) -> PolicyVersion | None:
+        """The child of the live policy that learned exactly these corrections and was held back or rolled back."""
+        tried = (v for v in self.registry.list() if v.parent == live.id and v.state in ("held", "retired"))
+        return next((v for v in tried if {f.key for f in self.store.learned([v.id])} == keys), None)
 
     def _corrections(self, recorded: Sequence[Feedback]) -> list[Correction]:
         """Those that can be replayed: with a right answer or a mark, on tokens that this reader made."""
@@ -110,8 +116,7 @@ class Learner:
             found.append(Correction(feedback.key, episode.volume_sha256, question.kind, example))
         return found
 
-    def _train(self, train: list[Correction], live: PolicyVersion, live_policy: TokenPolicy) -> TokenPolicy:
-        known = self._corrections(self.store.learned(self.registry.ancestry(live.id)))
+    def _train(self, train: list[Correction], known: list[Correction], live_policy: TokenPolicy) -> TokenPolicy:
         probes = sentinel.simulated(self.reader, "train", _REPLAY, _REPLAY_SEED, self.on_step)
         earlier = [replace(c.example, is_replay=True) for c in known]
         earlier += [Example(p.grid, p.question, p.answer, is_replay=True) for p in probes]
@@ -154,12 +159,19 @@ class Learner:
         parts = {"answer": rewards.answer(log_p), "grounding": rewards.grounding(keep, example.marks)}
         return rewards.compose(parts, rewards.RewardWeights()).total
 
-    def _decide(self, version: PolicyVersion, decision: gate.Decision) -> PolicyVersion:
+    def _decide(self, version: PolicyVersion, decision: gate.Decision, live: PolicyVersion) -> PolicyVersion:
         if not decision.promote:
-            return self.registry.hold(version.id, decision.reasons)
+            return self.registry.hold(
+                version.id, reasons=decision.reasons, record=lambda policy: self.store.record("gate", policy)
+            )
         if self.config.gate.sign_off:
             return version  # a candidate that waits for its signature
-        return self.registry.promote(version.id, reasons=decision.reasons)
+        return self.registry.promote(
+            version.id,
+            reasons=decision.reasons,
+            expect_live=live.id,
+            record=lambda policy: self.store.record("promote", policy),
+        )
 
 
 def split(

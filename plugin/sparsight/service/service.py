@@ -15,20 +15,21 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from sparsight import evidence
 from sparsight.config import Config
 from sparsight.errors import BudgetError, ConflictError, NotFoundError, QuestionError, WeightsError
 from sparsight.imaging.grid import tokens_to_labelmap
 from sparsight.imaging.studies import open_studies
-from sparsight.model import PolicySelector, TokenPolicy, load_base_policy, load_reader
+from sparsight.model import PolicySelector, TokenPolicy, base_policy_path, load_reader
 from sparsight.model.protocols import Reader, ScoreRequest, Selector
 from sparsight.rl.acquisition import acquire
 from sparsight.service import corrections
-from sparsight.service.encoded import EncodedStudies
+from sparsight.service.encoded import Encoded, EncodedStudies
 from sparsight.service.learning import Learned, Learner
 from sparsight.service.turn import Priority, Turnstile
-from sparsight.store import PolicyRegistry, Store
+from sparsight.store import Features, PolicyRegistry, Store
 from sparsight.types import (
     Answer,
     Episode,
@@ -117,9 +118,15 @@ class Service:
         torch.set_num_threads(1)  # more threads contend with the server's own and are slower
         self.config = config
         self.reader: Reader = load_reader(config.serve.reader)
-        self.store = Store(config.database, config.home)
-        self.registry = PolicyRegistry(config.home, self.store)
-        self.registry.install_base(load_base_policy(config.serve.reader), reader=self.reader.id)
+        self.store = Store(config.database or config.home / "store.db", config.home)
+        self.registry = PolicyRegistry(config.home)
+        base = self.registry.install_base(base_policy_path(config.serve.reader), reader=self.reader.id)
+        if self.registry.live().reader != self.reader.id:  # tokens of another encoder mean nothing to its policy
+            self.registry.promote(
+                base.id,
+                reasons=("the reader was replaced",),
+                record=lambda policy: self.store.record("promote", policy),
+            )
         self.studies = open_studies(studies) if studies is not None else None
         self._encoded = EncodedStudies(self.studies, config.serve.cache_bytes)
         self._turnstile = Turnstile(config.serve.max_waiting)
@@ -182,9 +189,8 @@ class Service:
             config_sha256=self.config.sha256,
             timings_ms=timings,
         )
-        self.store.put_features(
-            study_.volume.sha256, study_.grid
-        )  # so that a correction can be learned without the PACS
+        if study_.timings_ms["encode"]:  # not met before
+            self._keep_tokens(study_)
         self.store.save_episode(episode)
         return Asked(episode, study_.volume, study_.grid)
 
@@ -237,7 +243,12 @@ class Service:
             raise ConflictError(
                 "a promotion without a name", expected="a signature", todo="say who signs: --sign-off NAME"
             )
-        return self.registry.promote(policy, reasons=version.reasons, sign_off=sign_off)
+        return self.registry.promote(
+            policy,
+            reasons=version.reasons,
+            sign_off=sign_off,
+            record=lambda promoted: self.store.record("promote", promoted),
+        )
 
     def next_case(self, *, exclude: frozenset[str] = frozenset()) -> NextCase | None:
         """The study where one more correction would teach most, with a question to ask; None when all were seen."""
@@ -245,10 +256,11 @@ class Service:
             raise NotFoundError(
                 "no studies are served", expected="a folder or a DICOMweb URL", todo="name it with --studies"
             )
-        seen = {episode.study for episode in self.store.corrected_episodes()}
+        offered = [info for info in self.studies.list() if info.id not in exclude]
+        seen = self.store.corrected(info.id for info in offered)
         best: NextCase | None = None
-        for info in self.studies.list():
-            if info.id in exclude or info.id in seen:
+        for info in offered:
+            if info.id in seen:
                 continue
             text = self.suggest(info.modality)
             with self._turnstile.turn(Priority.BATCH):
@@ -263,7 +275,7 @@ class Service:
 
     def rollback(self) -> PolicyVersion:
         """Make the live policy's parent live again, bit for bit. Raises ConflictError when it has none."""
-        return self.registry.rollback()
+        return self.registry.rollback(record=lambda policy: self.store.record("rollback", policy))
 
     def policies(self) -> list[PolicyVersion]:
         """All versions, oldest first."""
@@ -303,7 +315,7 @@ class Service:
         live = self.registry.live()
         with self._live_lock:
             if self._live is None or self._live[0] != live.id:
-                policy = TokenPolicy.from_arrays(self.registry.weights(live.id))
+                policy = TokenPolicy.from_arrays(load_file(self.registry.weights_path(live.id)))
                 self._live = (live.id, PolicySelector(policy, self.reader, live.id))
             return live, self._live[1]
 
@@ -328,9 +340,18 @@ class Service:
         with_it, without = self.reader.score(requests)
         return float(with_it[0] - without[0])
 
+    def _keep_tokens(self, study: Encoded) -> None:
+        """Store what was encoded, so that a correction can be learned when the study is no longer at hand."""
+        grid = study.grid
+        features = grid.features.numpy().astype(np.float16)
+        kept = Features(features, grid.shape, grid.patch, grid.uvw_to_ijk, grid.uvw_to_lps)
+        self.store.put_features(study.volume.sha256, self.reader.id, kept)
+
     def _grid(self, episode: Episode) -> TokenGrid:
-        """The tokens of an episode's study: stored when it was asked."""
-        return self.store.features(episode.volume_sha256, episode.reader)
+        """The tokens of an episode's study, as stored when it was asked. Raises NotFoundError."""
+        kept = self.store.features(episode.volume_sha256, episode.reader)
+        features = torch.from_numpy(kept.features.astype(np.float32))
+        return TokenGrid(features, kept.shape, kept.patch, kept.uvw_to_ijk, kept.uvw_to_lps, episode.reader)
 
 
 def _check_budget(budget: float) -> float:
