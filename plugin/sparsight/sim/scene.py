@@ -18,6 +18,7 @@ from sparsight.sim.shapes import COMPARABLE, EDGE_VARIES, MAY_BE_DARK, STRENGTH,
 from sparsight.types import Case, ImageVolume
 
 Floats = NDArray[np.float32]
+CHOSEN_BLIND = ("exists", "what", "count")
 RARE = ("larger", "larger_side")  # asked wherever a scene allows them, which few do
 COMPARED = 0.35  # share of scenes drawn large enough to compare findings
 MOST_RAISED = 60.0  # grey levels: how far local texture may raise the contrast of a finding
@@ -113,7 +114,7 @@ class Simulator:
             raise _Crowded
         at, spread = place
         # Not fainter than the texture it lies on, else nobody could see it.
-        change = float(np.copysign(max(abs(change), min(0.9 * spread, MOST_RAISED)), change))
+        change = float(np.copysign(max(abs(change), min(1.1 * spread, MOST_RAISED)), change))
         canvas.add(patch, at, change)
         return Finding(kind, quadrant, third, area, bright, sharp, at, patch.mask, (shape[0], shape[1], shape[2]))
 
@@ -127,14 +128,18 @@ class Simulator:
             canvas.add(patch, place[0], change)
 
     def _ask(self, asker: Asker, rng: np.random.Generator) -> list[Asked]:
-        """Go round the kinds in random order until there are enough questions, none twice."""
+        """Up to `config.questions` questions, no text twice.
+
+        Whether to ask the kinds of CHOSEN_BLIND is decided before looking at the scene: a scene of three masses allows
+        few other questions, so were they fillers, three would be the likeliest count and its kinds likelier answers.
+        The answers of all other kinds are as likely in any scene.
+        """
         kinds, wanted = self.config.question_kinds, self.config.questions
-        order = [str(k) for _ in range(4) for k in rng.permutation(kinds) if k != "count"]
-        order = [k for k in RARE if k in kinds] + order
-        # Scenes with three of a kind allow few other questions. Whether to count is decided before looking at the
-        # scene, else three would be the likeliest count.
-        if "count" in kinds and rng.random() < wanted / len(kinds):
-            order.insert(0, "count")
+        share = min(1.0, 1.5 * wanted / len(kinds))
+        order = [str(k) for k in rng.permutation(kinds) if k in CHOSEN_BLIND and rng.random() < share]
+        order += [k for k in RARE if k in kinds]
+        others = [k for k in kinds if k not in CHOSEN_BLIND + RARE]
+        order += [str(k) for _ in range(4) for k in rng.permutation(others)]
         asked: dict[str, Asked] = {}
         for kind in order:
             if len(asked) == wanted:
@@ -142,7 +147,8 @@ class Simulator:
             made = asker.ask(kind)
             if made is not None:
                 asked.setdefault(made.question.text, made)
-        return list(asked.values())
+        questions = list(asked.values())
+        return [questions[n] for n in rng.permutation(len(questions))]
 
 
 def _log_uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
