@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads that contend for a core are several times slower
+settings.register_profile("shared_cores", deadline=None)  # a busy machine is no defect of the code
+settings.load_profile("shared_cores")
 
 
 @pytest.fixture(autouse=True, scope="session")

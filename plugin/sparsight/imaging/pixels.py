@@ -66,10 +66,11 @@ def choose_window(voxels: Values, *, stated: Window | None, modality: str, displ
     8-bit display values; else the 0.5 to 99.5 percentiles, an even background not counted.
     """
     sample = voxels.reshape(-1)[:: max(1, voxels.size // 300_007)]
-    low, high = (float(p) for p in np.percentile(_foreground(sample), [0.5, 99.5]))
+    low, high = (float(p) for p in np.percentile(sample, [0.5, 99.5]))
     for window in (stated, CT_WINDOW if modality == "CT" else None, display_range):
         if window is not None and _shows(window, sample, high - low):
             return window
+    low, high = (float(p) for p in np.percentile(_foreground(sample), [0.5, 99.5]))
     if high <= low:  # a few bright pixels on an even background
         low, high = float(voxels.min()), float(voxels.max())
     return (low + high) / 2, high - low
