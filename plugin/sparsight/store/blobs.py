@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from sparsight.errors import ConflictError
+from sparsight.errors import WeightsError
 from sparsight.store.files import disk_errors, make_folder, replace_file
 
 Arrays = dict[str, NDArray[Any]]
@@ -56,12 +56,12 @@ class BlobStore:
         return sha256
 
     def get(self, sha256: str) -> Arrays:
-        """Read arrays back. Raises ConflictError when the file is missing or its content is not what was stored."""
+        """Read arrays back. Raises WeightsError when the file is missing or its content is not what was stored."""
         path = self._path(sha256)
         with disk_errors():
             data = path.read_bytes() if path.is_file() else None
         if data is None or _hash(data) != sha256:
-            raise ConflictError(
+            raise WeightsError(
                 f"the stored arrays {sha256[:12]} are {'missing' if data is None else 'altered'}",
                 expected="the bytes that were stored (sha256)",
                 todo="restore the store's blobs folder from a backup",
@@ -70,7 +70,7 @@ class BlobStore:
 
     def _path(self, sha256: str) -> Path:
         if not re.fullmatch(r"[0-9a-f]{64}", sha256):
-            raise ConflictError(
+            raise WeightsError(
                 "a record refers to arrays by something that is no sha256",
                 expected="64 hexadecimal digits",
                 todo="restore the store from a backup: the record was altered",

@@ -98,7 +98,7 @@ class Store:
         return True
 
     def episode(self, episode_id: str) -> Episode:
-        """Read an episode with its arrays. Raises NotFoundError, ConflictError (arrays altered)."""
+        """Read an episode with its arrays. Raises NotFoundError, WeightsError (arrays altered)."""
         with self._database.read() as connection:
             body = connection.execute(_by_id(tables.episodes.c.body, episode_id)).scalar_one_or_none()
         if body is None:
@@ -151,7 +151,7 @@ class Store:
         return True
 
     def feedback(self, key: str) -> Feedback:
-        """Read a correction. Raises NotFoundError, ConflictError (arrays altered)."""
+        """Read a correction. Raises NotFoundError, WeightsError (arrays altered)."""
         return self._feedback(self._one_feedback(key).body)
 
     def reward(self, key: str) -> Reward:
@@ -226,7 +226,7 @@ class Store:
         return True
 
     def features(self, volume_sha256: str, reader: str) -> Features:
-        """Read an encoded study. Raises NotFoundError (encode it again), ConflictError (altered)."""
+        """Read an encoded study. Raises NotFoundError (encode it again), WeightsError (altered)."""
         query = select(tables.features.c.blob).filter_by(volume_sha256=volume_sha256, reader=reader)
         with self._database.read() as connection:
             blob = connection.execute(query).scalar_one_or_none()

@@ -56,7 +56,10 @@ def test_every_kind_is_logged_in_order(full: Store, tmp_path: Path) -> None:
     assert full.audit_head()[0] == 8
 
 
-MOVE = "UPDATE audit SET seq = -1 WHERE seq = {a}; UPDATE audit SET seq = {a} WHERE seq = {b}; UPDATE audit SET seq = {b} WHERE seq = -1;"
+MOVE = (
+    "UPDATE audit SET seq = -1 WHERE seq = {a}; UPDATE audit SET seq = {a} WHERE seq = {b};"
+    "UPDATE audit SET seq = {b} WHERE seq = -1"
+)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load
 
-from sparsight.errors import ConflictError
+from sparsight.errors import WeightsError
 from sparsight.store.blobs import BlobStore, pack
 
 dtypes = st.sampled_from([np.float16, np.float32, np.float64, np.int64, np.int32, np.uint8, np.bool_])
@@ -48,17 +48,17 @@ def test_an_altered_byte_is_found_and_healed_by_storing_again(tmp_path: Path, by
     data = bytearray(path.read_bytes())
     data[byte] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ConflictError, match="altered"):
+    with pytest.raises(WeightsError, match="altered"):
         blobs.get(sha256)
     blobs.put({"a": np.arange(5)})
     np.testing.assert_array_equal(blobs.get(sha256)["a"], np.arange(5))
     path.unlink()
-    with pytest.raises(ConflictError, match="missing"):
+    with pytest.raises(WeightsError, match="missing"):
         blobs.get(sha256)
 
 
 def test_a_name_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConflictError):
+    with pytest.raises(WeightsError):
         BlobStore(tmp_path / "blobs").get("../../../etc/passwd")
 
 

@@ -59,6 +59,19 @@ def test_pages_of_episodes_newest_first(store: Store, make_episode: Make) -> Non
     assert store.episodes(9, study="none") == []
 
 
+def test_what_was_corrected_and_how_much_there_is(
+    store: Store, make_episode: Make, make_feedback: MakeFeedback, reward: Reward
+) -> None:
+    assert store.counts() == {"episodes": 0, "corrections": 0}
+    for n in range(3):
+        store.save_episode(make_episode(f"e{n}", study=f"s{n}"))
+    store.save_feedback(make_feedback("k1", "e1"), reward)
+    store.save_feedback(make_feedback("k2", "e1"), reward)
+    assert store.corrected(["s0", "s1", "s9"]) == {"s1"}
+    assert store.corrected([]) == set()
+    assert store.counts() == {"episodes": 3, "corrections": 2}
+
+
 def test_a_correction_is_stored_once(
     store: Store, make_episode: Make, make_feedback: MakeFeedback, reward: Reward
 ) -> None:
