@@ -34,7 +34,7 @@ def serve(
         emit_json({"url": url})
     else:
         console.print(f"starting; then open {url}")
-    raise typer.Exit(run(session.config(), studies, host=host, port=port, configs=session.configs))
+    raise typer.Exit(run(session.config(), studies, host=host, port=port))
 
 
 def doctor(
@@ -69,6 +69,9 @@ def demo(
     from sparsight.demo import run  # noqa: PLC0415
 
     session: Session = context.obj
-    summary = run(folder, session.configs, port=port, once=once, quiet=json or once)
+    config = session.config()
+    if session.home is None:  # a demonstration leaves no trace in the user's own store
+        config = config.model_copy(update={"home": folder.resolve() / "home"})
+    summary = run(config, folder, port=port, once=once)
     if once or json:
         emit_json(summary)

@@ -1,0 +1,146 @@
+"""How long a clinician waits: first and second question, /info/ during an answer, learning; and peak memory.
+
+Run in a fresh process: peak memory is that of the process so far.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from sparsight.config import Config
+from sparsight.server.run import free_port, start, wait_until_ready
+from sparsight.service import Service, parse_question
+from sparsight.sim import SceneConfig, Simulator
+from sparsight.sim.dicom import write_dicom
+from sparsight.types import Feedback, ImageVolume
+
+Step = Callable[[str, int, int], None]
+_CORRECTIONS = 20
+_SLICES = 384
+
+
+def measure(config: Config, *, repeats: int, series: Path | None, on_step: Step) -> dict[str, Any]:
+    """All rows of the table: {what, value, unit, target, met, n}. series: a DICOM folder in place of a made-up one."""
+    rows: list[dict[str, Any]] = []
+
+    def row(what: str, value: float, unit: str, target: float, n: int = 1) -> None:
+        rows.append({"what": what, "value": value, "unit": unit, "target": target, "met": value <= target, "n": n})
+
+    with tempfile.TemporaryDirectory(prefix="sparsight-bench-") as name:
+        folder = Path(name)
+        config = config.model_copy(update={"home": folder / "home"})
+        scene = Simulator(SceneConfig()).scene("test", 0, 1)
+        picture = folder / "studies" / "picture"
+        write_dicom(_enlarged(scene.volume, 10), picture, "bench")
+        series = series or _long_series(folder / "studies" / "series", scene.volume)
+        on_step("radiograph and series", 0, 4)
+        service = Service(config)
+        for what, path, targets in (("radiograph", picture, (1.5, 0.3)), (f"series {_SLICES}", series, (20, 1))):
+            first, later = _questions(service, str(path), repeats)
+            row(f"{what}: first answer", first, "s", targets[0])
+            row(f"{what}: next question, median", float(np.median(later)), "s", targets[1], len(later))
+        row("peak memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "GiB", 2.0)
+        on_step("learning", 1, 4)
+        row(f"learning from {_CORRECTIONS} corrections", _learning(service), "s", 30)
+        service.close()
+        on_step("server", 2, 4)
+        started, times = _server(config, folder)
+        row("/info/ after start", started, "s", 20)
+        row("/info/ during an answer, p99", float(np.percentile(times, 99)), "s", 0.05, len(times))
+    machine = {"cores": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()}
+    return {"created": datetime.now(UTC).isoformat(), "machine": machine, "reader": service.reader.id, "rows": rows}
+
+
+def _questions(service: Service, study: str, repeats: int) -> tuple[float, list[float]]:
+    """Seconds of the first question, and of others on the same study."""
+    times = []
+    for region in ("", *(f" in the {side} half" for side in ("left", "right", "upper", "lower"))) * repeats:
+        begun = time.perf_counter()
+        service.ask(study, parse_question(f"Is there a nodule{region}?"))
+        times.append(time.perf_counter() - begun)
+        if len(times) > repeats:
+            break
+    return times[0], times[1:]
+
+
+def _learning(service: Service) -> float:
+    simulator = Simulator(SceneConfig())
+    for index in range(_CORRECTIONS):
+        scene = simulator.scene("test", index, 2)
+        case = scene.cases[0]
+        episode = service.ask(scene.volume, case.question).episode
+        verdict = "accept" if episode.answer.text == case.answer else "amend"
+        service.correct(Feedback(f"bench-{index}", episode.id, "bench", verdict, datetime.now(UTC), case.answer))
+    return service.learn().seconds
+
+
+def _server(config: Config, folder: Path) -> tuple[float, list[float]]:
+    """Seconds until /info/ answers, and its latencies while questions are being answered."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    begun = time.monotonic()
+    server = start(config, str(folder / "studies"), port=port, log=folder / "server.log")
+    try:
+        while not _answers(f"{url}/info/") and server.poll() is None:
+            time.sleep(0.05)
+        started = time.monotonic() - begun
+        wait_until_ready(url, process=server)
+        stop = threading.Event()
+        asking = threading.Thread(target=_keep_asking, args=(url, stop))
+        asking.start()
+        times = []
+        with httpx.Client() as client:
+            client.get(f"{url}/info/")
+            for _ in range(300):
+                sent = time.perf_counter()
+                client.get(f"{url}/info/").raise_for_status()
+                times.append(time.perf_counter() - sent)
+                time.sleep(0.01)
+        stop.set()
+        asking.join()
+        return started, times
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def _keep_asking(url: str, stop: threading.Event) -> None:
+    with httpx.Client(timeout=120) as client:
+        studies = client.get(f"{url}/sparsight/studies").json()
+        while not stop.is_set():
+            for study in studies:
+                body = {"study": study["id"], "question": "Is there a nodule?"}
+                client.post(f"{url}/sparsight/ask", json=body).raise_for_status()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).is_success
+    except httpx.TransportError:
+        return False
+
+
+def _enlarged(volume: ImageVolume, times: int) -> ImageVolume:
+    """A picture of a radiograph's size."""
+    voxels = np.kron(volume.voxels, np.ones((1, times, times), np.float32))
+    return ImageVolume(voxels, np.diag([1 / times, 1 / times, 1, 1]), "CR", volume.window)
+
+
+def _long_series(folder: Path, volume: ImageVolume) -> Path:
+    """A series of 384 slices of 256 x 256."""
+    voxels = np.repeat(np.pad(volume.voxels, ((0, 0), (32, 32), (32, 32))), _SLICES, axis=0)
+    voxels *= np.linspace(0.8, 1.2, _SLICES, dtype=np.float32)[:, None, None]
+    write_dicom(ImageVolume(voxels, np.eye(4), "MR", volume.window), folder, "long")
+    return folder
