@@ -1,0 +1,14 @@
+"""The web edge: MONAI Label's server made safe to stand beside a clinician, plus our own routes.
+
+`monailabel start_server --uvicorn_app sparsight.server:app` is the seam; importing this package does no work.
+"""
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":  # uvicorn asks for it by this name; building it imports all of MONAI Label
+        from sparsight.server.seam import stock_app  # noqa: PLC0415  (see above)
+
+        return stock_app()
+    raise AttributeError(name)

@@ -1,0 +1,19 @@
+"""Batch inference that also works where there is no CUDA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monailabel.interfaces.tasks.batch_infer import BatchInferTask
+
+
+class BatchAnswerTask(BatchInferTask):
+    """Stock divides by the number of CUDA devices; our service decides on the device anyway (defect 14)."""
+
+    def __call__(self, request: dict[str, Any], datastore: Any, infer: Any) -> dict[str, Any]:
+        """Ask the same question about many studies."""
+        if not torch.cuda.is_available():
+            request = {**request, "multi_gpu": False, "device": "cpu"}
+        results: dict[str, Any] = super().__call__(request, datastore, infer)
+        return results

@@ -1,0 +1,58 @@
+"""The train task: service.learn, in the process of its own that MONAI Label starts for it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from monailabel.interfaces.tasks.train import TrainTask
+
+from sparsight.errors import SparsightError
+from sparsight.reply import learn_json
+from sparsight.service import Progress, Service
+
+
+class LearnTask(TrainTask):
+    """Trains a candidate on the corrections so far, gates it, promotes or holds it.
+
+    stats_file: progress and outcome, readable from the server's process while this one works.
+    """
+
+    def __init__(self, service: Callable[[], Service], *, description: str, stats_file: Path) -> None:
+        super().__init__(description)
+        self._service, self._stats_file = service, stats_file
+
+    def stats(self) -> dict[str, Any]:
+        """Progress while it runs, outcome afterwards; empty before the first time."""
+        try:
+            stats = json.loads(self._stats_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return stats if isinstance(stats, dict) else {}
+
+    def __call__(self, request: dict[str, Any], datastore: Any) -> dict[str, Any]:  # noqa: ARG002  (stock signature)
+        """Learn. Raises SparsightError; the store is the queue, so a killed job repeats and loses nothing."""
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+
+        def tell(progress: Progress) -> None:
+            self._write({"stage": progress.stage, "done": progress.done, "total": progress.total, "started": started})
+
+        self._write({"stage": "load", "done": 0, "total": 0, "started": started})
+        try:
+            outcome = learn_json(self._service().learn(on_progress=tell))
+        except SparsightError as error:
+            self._write({"stage": "failed", "started": started, **error.as_dict()})
+            raise
+        self._write({"stage": "finished", "started": started, **outcome})
+        return outcome
+
+    def _write(self, stats: dict[str, Any]) -> None:
+        """Replace the file in one step: a reader sees the old or the new one."""
+        self._stats_file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._stats_file.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(stats), encoding="utf-8")
+        temporary.replace(self._stats_file)

@@ -1,0 +1,75 @@
+"""What a request may name: ids, tags, file types and parameters, checked before stock code sees them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from typing import Any
+
+from sparsight.errors import InputError, NotFoundError
+
+IMAGE_EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
+MASK_EXTENSIONS = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".png", ".tif", ".tiff")
+RESERVED_PARAMS = frozenset(  # the URL names these; `params` must not name them again (defect 7), or runs foreign code
+    {"model", "image", "images", "method", "strategy", "study", "session", "bundle_path", "local_rank", "file"}
+)
+_ID_LIMIT = 256  # characters; a DICOM UID has at most 64
+_TAG = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]")  # control characters and the other path separator
+
+
+def safe_id(value: str, what: str) -> str:
+    """An id that can become part of a path without leaving its folder. Raises InputError."""
+    if not value or len(value) > _ID_LIMIT or "/" in value or value in {".", ".."} or _UNSAFE.search(value):
+        raise InputError(
+            f"a {what} that is empty, too long or could leave its folder",
+            expected=f"at most {_ID_LIMIT} characters, no path",
+            todo="take an id that GET /datastore/ lists",
+        )
+    return value
+
+
+def safe_tag(value: str) -> str:
+    """A label tag; empty means `final`. Raises InputError."""
+    if value and not _TAG.fullmatch(value):
+        raise InputError("a label tag that is not a plain word", expected="letters, digits, _ and -", todo="use final")
+    return value or "final"
+
+
+def safe_extension(filename: str | None, allowed: Collection[str]) -> str:
+    """The extension under which an upload is kept; the rest of its name is not used. Raises InputError."""
+    name = (filename or ".nii.gz").lower()
+    for extension in sorted(allowed, key=len, reverse=True):
+        if name.endswith(extension):
+            return extension
+    raise InputError("an upload of an unknown type", expected=", ".join(sorted(allowed)), todo="convert the file first")
+
+
+def json_object(text: str | None, what: str = "params") -> dict[str, Any]:
+    """Parse a form field that holds a JSON object; an absent one is empty. Raises InputError."""
+    try:
+        value = json.loads(text) if text else {}
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} is not JSON", expected="a JSON object", todo="check quotes and commas") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{what} is JSON, but not an object", expected="a JSON object", todo='send {"key": value}')
+    return value
+
+
+def free_params(params: dict[str, Any]) -> dict[str, Any]:
+    """Refuse parameters that would override what the URL says or leave the label folder. Raises InputError."""
+    if taken := sorted(RESERVED_PARAMS & params.keys()):
+        raise InputError(
+            f"params sets {', '.join(taken)}", expected="no name the URL already gives", todo="say it in the URL"
+        )
+    if (tag := params.get("label_tag")) is not None:
+        safe_tag(tag if isinstance(tag, str) else "?")
+    return params
+
+
+def known(value: str, among: Collection[str], what: str) -> str:
+    """Raises NotFoundError unless `value` is one of those the server has."""
+    if value not in among:
+        raise NotFoundError(f"an unknown {what}", expected=f"a {what} the server has", todo="GET /info/ lists them")
+    return value

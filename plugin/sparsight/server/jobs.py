@@ -1,0 +1,41 @@
+"""The learning job: the same one process, whether it was started here or through the stock /train routes."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from monailabel.interfaces.utils.app import app_instance
+from monailabel.utils.async_tasks.task import AsyncTask
+
+from sparsight.errors import ConflictError
+
+_TASK = "sparsight"
+_STARTING = threading.Lock()
+_STATES = {"SUBMITTED": "running", "RUNNING": "running", "DONE": "done", "ERROR": "failed", "STOPPED": "stopped"}
+
+
+class LearningJob:
+    """MONAI Label's background task `train`, which runs the app's train task in a process of its own."""
+
+    def start(self) -> dict[str, Any]:
+        """Start it. Raises ConflictError while one runs."""
+        with _STARTING:
+            if self.status()["state"] == "running":
+                raise ConflictError("learning is running", expected="one job at a time", todo="GET /sparsight/learn")
+            AsyncTask.run("train", request={"model": _TASK}, enqueue=True)
+        return self.status()
+
+    def status(self) -> dict[str, Any]:
+        """The latest one: running, done, failed, stopped; or idle."""
+        task, _ = AsyncTask.status("train")
+        trainer = app_instance()._trainers.get(_TASK)
+        stats = trainer.stats() if trainer else {}
+        if task is None:
+            return {"state": "idle", "stats": stats}
+        return {
+            "state": _STATES.get(task["status"], "running"),
+            "started": task["start_ts"],
+            "ended": task.get("end_ts"),
+            "stats": stats,
+        }

@@ -1,0 +1,227 @@
+"""Our routes, /sparsight/...: thin; what they do is in service. Plain functions run in FastAPI's thread pool."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, File, Form, Query, Response, UploadFile
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+
+from sparsight.errors import FeedbackError
+from sparsight.imaging.export import read_mask
+from sparsight.reply import ask_json, episode_json, policy_json, reward_json
+from sparsight.server import guard, picture, state
+from sparsight.server.jobs import LearningJob
+from sparsight.server.schemas import (
+    AskReply,
+    AskRequest,
+    ErrorReply,
+    FeedbackReply,
+    FeedbackRequest,
+    GeometryReply,
+    LearnReply,
+    NextCaseReply,
+    NextCaseRequest,
+    PolicyReply,
+    PromoteRequest,
+    StateReply,
+    StudyReply,
+)
+from sparsight.service import Service, parse_question
+from sparsight.types import Feedback, Mark, Question
+
+Served = Annotated[Service, Depends(state.service)]
+Learning = Annotated[LearningJob, Depends(LearningJob)]
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"model": ErrorReply, "description": text}
+    for code, text in {
+        400: "a setting is out of range",
+        404: "no such study, episode or policy",
+        409: "it contradicts what is recorded, or the weights cannot be used",
+        413: "the body is too large",
+        422: "the request cannot be carried out as it is",
+        423: "busy: nothing was lost, try again",
+    }.items()
+}
+
+router = APIRouter(prefix="/sparsight", responses=_ERRORS)
+
+
+@router.post("/ask", response_model=AskReply, tags=["Ask"])
+def ask(request: AskRequest, service: Served) -> dict[str, Any]:
+    """Ask a question about a study: the answer, its reasoning and the few regions it rests on."""
+    question = parse_question(
+        request.question, choices=tuple(request.choices), max_chars=service.config.serve.max_question_chars
+    )
+    if request.kind is not None or request.region is not None:
+        kind = request.kind or question.kind
+        choices = question.choices or (("yes", "no") if kind == "yes_no" else ())
+        question = Question(question.text, kind, choices if kind != "free" else (), request.region)
+    return ask_json(service.ask(request.study, question, budget=request.budget))
+
+
+@router.post("/feedback", response_model=FeedbackReply, tags=["Correct"])
+def feedback(request: FeedbackRequest, service: Served) -> dict[str, Any]:
+    """Accept, amend or reject an answer; the reward it earns is shown back at once."""
+    marks = tuple(Mark(mark.kind, box_mm=mark.box_mm) for mark in request.marks)
+    return _correct(service, request, marks)
+
+
+@router.post("/feedback/mask", response_model=FeedbackReply, tags=["Correct"])
+def feedback_mask(
+    service: Served,
+    feedback: Annotated[str, Form(max_length=100_000, description="a FeedbackRequest as JSON")],
+    mask: Annotated[UploadFile, File(description="NIfTI, NRRD or PNG; every voxel above 0 is marked")],
+    kind: Annotated[Literal["relevant", "irrelevant", "missed"], Form()] = "relevant",
+) -> dict[str, Any]:
+    """The same with a drawn mask; it is resampled where its grid differs from the study's."""
+    try:
+        request = FeedbackRequest.model_validate_json(feedback)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise FeedbackError(
+            f"feedback {where}: {first['msg']}", expected="a FeedbackRequest", todo="see docs/api.md"
+        ) from error
+    suffix = guard.safe_extension(mask.filename, guard.MASK_EXTENSIONS)
+    with tempfile.TemporaryDirectory(prefix="sparsight-") as folder:
+        path = Path(folder) / f"mask{suffix}"
+        with path.open("wb") as target:
+            shutil.copyfileobj(mask.file, target)
+        drawn, ijk_to_lps = read_mask(path)
+    marks = tuple(Mark(mark.kind, box_mm=mark.box_mm) for mark in request.marks)
+    return _correct(service, request, (*marks, Mark(kind, mask=drawn, mask_ijk_to_lps=ijk_to_lps)))
+
+
+def _correct(service: Service, request: FeedbackRequest, marks: tuple[Mark, ...]) -> dict[str, Any]:
+    given = Feedback(
+        key=request.key or uuid.uuid4().hex,
+        episode=request.episode,
+        reviewer=request.reviewer,
+        verdict=request.verdict,
+        created=datetime.now(UTC),
+        answer=request.answer,
+        marks=marks,
+        comment=request.comment,
+    )
+    return {"key": given.key, "episode": given.episode, "reward": reward_json(service.correct(given))}
+
+
+@router.get("/episodes", response_model=list[AskReply], tags=["Ask"])
+def episodes(
+    service: Served,
+    study: Annotated[str | None, Query(max_length=256)] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+) -> list[dict[str, Any]]:
+    """Earlier answers, newest first."""
+    return [episode_json(episode) for episode in service.store.episodes(limit, study=study)]
+
+
+@router.get("/episodes/{episode}", response_model=AskReply, tags=["Ask"])
+def one_episode(episode: str, service: Served) -> dict[str, Any]:
+    """One earlier answer."""
+    return episode_json(service.episode(episode))
+
+
+@router.get("/episodes/{episode}/geometry", response_model=GeometryReply, tags=["Ask"])
+def geometry(episode: str, service: Served) -> dict[str, Any]:
+    """Where the pixels of slice.png are in the patient."""
+    asked = service.reopen(episode)
+    return picture.geometry(asked)
+
+
+@router.get("/episodes/{episode}/overlay.png", response_class=Response, tags=["Ask"])
+def overlay(
+    episode: str, service: Served, slice_index: Annotated[int | None, Query(alias="slice", ge=0, le=100_000)] = None
+) -> Response:
+    """A picture for a person: heat and boxes on the slices with most evidence, or on one slice."""
+    return Response(picture.overlay(service.reopen(episode), slice_index), media_type="image/png")
+
+
+@router.get("/episodes/{episode}/slice.png", response_class=Response, tags=["Ask"])
+def one_slice(
+    episode: str,
+    service: Served,
+    slice_index: Annotated[int | None, Query(alias="slice", ge=0, le=100_000)] = None,
+    evidence: bool = True,
+) -> Response:
+    """One slice, a pixel per voxel, for a viewer that draws on it. slice: default the one with most evidence."""
+    shown = picture.slice_png(service.reopen(episode), slice_index, evidence=evidence)
+    return Response(shown, media_type="image/png")
+
+
+@router.get("/episodes/{episode}/labelmap.nii.gz", response_class=Response, tags=["Ask"])
+def labelmap(episode: str, service: Served) -> Response:
+    """The kept tokens as voxels, 1 where kept, on the study's own grid."""
+    return Response(picture.labelmap_nifti(service.reopen(episode)), media_type="application/gzip")
+
+
+@router.get("/studies", response_model=list[StudyReply], tags=["Ask"])
+def studies(service: Served) -> list[dict[str, Any]]:
+    """The studies that can be asked about."""
+    if service.studies is None:
+        return []
+    return [
+        {"id": info.id, "modality": info.modality, "question": service.suggest(info.modality)}
+        for info in service.studies.list()
+    ]
+
+
+@router.get("/policies", response_model=list[PolicyReply], tags=["Learn"])
+def policies(service: Served) -> list[dict[str, Any]]:
+    """All policy versions, oldest first."""
+    return [policy_json(policy) for policy in service.policies()]
+
+
+@router.post("/policies/rollback", response_model=PolicyReply, tags=["Learn"])
+def rollback(service: Served) -> dict[str, Any]:
+    """Make the live policy's parent live again, bit for bit."""
+    return policy_json(service.rollback())
+
+
+@router.post("/policies/{policy}/promote", response_model=PolicyReply, tags=["Learn"])
+def promote(policy: str, service: Served, request: PromoteRequest | None = None) -> dict[str, Any]:
+    """Make a version live that the gate found good, or a retired one again."""
+    return policy_json(service.promote(policy, sign_off=request.sign_off if request else None))
+
+
+@router.post("/learn", response_model=LearnReply, status_code=202, tags=["Learn"])
+def learn(job: Learning) -> dict[str, Any]:
+    """Start learning from the corrections so far, in a process of its own; 409 while one runs."""
+    return job.start()
+
+
+@router.get("/learn", response_model=LearnReply, tags=["Learn"])
+def learning(job: Learning) -> dict[str, Any]:
+    """The latest learning job."""
+    return job.status()
+
+
+@router.post("/next_case", response_model=NextCaseReply, tags=["Learn"])
+def next_case(service: Served, request: NextCaseRequest | None = None) -> dict[str, Any]:
+    """The study where one more correction would teach most, and a question to ask about it."""
+    case = service.next_case(exclude=frozenset(request.exclude if request else ()))
+    if case is None:
+        return {"study": None}
+    return {"study": case.study, "question": case.question, "score": case.score, "reason": case.reason}
+
+
+@router.get("/health/live", response_model=StateReply, tags=["Health"])
+def live() -> dict[str, Any]:
+    """The process answers."""
+    return {"state": "live"}
+
+
+@router.get("/health/ready", response_model=StateReply, responses={503: {"model": StateReply}}, tags=["Health"])
+def ready() -> Any:
+    """Weights are loaded: a question is answered without waiting for them."""
+    if not state.is_ready():
+        return JSONResponse({"state": "loading"}, status_code=503)
+    return {"state": "ready", **state.service().status()}

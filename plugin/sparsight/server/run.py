@@ -1,0 +1,166 @@
+"""Start and stop the server: one per store, in this process, so that Ctrl-C leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import yaml
+
+from sparsight.compat import allow_monailabel
+from sparsight.config import Config
+from sparsight.errors import BusyError, ConfigError, NotFoundError
+from sparsight.store import StoreLock
+
+_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+
+
+def serve(
+    config: Config,
+    studies: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    configs: Path | None = None,  # noqa: ARG001  (what it held is in `config` by now)
+    expose: bool = False,
+) -> int:
+    """Serve `studies` (folder or DICOMweb URL) until Ctrl-C or SIGTERM; returns the exit code.
+
+    expose: listen beyond this machine although nobody is asked who they are.
+    Raises NotFoundError (no such folder), BusyError (port taken), ConflictError (a server on this store), ConfigError.
+    """
+    studies = _checked_studies(studies)
+    if host not in _LOOPBACK and not expose and os.environ.get("MONAI_LABEL_AUTH_ENABLE", "").lower() != "true":
+        raise ConfigError(
+            f"host {host} without authentication", expected="a loopback address", todo="use 127.0.0.1 and a tunnel"
+        )
+    _check_port(host, port)
+    with StoreLock(config.home):
+        app = prepare_app(config)
+        _set_environment(config, app, studies, port)
+        allow_monailabel()
+        from monailabel.main import Main  # noqa: PLC0415  (reads the environment when imported)
+
+        main = Main()
+        arguments = ["start_server", "--app", str(app), "--studies", studies, "--host", host, "--port", str(port)]
+        arguments += ["--uvicorn_app", "sparsight.server:app"]
+        try:
+            main.action_start_server(main.args_parser().parse_args(arguments))
+        except SystemExit as stopped:  # uvicorn says so when the application does not start
+            return stopped.code if isinstance(stopped.code, int) else 1
+        except KeyboardInterrupt:
+            return 0
+    return 0
+
+
+def start(
+    config: Config, studies: str, *, host: str = "127.0.0.1", port: int = 8000, log: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """The same in a process of its own, for the demo and for tests. End it with terminate() and wait()."""
+    environment = {**os.environ, **_variables(config)}
+    code = (
+        "import sys; from pathlib import Path; from sparsight.config import Config; "
+        "from sparsight.server.run import serve; "
+        "sys.exit(serve(Config.load(), sys.argv[1], host=sys.argv[2], port=int(sys.argv[3])))"
+    )
+    command = [sys.executable, "-c", code, studies, host, str(port)]
+    with (log or Path(os.devnull)).open("wb") as output:  # the process keeps its own handle
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)  # noqa: S603
+
+
+def wait_until_ready(url: str, *, timeout_s: float = 120.0, process: subprocess.Popen[bytes] | None = None) -> float:
+    """Wait until questions are answered without loading anything first; returns the seconds it took.
+
+    url: of the server. process: stop waiting when it has ended. Raises BusyError.
+    """
+    start_s = time.monotonic()
+    while time.monotonic() - start_s < timeout_s:
+        if process is not None and process.poll() is not None:
+            raise BusyError(
+                f"a server that ended with code {process.returncode}", expected="a running one", todo="read its log"
+            )
+        try:
+            with urllib.request.urlopen(f"{url.rstrip('/')}/sparsight/health/ready", timeout=5):  # noqa: S310
+                return time.monotonic() - start_s
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise BusyError(f"no server after {timeout_s:.0f} s", expected="a ready one", todo="read its log")
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def prepare_app(config: Config) -> Path:
+    """Copy the app to config.home/app: MONAI Label writes into the app folder. Returns that folder."""
+    target = config.home / "app"
+    shutil.copytree(app_source(), target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "logs"))
+    settings = target / "configs"
+    settings.mkdir(exist_ok=True)
+    for section in ("serve", "learn", "gate"):  # as they are after all overrides: background jobs read them again
+        values = getattr(config, section).model_dump(mode="json")
+        (settings / f"{section}.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    return target
+
+
+def app_source() -> Path:
+    """The app as installed with the package, or in the checkout. Raises NotFoundError."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "apps" / "radiology", package.parents[1] / "apps" / "radiology"):
+        if (folder / "main.py").is_file():
+            return folder
+    raise NotFoundError("no app folder", expected="sparsight/apps/radiology", todo="install the package again")
+
+
+def _checked_studies(studies: str) -> str:
+    if studies.startswith(("http://", "https://")):
+        return studies.rstrip("/")
+    if not Path(studies).is_dir():
+        raise NotFoundError("a studies folder that is not there", expected="a folder or a URL", todo="check --studies")
+    return str(Path(studies).resolve())
+
+
+def _check_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise BusyError(
+                f"port {port} of {host} is taken", expected="a free port", todo="stop the other server or use --port"
+            ) from error
+
+
+def _variables(config: Config) -> dict[str, str]:
+    """What a process needs to load the same Config."""
+    variables = {"SPARSIGHT_HOME": str(config.home), "SPARSIGHT_CONFIGS": str(prepare_app(config) / "configs")}
+    return variables | ({"SPARSIGHT_DATABASE": config.database} if config.database else {})
+
+
+def _set_environment(config: Config, app: Path, studies: str, port: int) -> None:
+    """MONAI Label reads its settings from here, and hands them on to its background jobs."""
+    os.environ.update(
+        {
+            **_variables(config),
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),  # background jobs fail where it is not set at all
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),  # dcmqi
+            "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # else a second model is loaded at start
+            "MONAI_LABEL_SESSION_PATH": str(config.home / "sessions"),
+            "MONAI_LABEL_APP_DIR": str(app),
+            "MONAI_LABEL_STUDIES": studies,
+            "MONAI_LABEL_SERVER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",  # threads that contend for a core are slower than one
+        }
+    )

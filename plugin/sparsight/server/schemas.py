@@ -1,0 +1,200 @@
+"""What goes over the wire under /sparsight. Boxes are LPS millimetres, [[min x, y, z], [max x, y, z]]."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+from sparsight.types import Box
+
+Point = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+Corners = tuple[Point, Point]
+Identifier = Annotated[str, Field(min_length=1, max_length=256)]
+Pseudonym = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
+
+
+class _Reply(BaseModel):
+    model_config = ConfigDict(extra="allow")  # a reply may grow; what is named here stays
+
+
+class AskRequest(_Request):
+    """A question about one study."""
+
+    study: Identifier = Field(description="an id that GET /sparsight/studies lists", examples=["chest-1"])
+    question: str = Field(min_length=1, max_length=20_000, examples=["Is there a nodule?"])
+    kind: Literal["free", "yes_no", "choice"] | None = Field(None, description="default: seen from the question")
+    choices: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default_factory=list, max_length=20)
+    region: Corners | None = Field(None, description="ask about this part only, LPS mm")
+    budget: float | None = Field(None, gt=0, le=1, description="share of the visual tokens to keep", examples=[0.1])
+
+
+class BudgetReply(BaseModel):
+    """How many of the study's visual tokens the answer rests on."""
+
+    kept: int
+    total: int
+    fraction: float
+
+
+class RegionReply(_Reply):
+    """One region of evidence."""
+
+    box_mm: Corners
+    weight: float
+    sop_uid: str | None = None
+
+
+class PolicyUsed(BaseModel):
+    """Which policy chose the regions."""
+
+    id: str
+    sha256: str
+
+
+class AskReply(_Reply):
+    """An answer with what it rests on; the same JSON as `sparsight ask --json`."""
+
+    episode: str = Field(examples=["e0123456789abcdef"])
+    answer: str
+    reasoning: str
+    confidence: float = Field(description="calibrated probability that the answer is right, 0..1")
+    abstained: bool
+    grounded: bool | None = Field(description="does the answer need its evidence; null: not tested")
+    budget: BudgetReply
+    evidence: list[RegionReply]
+    policy: PolicyUsed
+    timings_ms: dict[str, float]
+
+
+class MarkRequest(_Request):
+    """A region the reviewer points at."""
+
+    kind: Literal["relevant", "irrelevant", "missed"]
+    box_mm: Corners = Field(examples=[[[-60.0, -20.0, 100.0], [-40.0, 0.0, 110.0]]])
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        low, high = self.box_mm
+        if any(a > b for a, b in zip(low, high, strict=True)):
+            raise ValueError("the first corner must hold the smaller coordinates")
+        return self
+
+
+class FeedbackRequest(_Request):
+    """A correction. The same key with the same content is the same correction, however often it is sent."""
+
+    episode: Identifier
+    reviewer: Pseudonym = Field("anonymous", description="a pseudonym, never a name")
+    verdict: Literal["accept", "amend", "reject"]
+    answer: str | None = Field(None, min_length=1, max_length=2000, description="the right answer")
+    marks: list[MarkRequest] = Field(default_factory=list, max_length=50)
+    comment: str = Field("", max_length=2000)
+    key: Identifier | None = Field(None, description="chosen by the client; default: a new one")
+
+
+class RewardReply(BaseModel):
+    """What the correction is worth to the policy that answered."""
+
+    total: float = Field(description="-1..1")
+    parts: dict[str, float | None]
+    version: str
+
+
+class FeedbackReply(BaseModel):
+    """The correction as recorded."""
+
+    key: str
+    episode: str
+    reward: RewardReply
+
+
+class PolicyReply(_Reply):
+    """One version of the token-selection policy."""
+
+    id: str
+    parent: str | None
+    state: Literal["candidate", "held", "live", "retired"]
+    sha256: str
+    reader: str
+    created: str
+    metrics: dict[str, float]
+    reasons: list[str]
+    sign_off: str | None = None
+
+
+class PromoteRequest(_Request):
+    """Who signs, where the gate asks for a signature."""
+
+    sign_off: Pseudonym | None = None
+
+
+class LearnReply(_Reply):
+    """The latest learning job. stats: progress while it runs, its outcome afterwards."""
+
+    state: Literal["idle", "running", "done", "failed", "stopped"]
+    started: str | None = None
+    ended: str | None = None
+    stats: dict[str, Any] = Field(default_factory=dict)
+
+
+class NextCaseRequest(_Request):
+    """Studies to leave out, for example those on another screen."""
+
+    exclude: list[Identifier] = Field(default_factory=list, max_length=10_000)
+
+
+class NextCaseReply(BaseModel):
+    """Where one more correction would teach most. study is null when all were seen."""
+
+    study: str | None
+    question: str | None = None
+    score: float | None = None
+    reason: str | None = None
+
+
+class StudyReply(_Reply):
+    """One study that can be asked about, and a first question for it."""
+
+    id: str
+    modality: str
+    question: str
+
+
+class GeometryReply(BaseModel):
+    """Where a picture's pixels are: column i, row j, slice k to LPS mm."""
+
+    shape: tuple[int, int, int] = Field(description="(D, H, W): slices, rows, columns")
+    ijk_to_lps: list[list[float]]
+    spacing_mm: tuple[float, float, float] = Field(description="along (i, j, k)")
+    slices: list[int] = Field(description="slices that hold evidence, heaviest first")
+
+
+class ErrorDetail(_Reply):
+    """What was given, what was expected, what to do."""
+
+    code: str = Field(examples=["bad_input"])
+    given: str
+    expected: str
+    todo: str
+
+
+class ErrorReply(BaseModel):
+    """The body of every failed request."""
+
+    error: ErrorDetail
+
+
+class StateReply(_Reply):
+    """Whether the server answers, and with what."""
+
+    state: Literal["live", "ready", "loading"]
+
+
+def box(corners: Corners) -> Box:
+    """The corners as types.Box."""
+    return corners

@@ -1,0 +1,81 @@
+"""MONAI Label's application, repaired and with our routes in it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import cast
+
+import anyio.to_thread
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from monailabel.config import settings
+from monailabel.utils.async_tasks.task import AsyncTask
+
+from sparsight.compat import allow_monailabel
+from sparsight.config import Config
+from sparsight.errors import SparsightError
+from sparsight.server import problems, state
+from sparsight.server.origin import OriginGuard
+from sparsight.server.page import add_page
+from sparsight.server.routes import router
+
+logger = logging.getLogger(__name__)
+
+_FORM_OVERHEAD = 2**20  # bytes of a multipart body beside the file itself
+_SPARE_THREADS = 32  # for everything that is not a question
+
+
+@functools.cache
+def stock_app() -> FastAPI:
+    """Build it once: shim, repairs, stock application, our routes and handlers."""
+    allow_monailabel()
+    from sparsight.server import stock  # noqa: PLC0415  (after the shim)
+
+    stock.apply()
+    from monailabel.app import app  # noqa: PLC0415  (after the repairs)
+
+    config = Config.load()
+    if not settings.MONAI_LABEL_CORS_ORIGINS:  # stock then echoes any origin, with credentials (defect 5)
+        app.user_middleware[:] = [m for m in app.user_middleware if m.cls is not CORSMiddleware]
+    app.add_middleware(OriginGuard, allowed=frozenset(str(o).rstrip("/") for o in settings.MONAI_LABEL_CORS_ORIGINS))
+    app.max_body_size = config.serve.max_upload_bytes + _FORM_OVERHEAD
+    app.router.lifespan_context = _with_our_lifespan(app.router.lifespan_context, config)
+    problems.install(app)
+    app.include_router(router)
+    add_page(app)
+    return cast(FastAPI, app)
+
+
+def _with_our_lifespan(stock_lifespan: object, config: Config) -> object:
+    """Around MONAI Label's own start and stop: room for waiting questions, weights loaded early, no orphans."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        for name in ("monailabel.endpoints", "monailabel.interfaces", "monailabel.utils.async_tasks"):
+            logging.getLogger(name).setLevel(logging.WARNING)  # at INFO they log the clinician's question
+        # waiting questions hold a thread each; the rest of the server must still find one
+        anyio.to_thread.current_default_thread_limiter().total_tokens = config.serve.max_waiting + _SPARE_THREADS
+        async with stock_lifespan(app):  # type: ignore[operator]
+            threading.Thread(target=_load, name="sparsight-load", daemon=True).start()
+            yield
+            await anyio.to_thread.run_sync(_stop)
+
+    return lifespan
+
+
+def _load() -> None:
+    """Load the weights before the first question comes; a failure is shown again, with its cause, when one does."""
+    try:
+        state.service()
+    except SparsightError as error:
+        logger.error("the service did not load: %s", error)
+
+
+def _stop() -> None:
+    for method in ("train", "scoring", "batch_infer"):
+        AsyncTask.stop(method)
+    state.close()

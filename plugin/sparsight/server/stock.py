@@ -1,0 +1,254 @@
+"""Put right what MONAI Label 0.8.5's routes get wrong, before `monailabel.app` includes them (no fork).
+
+Import it after compat.allow_monailabel() and before monailabel.app. Parameters keep their stock names and order.
+
+defect (docs/api.md)                                     here
+blocking code in `async def`                             off_the_loop: every such route runs in the thread pool
+absolute or `..` image ids, tags, any file type          checked against the datastore, guard.safe_*
+`params` overrides model and image, or a Python path     guard.free_params
+unknown model, bad JSON, unknown image: bare 500         4xx with a code
+an OHIF file in a sub-folder comes back as index.html    ohif_file
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, BackgroundTasks, HTTPException, UploadFile
+from fastapi.responses import FileResponse, Response
+from fastapi.routing import APIRoute
+from monailabel.endpoints import (
+    activelearning,
+    batch_infer,
+    datastore,
+    infer,
+    info,
+    logs,
+    model,
+    ohif,
+    scoring,
+    session,
+    train,
+    wsi_infer,
+)
+from monailabel.interfaces.utils.app import app_instance
+
+from sparsight.errors import InputError, NotFoundError
+from sparsight.server import guard
+
+
+def apply() -> None:
+    """Change the routers and functions of `monailabel.endpoints`. Call once, before importing `monailabel.app`."""
+    infer.run_inference = _checked_inference(infer.run_inference)
+    wsi_infer.run_wsi_inference = _refuse_slides
+    datastore.save_label = _save_label
+    datastore.add_image = _checked_upload(datastore.add_image)
+    datastore.remove_image = _refuse_removal
+    datastore.update_image_info = _checked_info(datastore.update_image_info)
+    datastore.update_label_info = _checked_info(datastore.update_label_info)
+    datastore.download_dataset = _checked_archive(datastore.download_dataset)
+    activelearning.sample = _checked_job(activelearning.sample, "strategy", lambda app: app._strategies)
+    train.run_model = _checked_job(train.run_model, "model", lambda app: app._trainers)
+    scoring.run_method = _checked_job(scoring.run_method, "method", lambda app: app._scoring_methods)
+    batch_infer.run = _checked_job(batch_infer.run, "model", lambda app: app._infers)
+    model.update_model = _refuse_model_upload
+    session.create_session = _checked_session(session.create_session)
+    ohif.get_ohif = ohif_file
+    for module in (
+        activelearning, batch_infer, datastore, infer, info, logs, model, ohif, scoring, session, train, wsi_infer
+    ):  # fmt: skip
+        off_the_loop(module.router)
+
+
+def off_the_loop(router: APIRouter) -> None:
+    """Make each `async def` endpoint that never awaits a plain function, which FastAPI runs in its thread pool."""
+    for i, route in enumerate(router.routes):
+        if isinstance(route, APIRoute) and inspect.iscoroutinefunction(route.endpoint):
+            router.routes[i] = APIRoute(
+                route.path,
+                _driven(route.endpoint),
+                methods=route.methods,
+                name=route.name,
+                summary=route.summary,
+                tags=route.tags,
+                responses=route.responses,
+                deprecated=route.deprecated,
+                include_in_schema=route.include_in_schema,
+            )
+
+
+def _driven(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a coroutine function that has nothing to wait for as an ordinary call, with the same signature."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        coroutine = endpoint(*args, **kwargs)
+        try:
+            coroutine.send(None)
+        except StopIteration as finished:
+            return finished.value
+        coroutine.close()
+        raise RuntimeError(f"{endpoint.__name__} awaits: it cannot leave the event loop")
+
+    run.__name__, run.__doc__ = endpoint.__name__, endpoint.__doc__
+    run.__signature__ = inspect.signature(endpoint)  # type: ignore[attr-defined]  # not __wrapped__: FastAPI would see the coroutine
+    return run
+
+
+def _known_image(app: Any, image: str) -> str:
+    return guard.known(guard.safe_id(image, "image id"), app.datastore().list_images(), "image")
+
+
+def _checked_inference(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def run_inference(
+        background_tasks: BackgroundTasks,
+        model: str,
+        image: str = "",
+        session_id: str = "",
+        params: str = "{}",
+        file: UploadFile | None = None,
+        label: UploadFile | None = None,  # noqa: ARG001  (scribbles: our task draws nothing from them)
+        output: Any = None,
+    ) -> Any:
+        app = app_instance()
+        guard.known(model, app._infers, "model")
+        guard.free_params(guard.json_object(params))
+        if file:
+            file.filename = "upload" + guard.safe_extension(file.filename, guard.IMAGE_EXTENSIONS)
+        if session_id:
+            sessions = app.sessions()
+            if sessions is None or not sessions.get_session(guard.safe_id(session_id, "session id")):
+                raise NotFoundError("an unknown session", expected="one PUT /session/ gave", todo="make a new session")
+        elif not file:
+            _known_image(app, image)
+        if output == "dicom_seg":
+            raise InputError("output dicom_seg", expected="image, json or all", todo="take the label map")
+        return original(background_tasks, model, image, session_id, params, file, None, output)
+
+    return run_inference
+
+
+def _save_label(
+    background_tasks: BackgroundTasks,  # noqa: ARG001
+    image: str,
+    params: str,
+    tag: str,
+    label: UploadFile,
+    user: str | None = None,  # noqa: ARG001
+) -> dict[str, Any]:
+    """Store a label, then tell the app: it may become a correction, and its reply goes back with the label's id."""
+    app = app_instance()
+    tag = guard.safe_tag(tag)
+    info = guard.free_params(guard.json_object(params))
+    suffix = guard.safe_extension(label.filename, guard.MASK_EXTENSIONS)
+    _known_image(app, image)
+    with tempfile.TemporaryDirectory(prefix="sparsight-") as folder:
+        path = Path(folder) / f"label{suffix}"
+        with path.open("wb") as target:
+            shutil.copyfileobj(label.file, target)
+        label_id = app.datastore().save_label(image, str(path), tag, info)
+    return {**(app.on_save_label(image, label_id, tag) or {}), "image": image, "label": label_id}
+
+
+def _checked_upload(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def add_image(
+        background_tasks: BackgroundTasks,
+        image: str | None = None,
+        params: str = "{}",
+        file: UploadFile | None = None,
+        user: str | None = None,
+    ) -> Any:
+        assert file is not None  # FastAPI requires it
+        extension = guard.safe_extension(file.filename, guard.IMAGE_EXTENSIONS)
+        guard.json_object(params)
+        image = image or Path(file.filename or "").name[: -len(extension)]
+        file.filename = "upload" + extension
+        return original(background_tasks, guard.safe_id(image, "image id"), params, file, user)
+
+    return add_image
+
+
+def _checked_info(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def update_info(*args: Any, **kwargs: Any) -> Any:
+        bound = inspect.signature(original).bind(*args, **kwargs)
+        guard.json_object(bound.arguments["info"], "info")
+        return original(*args, **kwargs)
+
+    return update_info
+
+
+def _checked_archive(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def download_dataset(limit_cases: int | None = None) -> Any:
+        if not app_instance().datastore().get_labeled_images():
+            raise NotFoundError("no labelled image yet", expected="at least one", todo="submit a label first")
+        return original(limit_cases)
+
+    return download_dataset
+
+
+def _checked_job(original: Callable[..., Any], what: str, names: Callable[[Any], dict[str, Any]]) -> Callable[..., Any]:
+    """Stock starts a process for a task that does not exist, and lets `params` choose another one."""
+
+    @functools.wraps(original)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        bound = inspect.signature(original).bind(*args, **kwargs)
+        guard.known(bound.arguments[what], names(app_instance()), what)
+        guard.free_params(bound.arguments.get("params") or {})
+        return original(*args, **kwargs)
+
+    return run
+
+
+def _checked_session(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def create_session(
+        background_tasks: BackgroundTasks,
+        uncompress: bool = False,
+        expiry: int = 0,
+        files: list[UploadFile] | None = None,
+    ) -> Any:
+        if uncompress:  # an archive may hold links and paths that leave its folder
+            raise InputError("an archive", expected="image files", todo="send the files themselves")
+        for i, file in enumerate(files or []):
+            file.filename = f"{i:04d}{guard.safe_extension(file.filename, guard.IMAGE_EXTENSIONS)}"
+        return original(background_tasks, False, expiry, files)
+
+    return create_session
+
+
+def _refuse_slides(*_: Any, **__: Any) -> Any:
+    raise InputError("a whole-slide request", expected="a radiology image", todo="use /infer/{model}")
+
+
+def _refuse_removal(*_: Any, **__: Any) -> Any:
+    raise InputError(
+        "a request to delete a study", expected="studies are read only here", todo="delete it where it is kept"
+    )
+
+
+def _refuse_model_upload(*_: Any, **__: Any) -> Any:
+    raise InputError(
+        "a model file", expected="policies that this server trained", todo="use POST /sparsight/policies/{id}/promote"
+    )
+
+
+def ohif_file(path: str) -> Response:
+    """A file of the OHIF viewer that MONAI Label ships, or its index.html for a route inside the viewer."""
+    root = Path(ohif.__file__).resolve().parent / "static" / "ohif"
+    file = (root / path).resolve() if path else root / "index.html"
+    if not file.is_relative_to(root):
+        raise HTTPException(404, "no such file")
+    if not file.is_file():
+        if file.suffix:  # a missing script must not come back as a page
+            raise HTTPException(404, "no such file")
+        file = root / "index.html"
+    return FileResponse(file)
