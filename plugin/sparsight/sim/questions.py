@@ -181,7 +181,7 @@ class Asker:
         right = len(self.findings) - left
         if left == right:
             return None
-        words = {"number": str(left), "fewer": str(right)}
+        words = {"left": str(left), "right": str(right)}
         answer = "left" if left > right else "right"
         return self._asked("more", answer, self.findings, words, choices=("left", "right"))
 

@@ -40,7 +40,7 @@ RATIONALES: dict[str, tuple[str, ...]] = {
     "count": ("I see {number} {kinds}.", "I see {number} {kinds}: {places}."),
     "larger": ("The {kind} in the {quadrant} is larger than the {other} in the {place}.",),
     "larger_side": ("The {kind} on the {side} is the larger one.",),
-    "more": ("I count {number} on the left and {fewer} on the right.",),
+    "more": ("I count {left} on the left and {right} on the right.",),
     "brightness": ("The {kind} in the {quadrant} is {word} than its surroundings.",),
     "edge": ("The {kind} in the {quadrant} has a {word} edge.",),
     "level": ("I see {a} in the {third}.",),
@@ -71,13 +71,15 @@ def texts() -> Iterator[str]:
     """
     slots = {"region": [*REGIONS.values()], "quadrant": [*QUADRANTS], "third": [*THIRDS], "side": ["left", "right"]}
     slots |= {"other": [*KINDS], "place": [*QUADRANTS], "places": [", ".join(QUADRANTS)], "word": [*WORDS]}
-    slots |= {"number": [*NUMBERS, *COUNTS, "4", "5", "6", "7", "8"], "fewer": ["0", "1", "2", "3", "4"]}
+    digits = [str(n) for n in range(9)]
+    slots |= {"number": [*NUMBERS], "left": digits, "right": digits}
     for group in (TEMPLATES, RATIONALES):
         for template in (t for ts in group.values() for t in ts):
             names = [name for name in slots if f"{{{name}}}" in template]
             of_kind = any(f"{{{name}}}" in template for name in ("a", "kind", "kinds"))
             for kind in KINDS if of_kind else KINDS[:1]:
-                named = {"a": article(kind), "kind": kind, "kinds": plural(kind)}
-                for values in product(*(slots[name] for name in names)):
-                    yield fill(template, **named, **dict(zip(names, values, strict=True)))
+                for kinds in (kind, plural(kind)) if "{kinds}" in template else ("",):
+                    named = {"a": article(kind), "kind": kind, "kinds": kinds}
+                    for values in product(*(slots[name] for name in names)):
+                        yield fill(template, **named, **dict(zip(names, values, strict=True)))
     yield from (*KINDS, *QUADRANTS, *THIRDS, *COUNTS, *WORDS, "left", "right", "yes", "no", "bright", "dark")
