@@ -52,7 +52,7 @@ class Reader(Protocol):
         ...
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
-        """log p(answer | Z_S, question) of every subset, teacher-forced, one prefill each: a list of (G,) tensors."""
+        """Log p(answer | Z_S, question) of every subset, teacher-forced, one prefill each: a list of (G,) tensors."""
         ...
 
 

@@ -1,0 +1,78 @@
+"""From pixels to tokens: a small convolutional network whose tokens see only their neighbourhood.
+
+The receptive field is bounded on purpose (57 pixels of 192): evidence that a token carries was seen at that token. So
+normalisation works over the channels of one place (never over the image or the batch, which would let all of the
+image into every token), and volumes are encoded slice by slice.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+LONG_SIDE = 192  # pixels
+PATCH = 8  # pixels
+_BLUR = 9  # pixels; the high-pass channel is what differs from this neighbourhood's mean
+
+
+class _PlaceNorm(nn.Module):
+    """Bound the channels at each place: (B, C, h, w) to the same; x / sqrt(mean(x^2) + 1).
+
+    The 1 keeps amplitude: quiet background stays quiet (an ordinary norm blows its noise up to the size of a finding).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1.0) * self.weight + self.bias
+
+
+class _Block(nn.Module):
+    """Residual 3 x 3 convolution: (B, C, h, w) to the same; adds 16 pixels to the receptive field."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _PlaceNorm(channels)
+        self.wide = nn.Conv2d(channels, channels, 3, padding=1)
+        self.mix = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.mix(functional.gelu(self.wide(self.norm(x))))
+        return x + y
+
+
+class LocalEncoder(nn.Module):
+    """Grey values in [0, 1] to one feature vector per 8 x 8 patch.
+
+    Channels in: grey and high-pass. Receptive field: 5 (stem) -> 9 -> 17 -> 33 -> 49 pixels, + 8 for the high-pass.
+    """
+
+    def __init__(self, channels: int = 96) -> None:
+        super().__init__()
+        self.channels = channels
+        half, quarter = channels // 2, channels // 4
+        self.stem = nn.Conv2d(2, quarter, 5, stride=2, padding=2)
+        self.down1 = nn.Conv2d(quarter, half, 3, stride=2, padding=1)
+        self.norm1 = _PlaceNorm(half)
+        self.down2 = nn.Conv2d(half, channels, 3, stride=2, padding=1)
+        self.blocks = nn.Sequential(_Block(channels), _Block(channels))
+        self.norm2 = _PlaceNorm(channels)
+        for module in self.modules():  # keeps a finding's amplitude through all layers
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode slices. pixels: (B, h, w) in [0, 1], h and w multiples of 8; returns (B, h/8, w/8, C)."""
+        grey = pixels.unsqueeze(1)
+        local = functional.avg_pool2d(grey, _BLUR, stride=1, padding=_BLUR // 2, count_include_pad=False)
+        x = functional.gelu(self.stem(torch.cat([grey - 0.5, 4 * (grey - local)], dim=1)))
+        x = functional.gelu(self.norm1(self.down1(x)))
+        x = self.norm2(self.blocks(self.down2(x)))
+        tokens: Tensor = x.permute(0, 2, 3, 1)
+        return tokens

@@ -1,0 +1,236 @@
+"""The embedded reader: a local-token encoder and a small language model, about a million parameters, on any CPU."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from sparsight.errors import BudgetError, QuestionError, WeightsError
+from sparsight.imaging.grid import prepare
+from sparsight.model.nano.encoder import LONG_SIDE, PATCH, LocalEncoder
+from sparsight.model.nano.language import MAX_TEXT, NanoLanguage, Row, visual_row
+from sparsight.model.nano.tokenizer import (
+    ANSWER,
+    END_ANSWER,
+    END_THINK,
+    QUESTION,
+    THINK,
+    decode_text,
+    encode_text,
+    words,
+)
+from sparsight.model.nano.weights import NanoSpec, load_nano, save_nano
+from sparsight.model.protocols import ScoreRequest
+from sparsight.types import Answer, ImageVolume, Question, Selection, TokenGrid
+
+_SLICES = 16  # encoded at a time: bounds memory, and fills the core
+_QUESTION_TOKENS = 160
+_REASONING_TOKENS = 64
+_ANSWER_TOKENS = 24
+_YES_NO = ("yes", "no")
+
+
+class NanoReader:
+    """Implements protocols.Reader. Not thread-safe: one question at a time (the service queues)."""
+
+    max_tokens = 1024
+
+    def __init__(
+        self,
+        encoder: LocalEncoder,
+        saliency: nn.Linear,
+        language: NanoLanguage,
+        tokenizer: Tokenizer,
+        spec: NanoSpec,
+        sha256: str,
+    ) -> None:
+        self.encoder = encoder.eval().to(memory_format=torch.channels_last)
+        self.head = saliency.eval()
+        self.language = language.eval()
+        self.tokenizer, self.spec, self.sha256 = tokenizer, spec, sha256
+        self.id = f"nano-{sha256[:8]}"
+        self._words = frozenset(spec.words)
+
+    @classmethod
+    def load(cls, folder: Path) -> NanoReader:
+        """Read a reader from its files. Raises WeightsError if a file is missing, altered or of another model."""
+        tensors, tokenizer, spec, sha256 = load_nano(folder)
+        encoder, head, language = build(spec, tokenizer.get_vocab_size())
+        try:
+            for name, part in (("encoder", encoder), ("head", head), ("language", language)):
+                prefix = f"{name}."
+                own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+                missing = part.load_state_dict(own, strict=False)
+                if missing.unexpected_keys or set(missing.missing_keys) - {"lm.lm_head.weight"}:  # tied to the input
+                    raise RuntimeError(name)
+        except RuntimeError as error:
+            raise WeightsError(
+                "weights whose sizes differ from the manifest", expected="one nano reader", todo="reinstall sparsight"
+            ) from error
+        return cls(encoder, head, language, tokenizer, spec, sha256)
+
+    def save(self, folder: Path) -> str:
+        """Write the reader's files; returns their sha256."""
+        parts = {"encoder": self.encoder, "head": self.head, "language": self.language}
+        tensors = {
+            f"{name}.{key}": value.contiguous()
+            for name, part in parts.items()
+            for key, value in part.state_dict().items()
+            if key != "lm.lm_head.weight"
+        }
+        return save_nano(folder, tensors, self.tokenizer, self.spec)
+
+    @torch.no_grad()  # not inference_mode: a policy trains on these
+    def encode(self, volume: ImageVolume) -> TokenGrid:
+        """Turn a study into tokens, slice by slice: (D * gh * gw, C)."""
+        prepared = prepare(volume, long_side=LONG_SIDE, patch=PATCH)
+        pixels, at = torch.from_numpy(prepared.pixels), prepared.geometry
+        features = torch.empty(len(pixels), at.shape[1], at.shape[2], self.encoder.channels)
+        for k in range(0, len(pixels), _SLICES):
+            features[k : k + _SLICES] = self.encoder(pixels[k : k + _SLICES])
+        return TokenGrid(features.flatten(0, 2), at.shape, at.patch, at.uvw_to_ijk, at.uvw_to_lps, reader=self.id)
+
+    @torch.inference_mode()
+    def saliency(self, grid: TokenGrid) -> Tensor:
+        """How much each token looks like any finding the encoder learned from answers, whatever is asked: (N,)."""
+        scores: Tensor = self.head(grid.features).logsumexp(-1)
+        return scores
+
+    @torch.no_grad()  # not inference_mode: a policy trains on these
+    def embed(self, question: Question) -> Tensor:
+        """Mean and last hidden state of the question read without an image: (2 * hidden,)."""
+        return embed_ids(self.language, self._question(question))
+
+    @torch.inference_mode()
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
+        """Log p(answer | Z_S, q) of each subset, without reasoning: the answer form trained for one prefill."""
+        rows: list[Row] = []
+        for request in requests:
+            text = [*self._question(request.question), ANSWER]
+            answer = self._answer(request.answer)
+            visual, at = visual_row(request.grid.features, request.grid.shape, request.keeps)
+            rows += [Row(v, p, text + answer, len(answer)) for v, p in zip(visual, at, strict=True)]
+        scores = self.language.log_probs(rows)
+        return list(torch.split(scores, [len(request.keeps) for request in requests]))
+
+    @torch.inference_mode()
+    def read(
+        self,
+        question: Question,
+        grid: TokenGrid,
+        selection: Selection,
+        *,
+        on_token: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Reason, then answer: one of the choices where the question has any, free text otherwise.
+
+        The probability behind the confidence is the mean of two readings, with the reasoning and without it: where
+        they disagree, the reader is not sure. Raises BudgetError for more than max_tokens kept.
+        """
+        if len(selection.keep) > self.max_tokens:
+            raise BudgetError(
+                f"{len(selection.keep)} tokens kept", expected=f"at most {self.max_tokens}", todo="lower the budget"
+            )
+        ids = self._question(question)
+        visual, at = visual_row(grid.features, grid.shape, torch.from_numpy(np.asarray(selection.keep)))
+        started = time.perf_counter()
+        emit = _Stream(self.tokenizer, on_token)
+        thought = emit.run(self.language.continue_text(Row(visual, at, [*ids, THINK]), END_THINK, _REASONING_TOKENS))
+        decoded = time.perf_counter()
+        reasoned = [*ids, THINK, *thought, END_THINK, ANSWER]
+        choices = _YES_NO if question.kind == "yes_no" else question.choices
+        if choices:
+            choice, p = self._choose(visual, at, [reasoned, [*ids, ANSWER]], choices)
+            text = choices[choice]
+        else:
+            said = list(self.language.continue_text(Row(visual, at, reasoned), END_ANSWER, _ANSWER_TOKENS))
+            rows = [
+                Row(visual, at, [*prompt, *said, END_ANSWER], len(said) + 1) for prompt in (reasoned, [*ids, ANSWER])
+            ]
+            choice, p = None, float(self.language.log_probs(rows).exp().mean())
+            text = decode_text(self.tokenizer, said)
+        if on_token:
+            on_token(f"\n{text}")
+        confidence = self.confidence(question, p)
+        done = time.perf_counter()
+        timings = {"decode": 1e3 * (decoded - started), "prefill": 1e3 * (done - decoded)}
+        return Answer(
+            text=text,
+            reasoning=decode_text(self.tokenizer, thought),
+            confidence=confidence,
+            abstained=confidence < self.spec.calibration.abstain_below,
+            choice=choice if question.kind == "choice" else None,
+            timings_ms=timings,
+        )
+
+    def confidence(self, question: Question, p: float) -> float:
+        """Calibrated probability that an answer of raw probability p is right; low for words never taught."""
+        calibration = self.spec.calibration
+        if self._words and not self._words.issuperset(words(question.text)):
+            return min(calibration.unknown, p)
+        p = min(max(p, 1e-6), 1 - 1e-6)
+        return 1 / (1 + math.exp(-(calibration.slope * math.log(p / (1 - p)) + calibration.offset)))
+
+    def _choose(
+        self, visual: Tensor, at: Tensor, prompts: list[list[int]], choices: tuple[str, ...]
+    ) -> tuple[int, float]:
+        """Index and probability of the likeliest choice: mean over the prompts, normalised over the choices."""
+        answers = [self._answer(choice) for choice in choices]
+        rows = [Row(visual, at, prompt + answer, len(answer)) for prompt in prompts for answer in answers]
+        p = self.language.log_probs(rows).reshape(len(prompts), len(choices)).softmax(-1).mean(0)
+        best = int(p.argmax())
+        return best, float(p[best])
+
+    def _question(self, question: Question) -> list[int]:
+        ids = encode_text(self.tokenizer, question.text.strip().lower())
+        if not 0 < len(ids) <= _QUESTION_TOKENS:
+            raise QuestionError(
+                f"a question of {len(ids)} word pieces", expected=f"1 to {_QUESTION_TOKENS}", todo="ask a shorter one"
+            )
+        return [QUESTION, *ids]
+
+    def _answer(self, text: str) -> list[int]:
+        ids = encode_text(self.tokenizer, text.strip().lower())
+        if len(ids) >= MAX_TEXT - _QUESTION_TOKENS:
+            raise QuestionError(f"an answer of {len(ids)} word pieces", expected="a few words", todo="shorten it")
+        return [*ids, END_ANSWER]
+
+
+def build(spec: NanoSpec, vocabulary: int) -> tuple[LocalEncoder, nn.Linear, NanoLanguage]:
+    """The three parts with fresh weights: encoder, its finding heads, language stream."""
+    encoder = LocalEncoder(spec.channels)
+    head = nn.Linear(spec.channels, max(len(spec.findings), 1))
+    language = NanoLanguage(spec.channels, vocabulary, hidden=spec.hidden, layers=spec.layers, heads=spec.heads)
+    return encoder, head, language
+
+
+def embed_ids(language: NanoLanguage, ids: list[int]) -> Tensor:
+    """Question ids to (2 * hidden,): mean and last hidden state without an image."""
+    none = torch.zeros(1, 0, language.place.out_features)
+    states = language.hidden(none, torch.zeros(1, 0, dtype=torch.bool), torch.tensor([ids]))[0]
+    return torch.cat([states.mean(0), states[-1]])
+
+
+class _Stream:
+    """Hand out text as it is decoded; a character whose bytes are not complete waits for the next piece."""
+
+    def __init__(self, tokenizer: Tokenizer, on_token: Callable[[str], None] | None) -> None:
+        self._tokenizer, self._emit = tokenizer, on_token
+
+    def run(self, stream: Iterable[int]) -> list[int]:
+        ids: list[int] = []
+        shown = ""
+        for token in stream:
+            ids.append(token)
+            text = decode_text(self._tokenizer, ids)
+            if self._emit and not text.endswith("\ufffd") and text != shown:
+                self._emit(text[len(shown) :])
+                shown = text
+        return ids

@@ -1,0 +1,119 @@
+"""The visual stream: a small policy that scores every token for one question, and the selector that serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sparsight.errors import WeightsError
+from sparsight.model import plackett_luce
+from sparsight.model.positions import DIM, encode_positions
+from sparsight.model.protocols import Reader
+from sparsight.model.selectors import check_budget, restrict, top_k
+from sparsight.types import Question, Selection, TokenGrid
+
+_CHUNK = 32_768  # tokens scored at a time: bounds the memory of a volume
+
+
+class TokenPolicy(nn.Module):
+    """FiLM network: what a token shows and where it is, modulated by the question, becomes one score.
+
+    About 80,000 parameters, always float32. Scores are averaged over 3 x 3 neighbours of a slice: without it RL likes
+    tokens beside the finding, to which the encoder's receptive field leaks (the answer is right, the evidence is off).
+    """
+
+    def __init__(self, channels: int, question: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.look = nn.Linear(channels + DIM, hidden)
+        self.film = nn.Linear(question, 2 * hidden)
+        self.mix = nn.Linear(hidden, hidden)
+        self.out = nn.Linear(hidden, 1)
+        nn.init.zeros_(self.out.weight)  # starts uniform: every subset equally likely
+        nn.init.zeros_(self.out.bias)
+
+    def forward(
+        self, features: Tensor, shape: tuple[int, int, int], question: Tensor, slices: Tensor | None = None
+    ) -> Tensor:
+        """Score tokens. features: (B, n, C); question: (B, C_q); returns (B, n) log-weights.
+
+        n = N for the whole grid (gd, gh, gw); with slices (s,) the features are those of these only, n = s gh gw.
+        """
+        gd, gh, gw = shape
+        slices = torch.arange(gd) if slices is None else slices
+        at = encode_positions(shape, slice_tokens(shape, slices))  # (n, 24)
+        chunks = [
+            self._score(features[:, i : i + _CHUNK], at[i : i + _CHUNK], question)
+            for i in range(0, features.shape[1], _CHUNK)
+        ]
+        field = torch.cat(chunks, dim=1).reshape(-1, 1, gh, gw)  # (B * s, 1, gh, gw)
+        field = functional.avg_pool2d(field, 3, stride=1, padding=1, count_include_pad=False)
+        return field.reshape(-1, len(slices) * gh * gw)
+
+    def _score(self, features: Tensor, at: Tensor, question: Tensor) -> Tensor:
+        x = torch.cat([features, at.expand(len(features), -1, -1)], dim=-1)
+        scale, shift = self.film(question).unsqueeze(1).chunk(2, dim=-1)  # (B, 1, hidden) each
+        x = functional.gelu(self.look(x) * (1 + scale) + shift)
+        score: Tensor = self.out(functional.gelu(self.mix(x))).squeeze(-1)
+        return score
+
+    def to_arrays(self) -> dict[str, NDArray[np.float32]]:
+        """All weights by name, for safetensors."""
+        return {name: value.detach().numpy().copy() for name, value in self.state_dict().items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[np.float32]]) -> Self:
+        """Rebuild a policy; its sizes are read off the weights. Raises WeightsError if they are not a policy's."""
+        try:
+            hidden, wide = arrays["look.weight"].shape
+            policy = cls(wide - DIM, arrays["film.weight"].shape[1], hidden)
+            policy.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise WeightsError(
+                f"{len(arrays)} arrays that are not a token policy",
+                expected="look, film, mix and out of one TokenPolicy",
+                todo="choose another policy version",
+            ) from error
+        return policy.eval()
+
+
+def slice_tokens(shape: tuple[int, int, int], slices: Tensor) -> Tensor:
+    """Indices of all tokens of some slices, slice by slice: (s * gh * gw,)."""
+    area = shape[1] * shape[2]
+    return (slices.unsqueeze(1) * area + torch.arange(area)).flatten()
+
+
+class PolicySelector:
+    """Serve a policy: greedy top-K without a seed, a Plackett-Luce draw with one. Implements protocols.Selector."""
+
+    def __init__(self, policy: TokenPolicy, reader: Reader, id: str = "policy") -> None:  # noqa: A002 - the protocol's name
+        self.policy, self.reader, self.id = policy.eval(), reader, id
+
+    def scores(self, grid: TokenGrid, question: Question) -> Tensor:
+        """(N,) log-weights, -1e4 outside `question.region`. Raises WeightsError for another reader's grid."""
+        if grid.features.shape[1] + DIM != self.policy.look.in_features:
+            raise WeightsError(
+                f"tokens of {grid.features.shape[1]} channels",
+                expected=f"{self.policy.look.in_features - DIM}",
+                todo="use a policy that was trained for this reader",
+            )
+        with torch.inference_mode():
+            scores = self.policy(grid.features[None], grid.shape, self.reader.embed(question)[None])[0]
+        return restrict(scores, grid, question)
+
+    def select(self, grid: TokenGrid, question: Question, k: int, *, seed: int | None = None) -> Selection:
+        """Keep k tokens. Selection.keep is in token order; log_prob belongs to the ordered draw."""
+        check_budget(k, grid.n)
+        scores = self.scores(grid, question)
+        if seed is None:
+            draw, mode = top_k(scores, k), "greedy"
+        else:
+            draw, mode = plackett_luce.sample(scores, k, 1, torch.Generator().manual_seed(seed))[0], "sampled"
+        log_prob = float(plackett_luce.log_prob(scores, draw[None])[0])
+        keep = draw.sort().values.numpy()
+        return Selection(keep, scores.numpy(), log_prob, "greedy" if mode == "greedy" else "sampled", self.id, seed)
