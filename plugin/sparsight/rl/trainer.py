@@ -1,0 +1,375 @@
+"""Teach a token policy by replay: draw subsets, let the frozen reader say what each is worth, move the policy.
+
+One loop serves the recipe (simulated questions) and the clinic (corrections mixed with earlier cases). It does not
+train the reader, keeps one policy step per batch of subsets (so the ratio starts at 1 and the clip is a guard), and
+never sees a mask that no clinician drew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsight.config import LearnConfig
+from sparsight.errors import DataError, TrainingError
+from sparsight.model import plackett_luce
+from sparsight.model.policy import TokenPolicy, slice_tokens
+from sparsight.model.protocols import Reader, ScoreRequest
+from sparsight.rl import rewards
+from sparsight.rl.checkpoint import load_checkpoint, save_checkpoint
+from sparsight.rl.objective import group_advantages, surrogate
+from sparsight.rl.rewards import Marks, RewardWeights
+from sparsight.types import Question, TokenGrid
+
+_CLIP = 0.2, 0.28  # low and high (DAPO's clip-higher)
+_SLICES = 12  # of a volume, scored with gradients in one step
+_MAX_K = 256  # tokens in one training subset; a policy learned at one budget ranks well at others
+_SAVE_EVERY = 10  # steps
+_PATIENCE = 10  # steps in a row before a collapse is called one
+_FLAT_REWARD = 1e-5  # largest spread within any group of the batch
+_FLAT_ENTROPY = 0.01  # share of log N
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One thing to learn from: a right answer, marks, or both. weight: how much it counts (a reader's cap)."""
+
+    grid: TokenGrid
+    question: Question
+    answer: str | None = None
+    marks: Marks | None = None
+    weight: float = 1.0
+    is_replay: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """One policy step: means over its batch. seconds since the start of this run."""
+
+    step: int
+    steps: int
+    reward: float
+    parts: dict[str, float]
+    spread: float  # standard deviation of the reward within a group
+    entropy: float  # nats, of the first token drawn
+    kl: float  # nats, to the anchor
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a run did. history: every step, also those before a resume where they were saved."""
+
+    history: tuple[Step, ...]
+    seconds: float
+
+    @property
+    def gain(self) -> float:
+        """Mean reward of the last fifth of the steps minus that of the first fifth."""
+        values = [s.reward for s in self.history]
+        n = max(1, len(values) // 5)
+        return float(np.mean(values[-n:]) - np.mean(values[:n])) if values else 0.0
+
+
+def train_policy(
+    policy: TokenPolicy,
+    reader: Reader,
+    examples: Sequence[Example],
+    *,
+    config: LearnConfig,
+    weights: RewardWeights = RewardWeights(),  # noqa: B008 - frozen
+    anchor: TokenPolicy | None = None,
+    seed: int = 0,
+    on_step: Callable[[Step], None] | None = None,
+    checkpoint: Path | None = None,
+) -> TrainReport:
+    """Train `policy` in place. Every draw depends on (seed, step) only, so a resumed run ends at the same bits.
+
+    anchor: the live policy, for the KL term. checkpoint: written every 10 steps and resumed from when it belongs to the
+    same run; removed at the end. Ends early when every subset already earns the same, higher reward.
+    Raises DataError for examples without anything to learn; TrainingError for NaN, for rewards that never differ, or
+    for a policy that no longer explores: `policy` then holds its last good weights.
+    """
+    run = _Run(policy, reader, list(examples), config, weights, anchor, seed)
+    start = load_checkpoint(checkpoint, run.fingerprint, policy, run.optimizer) if checkpoint else 0
+    began = time.perf_counter()
+    history: list[Step] = []
+    good, watch = deepcopy(policy.state_dict()), _Watch()
+    try:
+        for step in range(start, config.steps):
+            done = run.step(step, began)
+            history.append(done)
+            finished = watch.finished(done, run.largest_spread, run.log_n)
+            if (step + 1) % _SAVE_EVERY == 0:
+                good = deepcopy(policy.state_dict())
+                if checkpoint:
+                    save_checkpoint(checkpoint, run.fingerprint, policy, run.optimizer, step + 1)
+            if on_step:
+                on_step(done)
+            if finished:
+                break
+    except TrainingError:
+        policy.load_state_dict(good)
+        raise
+    finally:
+        policy.eval()
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    return TrainReport(tuple(history), time.perf_counter() - began)
+
+
+class _Run:
+    """The state of one training run."""
+
+    def __init__(
+        self,
+        policy: TokenPolicy,
+        reader: Reader,
+        examples: list[Example],
+        config: LearnConfig,
+        weights: RewardWeights,
+        anchor: TokenPolicy | None,
+        seed: int,
+    ) -> None:
+        for n, example in enumerate(examples):
+            _check(n, example)
+        self.new = [e for e in examples if not e.is_replay]
+        self.old = [e for e in examples if e.is_replay]
+        if not self.new:
+            raise DataError("no new examples", expected="at least one correction", todo="collect corrections first")
+        self.policy, self.reader, self.config, self.weights = policy.train(), reader, config, weights
+        self.anchor = anchor.eval() if anchor else None
+        self.seed = seed
+        self.optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr, betas=(0.9, 0.99))
+        self.questions = {e.question.text: reader.embed(e.question) for e in examples}
+        self.ranked: dict[int, Tensor] = {}  # id of a grid and question: its slices, most promising first
+        self.largest_spread, self.log_n = 0.0, 1.0
+        self.fingerprint = _fingerprint(policy, examples, config, weights, seed, reader)
+
+    def step(self, step: int, began: float) -> Step:
+        """One batch: draw, score, move."""
+        rng = np.random.default_rng([self.seed, step])
+        torch_rng = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        batch = self._batch(rng)
+        drawn = [self._draw(example, rng, torch_rng) for example in batch]
+        values, parts = self._rewards(batch, [d.keeps for d in drawn])
+        self._set_lr(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        entropies, divergences = [], []
+        for example, draw, reward in zip(batch, drawn, values, strict=True):
+            loss, entropy, divergence = self._loss(draw, reward)
+            loss = loss * example.weight / len(batch)
+            if not torch.isfinite(loss):
+                raise _stopped("a loss that is not a number", "lower lr in learn.yaml")
+            loss.backward()  # type: ignore[no-untyped-call]
+            entropies.append(entropy)
+            divergences.append(divergence)
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
+        if not torch.isfinite(norm):
+            raise _stopped("a gradient that is not a number", "lower lr in learn.yaml")
+        self.optimizer.step()
+        spreads = torch.stack([v.std(correction=0) for v in values])
+        self.largest_spread = float(spreads.max())
+        self.log_n = float(np.mean([np.log(max(len(d.scores), 2)) for d in drawn]))
+        return Step(
+            step + 1,
+            self.config.steps,
+            float(torch.stack(values).mean()),
+            parts,
+            float(spreads.mean()),
+            float(np.mean(entropies)),
+            float(np.mean(divergences)),
+            time.perf_counter() - began,
+        )
+
+    def _batch(self, rng: np.random.Generator) -> list[Example]:
+        """`replay` of the batch are earlier cases (all new where there are none); without repeats while they last."""
+        n_old = round(self.config.batch * self.config.replay) if self.old else 0
+        return [*_pick(self.new, self.config.batch - n_old, rng), *_pick(self.old, n_old, rng)]
+
+    def _draw(self, example: Example, rng: np.random.Generator, torch_rng: torch.Generator) -> _Draw:
+        grid, question = example.grid, self.questions[example.question.text]
+        slices = self._slices(example, rng)
+        tokens = slice_tokens(grid.shape, slices)
+        features = grid.features[tokens][None]
+        scores = self.policy(features, grid.shape, question[None], slices)[0]
+        if not torch.isfinite(scores).all():
+            raise _stopped("scores that are not numbers", "lower lr in learn.yaml")
+        with torch.no_grad():
+            before = self.anchor(features, grid.shape, question[None], slices)[0] if self.anchor else None
+        share = self.config.budgets[int(rng.integers(len(self.config.budgets)))]
+        most = min(_MAX_K, self.reader.max_tokens, max(1, len(tokens) // 2))
+        k = max(1, min(round(share * grid.n), most))
+        draws = plackett_luce.sample(scores, k, self.config.group, torch_rng)
+        return _Draw(scores, before, draws, tokens[draws].sort(-1).values)
+
+    def _slices(self, example: Example, rng: np.random.Generator) -> Tensor:
+        """All slices of a small study; else marked ones, promising ones and random ones, ascending."""
+        gd = example.grid.shape[0]
+        if gd <= _SLICES:
+            return torch.arange(gd)
+        key = id(example)
+        if key not in self.ranked:
+            with torch.no_grad():
+                field = self.policy(
+                    example.grid.features[None], example.grid.shape, self.questions[example.question.text][None]
+                )
+            best = field.reshape(gd, -1).amax(1).numpy()
+            self.ranked[key] = torch.from_numpy(np.argsort(-(best + 100 * _marked(example)), kind="stable").copy())
+        promising = self.ranked[key][: _SLICES // 2]
+        others = np.setdiff1d(np.arange(gd), promising.numpy())
+        drawn = torch.from_numpy(rng.choice(others, _SLICES - len(promising), replace=False))
+        return torch.cat([promising, drawn]).sort().values
+
+    def _rewards(self, batch: list[Example], keeps: list[Tensor]) -> tuple[list[Tensor], dict[str, float]]:
+        """(G,) rewards of every example, and the mean of each part that applied."""
+        asked = [i for i, e in enumerate(batch) if e.answer is not None]
+        scored = dict(zip(asked, self.reader.score([self._request(batch[i], keeps[i]) for i in asked]), strict=True))
+        blank = self._blank(batch, asked) if self.weights.utility else {}
+        rest = self._rest(batch, keeps, asked) if self.weights.necessity else {}
+        values, seen = [], []
+        for i, example in enumerate(batch):
+            group = []
+            for g, keep in enumerate(keeps[i].numpy()):
+                log_p = float(scored[i][g]) if i in scored else None
+                parts = {
+                    "answer": rewards.answer(log_p),
+                    "utility": rewards.utility(log_p, blank.get(i)),
+                    "necessity": rewards.necessity(log_p, float(rest[i][g]) if i in rest else None),
+                    "grounding": rewards.grounding(keep, example.marks),
+                }
+                seen.append(parts)
+                group.append(rewards.compose(parts, self.weights).total)
+            values.append(torch.tensor(group))
+        return values, _means(seen)
+
+    def _request(self, example: Example, keeps: Tensor) -> ScoreRequest:
+        assert example.answer is not None
+        return ScoreRequest(example.grid, example.question, example.answer, keeps)
+
+    def _blank(self, batch: list[Example], asked: list[int]) -> dict[int, float]:
+        none = torch.zeros(1, 0, dtype=torch.int64)
+        scores = self.reader.score([self._request(batch[i], none) for i in asked])
+        return {i: float(score[0]) for i, score in zip(asked, scores, strict=True)}
+
+    def _rest(self, batch: list[Example], keeps: list[Tensor], asked: list[int]) -> dict[int, Tensor]:
+        """Scores of the complements, only where a prompt holds one."""
+        fits = [i for i in asked if batch[i].grid.n - keeps[i].shape[1] <= self.reader.max_tokens]
+        requests = [self._request(batch[i], _complement(keeps[i], batch[i].grid.n)) for i in fits]
+        return dict(zip(fits, self.reader.score(requests), strict=True))
+
+    def _loss(self, draw: _Draw, reward: Tensor) -> tuple[Tensor, float, float]:
+        k = draw.draws.shape[1]
+        log_p = plackett_luce.log_prob(draw.scores, draw.draws)
+        gain = surrogate(log_p, log_p.detach(), group_advantages(reward), k, low=_CLIP[0], high=_CLIP[1])
+        entropy = plackett_luce.entropy(draw.scores)
+        loss = -gain - self.config.entropy * entropy
+        if draw.before is None:
+            return loss, float(entropy.detach()), 0.0
+        divergence = plackett_luce.kl(draw.scores, draw.before)
+        return loss + self.config.kl * divergence, float(entropy.detach()), float(divergence.detach())
+
+    def _set_lr(self, step: int) -> None:
+        """Warm up over a tenth of the steps, then a cosine down to a tenth of the peak."""
+        steps = self.config.steps
+        warm = min(1.0, (step + 1) / max(1, steps // 10))
+        decay = 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * step / max(1, steps)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * warm * decay
+
+
+@dataclass(frozen=True, eq=False)
+class _Draw:
+    """scores: (n,) with gradient; before: the anchor's; draws: (G, K) into scores, in order; keeps: (G, K) tokens."""
+
+    scores: Tensor
+    before: Tensor | None
+    draws: Tensor
+    keeps: Tensor
+
+
+class _Watch:
+    """Tells when there is nothing more to learn, and calls a collapse when it has lasted."""
+
+    def __init__(self) -> None:
+        self._flat = self._sure = 0
+        self._first: float | None = None
+
+    def finished(self, step: Step, largest_spread: float, log_n: float) -> bool:
+        """True once every subset is worth the same and more than at the start. Raises TrainingError on a collapse."""
+        self._first = step.reward if self._first is None else self._first
+        self._flat = self._flat + 1 if largest_spread < _FLAT_REWARD else 0
+        self._sure = self._sure + 1 if step.entropy < _FLAT_ENTROPY * log_n else 0
+        if self._flat >= _PATIENCE and step.reward > self._first + 0.01:
+            return True
+        if self._sure >= _PATIENCE:
+            raise _stopped("a policy that no longer explores", "raise entropy or kl in learn.yaml")
+        if self._flat >= _PATIENCE:
+            raise _stopped("rewards that are the same for every subset", "add corrections whose answer needs the image")
+        return False
+
+
+def _check(n: int, example: Example) -> None:
+    marks = example.marks
+    size = example.grid.n
+    drawn = [m for m in (marks.relevant, marks.irrelevant, marks.missed) if m is not None] if marks else []
+    if any(m.shape != (size,) for m in drawn):
+        raise DataError(
+            f"marks of example {n} with another shape", expected=f"({size},)", todo="map them to its tokens"
+        )
+    if example.answer is None and not any(m.any() for m in drawn):
+        raise DataError(
+            f"example {n} has neither a right answer nor a mark", expected="one of them", todo="leave it out"
+        )
+
+
+def _pick(items: list[Example], n: int, rng: np.random.Generator) -> list[Example]:
+    rounds = [rng.permutation(len(items)) for _ in range(-(-n // len(items)))] if n else []
+    return [items[i] for i in np.concatenate(rounds)[:n]] if rounds else []
+
+
+def _marked(example: Example) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """Whether a clinician marked something in each slice: (gd,)."""
+    gd = example.grid.shape[0]
+    result = np.zeros(gd, np.float32)
+    if example.marks:
+        for mark in (example.marks.relevant, example.marks.irrelevant, example.marks.missed):
+            if mark is not None:
+                result = np.maximum(result, mark.reshape(gd, -1).max(1))
+    return result
+
+
+def _complement(keeps: Tensor, n: int) -> Tensor:
+    """All tokens not kept: (G, K) to (G, N - K), ascending."""
+    left = torch.ones(len(keeps), n, dtype=torch.bool).scatter_(1, keeps, False)
+    return left.nonzero()[:, 1].reshape(len(keeps), -1)
+
+
+def _means(seen: list[dict[str, float | None]]) -> dict[str, float]:
+    names = {name for parts in seen for name, value in parts.items() if value is not None}
+    return {n: float(np.mean([v for parts in seen if (v := parts[n]) is not None])) for n in sorted(names)}
+
+
+def _fingerprint(
+    policy: TokenPolicy, examples: list[Example], config: LearnConfig, weights: RewardWeights, seed: int, reader: Reader
+) -> str:
+    """Names one run: the same start, data and settings."""
+    digest = hashlib.sha256(repr((config.model_dump(), weights, seed, reader.id, len(examples))).encode())
+    for value in policy.state_dict().values():
+        digest.update(value.numpy().tobytes())
+    for e in examples:
+        digest.update(repr((e.question, e.answer, e.weight, e.is_replay, e.grid.shape)).encode())
+        digest.update(e.grid.features[:: max(1, e.grid.n // 64)].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _stopped(what: str, todo: str) -> TrainingError:
+    return TrainingError(what, expected="a policy that keeps learning", todo=f"{todo}; the last good weights were kept")
