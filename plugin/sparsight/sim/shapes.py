@@ -139,10 +139,10 @@ def _opacity(rng: np.random.Generator, pixels: float, span: int, sharp: bool) ->
     turn = rng.uniform(0, 2 * np.pi)
     u = np.cos(turn) * dx + np.sin(turn) * dy + radius * 0.55  # along the axis, from the apex
     v = np.cos(turn) * dy - np.sin(turn) * dx
-    flank = u * np.sin(opening) - np.abs(v) * np.cos(opening)
+    flank = np.minimum(u * np.sin(opening) - np.abs(v) * np.cos(opening), u)
     inside = np.minimum(flank[None], radius * np.sqrt(1 - dz**2) - np.hypot(u, v)[None])
     return Patch(
-        _fill(np.asarray(inside, np.float32), max(1.0, 0.1 * radius))
+        _fill(np.asarray(inside, np.float32), max(1.0, 0.06 * radius))
         * np.asarray(0.65 + 0.35 * np.clip(u / radius, 0, 1), np.float32),
         inside >= 0,
     )
