@@ -109,7 +109,7 @@ def _nifti(path: Path) -> tuple[Voxels, FloatArray]:
 def _itk(path: Path) -> tuple[Voxels, FloatArray]:
     import itk  # noqa: PLC0415  (takes over a second, and only these formats need it)
 
-    _refuse_detached(path)
+    _check_header(path)
     io = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
     if io is None:
         raise ImageError("a file that ITK does not know", expected="NRRD or MetaImage", todo="export it again")
@@ -138,18 +138,23 @@ def _itk(path: Path) -> tuple[Voxels, FloatArray]:
     return itk.array_from_image(image), _checked(affine)
 
 
-def _refuse_detached(path: Path) -> None:
-    """A header may name another file to read its voxels from, which could be any file on this machine."""
+def _check_header(path: Path) -> None:
+    """Refuse what ITK would follow or not name: voxels in another file, more than three axes in space."""
     with path.open("rb") as file:
         head = file.read(65_536)
-    if path.suffix.lower() == ".nrrd":
-        lines = head.split(b"\n\n")[0].split(b"\r\n\r\n")[0].lower().splitlines()
-        detached = any(line.replace(b" ", b"").startswith(b"datafile:") for line in lines)
+    if suffix_of(path) == ".nrrd":
+        lines = head.split(b"\n\n")[0].split(b"\r\n\r\n")[0].decode("latin-1").lower().splitlines()
+        fields = {key.replace(" ", ""): value.split() for key, _, value in (line.partition(":") for line in lines)}
+        sizes = tuple(int(n) for n in fields.get("sizes", []) if n.isdigit())
+        domains = [kind for kind in fields.get("kinds", ["domain"] * len(sizes)) if kind in {"domain", "space"}]
+        if len(domains) > 3:
+            raise _not_3d(sizes)
+        detached = "datafile" in fields
     else:
         detached = b"ElementDataFile = LOCAL" not in head
     if detached:
         raise ImageError(
-            f"a {path.suffix} header whose voxels are in another file",
+            f"a {path.suffix} header whose voxels are in another file",  # any file of this machine, perhaps
             expected="header and voxels in one file",
             todo="save it as one file",
         )

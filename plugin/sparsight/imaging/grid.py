@@ -106,25 +106,22 @@ def box_to_tokens(grid: Grid, box_mm: Box) -> NDArray[np.float32]:
     """Share of each token's extent inside an axis-aligned LPS box: (N,) in [0, 1].
 
     A box thinner than a voxel (drawn on one slice) counts as one voxel thick. Exact where the voxel axes run along
-    L, P and S; sampled inside each token, at least three times along each axis, where they are oblique.
+    L, P and S; where they are oblique, counted from points inside each token.
     """
     low, high = _thick_box(grid, box_mm)
     lps_to_uvw = np.linalg.inv(grid.uvw_to_lps)
-    corners = np.array(
-        [[x, y, z, 1.0] for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])]
-    )
-    uvw = (lps_to_uvw @ corners.T)[:3]  # (3, 8)
-    starts, stops = uvw.min(1), uvw.max(1)
-    extent = _extent_uvw(grid)
+    extent = np.asarray(grid.patch) / np.abs(np.diag(grid.uvw_to_ijk)[:3])  # in grid steps: 1 where tokens touch
     linear = np.abs(grid.uvw_to_lps[:3, :3])
-    if np.all(np.sort(linear, axis=0)[:2] <= 1e-6 * linear.max(0)):  # one LPS axis for each token axis
-        shares = [
-            np.clip(np.minimum(stops[a], c + e / 2) - np.maximum(starts[a], c - e / 2), 0, e) / e
-            for a, e in enumerate(extent)
-            for c in (np.arange(grid.shape[2 - a]),)
-        ]
-        return np.asarray(np.einsum("u,v,w->wvu", *shares), dtype=np.float32).ravel()
-    return _sampled_coverage(grid, (low, high), (starts, stops), extent)
+    if np.any(np.sort(linear, axis=0)[:2] > 1e-6 * linear.max(0)):
+        return _sampled_coverage(grid, low, high, extent)
+    uvw = (lps_to_uvw @ _corners(low, high))[:3]  # one LPS axis for each token axis
+    start, stop = uvw.min(1), uvw.max(1)
+    shares = []
+    for axis, side in enumerate(extent):
+        centre = np.arange(grid.shape[2 - axis])
+        inside = np.minimum(stop[axis], centre + side / 2) - np.maximum(start[axis], centre - side / 2)
+        shares.append(np.clip(inside, 0, side) / side)
+    return np.asarray(np.einsum("u,v,w->wvu", *shares), dtype=np.float32).ravel()
 
 
 def tokens_to_voxels(grid: Grid, values: NDArray[Scalar], volume_shape: tuple[int, int, int]) -> NDArray[Scalar]:
@@ -143,17 +140,12 @@ def tokens_to_slice(grid: Grid, values: NDArray[Scalar], volume_shape: tuple[int
 def tokens_to_labelmap(grid: Grid, keep: NDArray[np.int64], volume_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """Mark the voxels of the kept tokens with 1: (D, H, W) uint8.
 
-    Where a token is smaller than a voxel (an enlarged image), the voxel around its centre is marked too, so that no
-    kept token vanishes.
+    A token that holds no voxel centre (of an enlarged image, or mostly padding) marks the voxel it lies in, so that
+    no kept token vanishes.
     """
-    kept = np.zeros(int(np.prod(grid.shape)), dtype=np.uint8)
-    kept[keep] = 1
-    labelmap = tokens_to_voxels(grid, kept, volume_shape)
-    if min(grid.patch) < 1:
-        i, j, k = np.rint(token_centres(grid, grid.uvw_to_ijk)[keep].T).astype(np.int64)
-        d, h, w = volume_shape
-        inside = (i >= 0) & (i < w) & (j >= 0) & (j < h) & (k >= 0) & (k < d)
-        labelmap[k[inside], j[inside], i[inside]] = 1
+    labelmap = np.zeros(volume_shape, dtype=np.uint8)
+    for (i0, j0, k0), (i1, j1, k1) in zip(*_voxel_bounds(grid, keep, volume_shape), strict=True):
+        labelmap[k0:k1, j0:j1, i0:i1] = 1
     return labelmap
 
 
@@ -171,20 +163,12 @@ def tokens_to_boxes(
     The voxel box holds the voxels that `tokens_to_labelmap` marks; the LPS box the tokens' true extents.
     """
     ijk_to_lps = grid.uvw_to_lps @ np.linalg.inv(grid.uvw_to_ijk)
-    size = np.array(volume_shape[::-1])
     boxes: list[tuple[IntBox, Box]] = []
     for group in groups:
-        w, v, u = np.unravel_index(group, grid.shape)
-        centres = np.stack([u, v, w], axis=1) * np.diag(grid.uvw_to_ijk)[:3] + grid.uvw_to_ijk[:3, 3]
-        half = np.array(grid.patch) / 2
-        low = np.clip((centres - half).min(0), -0.5, size - 0.5)
-        high = np.clip((centres + half).max(0), -0.5, size - 0.5)
-        first = np.clip(np.ceil(low - 1e-9), 0, size - 1).astype(int)
-        last = np.clip(np.ceil(high - 1e-9), first + 1, size).astype(int)
-        ends = np.stack([low, high])
-        corners = np.array([[ends[a, 0], ends[b, 1], ends[c, 2], 1] for a in (0, 1) for b in (0, 1) for c in (0, 1)])
-        lps = (corners @ ijk_to_lps.T)[:, :3]
-        boxes.append(((_triple(first), _triple(last)), (_triple(lps.min(0)), _triple(lps.max(0)))))
+        first, last = _voxel_bounds(grid, group, volume_shape)
+        low, high = _extents(grid, group, volume_shape)
+        lps = (ijk_to_lps @ _corners(low.min(0), high.max(0)))[:3]
+        boxes.append(((_triple(first.min(0)), _triple(last.max(0))), (_triple(lps.min(1)), _triple(lps.max(1)))))
     return boxes
 
 
@@ -229,6 +213,27 @@ def _resized(width: int, height: int, spacing_mm: tuple[float, float, float], lo
     across, down = width * spacing_mm[0], height * spacing_mm[1]
     scale = long_side / max(across, down)
     return max(1, round(across * scale)), max(1, round(down * scale))
+
+
+def _extents(
+    grid: Grid, tokens: NDArray[np.int64], volume_shape: tuple[int, int, int]
+) -> tuple[FloatArray, FloatArray]:
+    """Lower and upper edges (n, 3) of tokens in ijk, cut to the image."""
+    w, v, u = np.unravel_index(tokens, grid.shape)
+    centres = np.stack([u, v, w], axis=1) * np.diag(grid.uvw_to_ijk)[:3] + grid.uvw_to_ijk[:3, 3]
+    half, end = np.array(grid.patch) / 2, np.array(volume_shape[::-1]) - 0.5
+    return np.clip(centres - half, -0.5, end), np.clip(centres + half, -0.5, end)
+
+
+def _voxel_bounds(
+    grid: Grid, tokens: NDArray[np.int64], volume_shape: tuple[int, int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First voxel and the one after the last, (n, 3) each in ijk, whose centres tokens hold; never none."""
+    low, high = _extents(grid, tokens, volume_shape)
+    first, last = np.ceil(low - 1e-9).astype(np.int64), np.ceil(high - 1e-9).astype(np.int64)
+    around = np.ceil((low + high) / 2 - 0.5 - 1e-9).astype(np.int64)  # the voxel that the middle lies in
+    first = np.clip(np.where(last > first, first, around), 0, np.array(volume_shape[::-1]) - 1)
+    return first, np.maximum(last, first + 1)
 
 
 def _token_spans(grid: Grid, volume_shape: tuple[int, ...]) -> list[FloatArray]:
@@ -280,37 +285,30 @@ def _thick_box(grid: Grid, box_mm: Box) -> tuple[FloatArray, FloatArray]:
     return centre - half, centre + half
 
 
-def _extent_uvw(grid: Grid) -> FloatArray:
-    """A token's extent in grid steps along (u, v, w): 1 where tokens touch."""
-    return np.asarray(grid.patch) / np.abs(np.diag(grid.uvw_to_ijk)[:3])
+def _sampled_coverage(grid: Grid, low: FloatArray, high: FloatArray, extent: FloatArray) -> NDArray[np.float32]:
+    """Coverage by an LPS box of tokens (`extent` grid steps each), counted from points spread over each token.
 
-
-def _sampled_coverage(
-    grid: Grid, box: tuple[FloatArray, FloatArray], bounds: tuple[FloatArray, FloatArray], extent: FloatArray
-) -> NDArray[np.float32]:
-    """Coverage by counting sample points of each token in an LPS box, for the tokens within `bounds` (uvw) only."""
+    Along each axis a token has four points, or so many that six of them fit into the box.
+    """
     coverage = np.zeros(grid.shape, dtype=np.float32)
+    uvw = (np.linalg.inv(grid.uvw_to_lps) @ _corners(low, high))[:3]
     size = np.array(grid.shape[::-1])
-    first = np.clip(np.floor(bounds[0] + 0.5 - 1e-9), 0, size).astype(int)
-    last = np.clip(np.ceil(bounds[1] + 0.5 + 1e-9), 0, size).astype(int)
-    if np.any(last <= first):
-        return coverage.ravel()
-    edge_mm = np.linalg.norm(grid.uvw_to_lps[:3, :3], axis=0) * extent
-    steps = np.clip(np.ceil(6 * edge_mm / (box[1] - box[0]).min()), 3, 48).astype(int)
-    points = [  # (tokens * steps,) positions in uvw
+    first = np.clip(np.floor(uvw.min(1) + 0.5), 0, size).astype(int)  # only these tokens can meet the box
+    last = np.clip(np.ceil(uvw.max(1) + 0.5), 0, size).astype(int)
+    reach = np.abs(grid.uvw_to_lps[:3, :3]) * extent / (high - low)[:, None]  # a token's extent in boxes, [lps, uvw]
+    steps = np.maximum(np.ceil(6 * reach.max(0)), 4).astype(int)
+    u, v, w = (
         (np.arange(a, b)[:, None] + ((np.arange(n) + 0.5) / n - 0.5) * e).ravel()
         for a, b, n, e in zip(first, last, steps, extent, strict=True)
-    ]
-    gw, gh = last[0] - first[0], last[1] - first[1]
-    for w in range(first[2], last[2]):
-        block = points[2][(w - first[2]) * steps[2] : (w - first[2] + 1) * steps[2]]
-        inside = np.ones((len(block), len(points[1]), len(points[0])), dtype=bool)
-        for row in range(3):
-            a, b, c, shift = grid.uvw_to_lps[row]
-            mm = (c * block)[:, None, None] + (b * points[1])[None, :, None] + (a * points[0] + shift)
-            inside &= (mm >= box[0][row]) & (mm <= box[1][row])
-        counted = inside.reshape(steps[2], gh, steps[1], gw, steps[0]).mean(axis=(0, 2, 4))
-        coverage[w, first[1] : last[1], first[0] : last[0]] = counted
+    )
+    for layer in range(last[2] - first[2]):  # one layer of tokens in memory at a time
+        at_w = w[layer * steps[2] : (layer + 1) * steps[2]]
+        inside = np.ones((len(at_w), len(v), len(u)), dtype=bool)
+        for m, a, b in zip(grid.uvw_to_lps[:3], low, high, strict=True):
+            mm = (m[2] * at_w)[:, None, None] + (m[1] * v)[:, None] + (m[0] * u + m[3])
+            inside &= (mm >= a) & (mm <= b)
+        points = inside.reshape(steps[2], last[1] - first[1], steps[1], last[0] - first[0], steps[0])
+        coverage[first[2] + layer, first[1] : last[1], first[0] : last[0]] = points.mean(axis=(0, 2, 4))
     return coverage.ravel()
 
 

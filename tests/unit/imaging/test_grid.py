@@ -65,11 +65,10 @@ def test_pixels_are_in_range_and_multiples_of_the_patch(volume: ImageVolume) -> 
 
 @given(volumes)
 def test_pixels_are_square_in_mm(volume: ImageVolume) -> None:
-    g = geometry(volume)
-    across, down = np.linalg.norm(g.uvw_to_lps[:3, :2], axis=0) / 8  # mm per pixel
-    pixels = 48 * np.array([volume.shape[2] * volume.spacing_mm[0], volume.shape[1] * volume.spacing_mm[1]])
-    short = (pixels / pixels.max() * 48 / 48).min() * 48  # pixels along the shorter side, before rounding
-    assert across / down == pytest.approx(1, rel=0.51 / max(short, 0.51)) or short < 1
+    extent_mm = np.array([volume.shape[2] * volume.spacing_mm[0], volume.shape[1] * volume.spacing_mm[1]])
+    pixel_mm = np.linalg.norm(geometry(volume).uvw_to_lps[:3, :2], axis=0) / 8
+    pixels, exact = extent_mm / pixel_mm, extent_mm / (extent_mm.max() / 48)
+    assert np.all((np.abs(pixels - exact) <= 0.5 + 1e-6) | (np.abs(pixels - 1) < 1e-6))
 
 
 @given(volumes)
@@ -113,12 +112,14 @@ def test_labelmap_marks_each_kept_token_and_its_box_bounds_it(volume: ImageVolum
     assert labelmap.any()
     ((low, high), (low_mm, high_mm)) = tokens_to_boxes(g, [keep], volume.shape)[0]
     k, j, i = np.nonzero(labelmap)
-    if min(g.patch) >= 1:  # otherwise the labelmap is deliberately generous
-        assert (i.min(), j.min(), k.min()) == low
-        assert (i.max() + 1, j.max() + 1, k.max() + 1) == high
-        centres = np.stack([i, j, k, np.ones(len(i))], axis=1) @ volume.ijk_to_lps.T
-        assert np.all(centres[:, :3] >= np.array(low_mm) - 1e-6)
-        assert np.all(centres[:, :3] <= np.array(high_mm) + 1e-6)
+    assert (i.min(), j.min(), k.min()) == low
+    assert (i.max() + 1, j.max() + 1, k.max() + 1) == high
+    assert labelmap.sum() == np.prod(np.array(high) - np.array(low))
+    centre = token_centres(g, g.uvw_to_lps)[keep[0]]
+    half = np.abs(volume.ijk_to_lps[:3, :3]) @ np.array(g.patch) / 2  # of the token, padding included
+    assert np.all(np.array(low_mm) >= centre - half - 1e-6)
+    assert np.all(np.array(high_mm) <= centre + half + 1e-6)
+    assert np.all(np.array(high_mm) >= np.array(low_mm))
 
 
 @given(volumes, st.integers(0, 2**32 - 1))
@@ -164,7 +165,7 @@ def test_an_oblique_box_covers_about_its_volume(volume: ImageVolume, data: st.Da
     sides = np.array([data.draw(st.floats(0.3, 2.0)) for _ in range(3)]) * token_mm.min()
     coverage = box_to_tokens(g, (tuple(centre - sides / 2), tuple(centre + sides / 2)))
     thick = np.maximum(sides, np.abs(volume.ijk_to_lps[:3, :3]).max(1))
-    assert coverage.sum() * np.prod(token_mm) == pytest.approx(np.prod(thick), rel=0.25)
+    assert coverage.sum() * np.prod(token_mm) == pytest.approx(np.prod(thick), rel=0.4)
 
 
 @given(volumes, st.data())
