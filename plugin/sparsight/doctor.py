@@ -69,7 +69,7 @@ def _package(name: str) -> Finding:
 
 
 def _device() -> Finding:
-    import torch  # noqa: PLC0415  seconds: only when needed
+    import torch
 
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
@@ -87,7 +87,7 @@ def _home(config: Config) -> Finding:
 
 
 def _reader(config: Config) -> Finding:
-    from sparsight.model import load_reader  # noqa: PLC0415
+    from sparsight.model import load_reader
 
     start = perf_counter()
     reader = load_reader(config.serve.reader)
@@ -95,7 +95,7 @@ def _reader(config: Config) -> Finding:
 
 
 def _store(config: Config) -> Finding:
-    from sparsight.store import PolicyRegistry, Store  # noqa: PLC0415
+    from sparsight.store import PolicyRegistry, Store
 
     store = Store(config.database or config.home / "store.db", config.home)
     try:
@@ -119,7 +119,7 @@ def _converter() -> Finding:
 
 
 def _studies(location: str) -> Finding:
-    from sparsight.imaging.studies import open_studies  # noqa: PLC0415
+    from sparsight.imaging.studies import open_studies
 
     studies = open_studies(location).list()
     kinds = ", ".join(sorted({s.modality for s in studies}))

@@ -24,7 +24,7 @@ from sparsight.server.run import free_port, start, wait_until_ready
 from sparsight.service import Service, parse_question
 from sparsight.sim import SceneConfig, Simulator
 from sparsight.sim.dicom import write_dicom
-from sparsight.types import Feedback, ImageVolume
+from sparsight.types import Feedback, ImageVolume, Verdict
 
 Step = Callable[[str, int, int], None]
 _CORRECTIONS = 20
@@ -81,7 +81,7 @@ def _learning(service: Service) -> float:
         scene = simulator.scene("test", index, 2)
         case = scene.cases[0]
         episode = service.ask(scene.volume, case.question).episode
-        verdict = "accept" if episode.answer.text == case.answer else "amend"
+        verdict: Verdict = "accept" if episode.answer.text == case.answer else "amend"
         service.correct(Feedback(f"bench-{index}", episode.id, "bench", verdict, datetime.now(UTC), case.answer))
     return service.learn().seconds
 

@@ -40,9 +40,9 @@ def ask(
     json: Json = False,
 ) -> None:
     """Ask a question about a study and see what the answer rests on."""
-    from sparsight.imaging.export import overlay_png, write_labelmap  # noqa: PLC0415  see Session.service
-    from sparsight.reply import ask_json  # noqa: PLC0415
-    from sparsight.service import parse_question  # noqa: PLC0415
+    from sparsight.imaging.export import overlay_png, write_labelmap
+    from sparsight.reply import ask_json
+    from sparsight.service import parse_question
 
     share = _number(budget)
     parsed = parse_question(question, choices=tuple(choice or ()))
@@ -76,8 +76,8 @@ def correct(
     json: Json = False,
 ) -> None:
     """Say what was right or wrong about an answer; the reward is shown at once."""
-    from sparsight.imaging.export import read_mask  # noqa: PLC0415
-    from sparsight.reply import reward_json  # noqa: PLC0415
+    from sparsight.imaging.export import read_mask
+    from sparsight.reply import reward_json
 
     kind = cast(MarkKind, _one_of("--mark-kind", mark_kind, get_args(MarkKind)))
     marks = [Mark(kind, box_mm=_box(text)) for text in box or ()]
@@ -106,7 +106,7 @@ def correct(
 
 def learn(context: typer.Context, json: Json = False) -> None:
     """Train a candidate policy on the new corrections; the gate promotes it or holds it, with reasons."""
-    from sparsight.reply import learn_json  # noqa: PLC0415
+    from sparsight.reply import learn_json
 
     session: Session = context.obj
     with session.service() as service, progress_bar("learn", quiet=json) as tell:
@@ -125,7 +125,7 @@ def learn(context: typer.Context, json: Json = False) -> None:
 
 def policies(context: typer.Context, json: Json = False) -> None:
     """List the policy versions."""
-    from sparsight.reply import policy_json  # noqa: PLC0415
+    from sparsight.reply import policy_json
 
     session: Session = context.obj
     with session.service() as service:
@@ -147,7 +147,7 @@ def promote(
     json: Json = False,
 ) -> None:
     """Make a policy live that passed the gate."""
-    from sparsight.reply import policy_json  # noqa: PLC0415
+    from sparsight.reply import policy_json
 
     session: Session = context.obj
     with session.service() as service:
@@ -160,7 +160,7 @@ def promote(
 
 def rollback(context: typer.Context, json: Json = False) -> None:
     """Make the live policy's parent live again, bit for bit."""
-    from sparsight.reply import policy_json  # noqa: PLC0415
+    from sparsight.reply import policy_json
 
     session: Session = context.obj
     with session.service() as service:

@@ -26,15 +26,18 @@ def serve(
     json: Json = False,
 ) -> None:
     """Serve studies through MONAI Label, with sparsight's tasks and routes, until Ctrl-C."""
-    from sparsight.server.run import serve as run  # noqa: PLC0415  see Session.service
+    from sparsight.server.run import serve as run
 
     session: Session = context.obj
     url = f"http://{host}:{port}/sparsight/"
-    if json:
-        emit_json({"url": url})
-    else:
-        console.print(f"starting; then open {url}")
-    raise typer.Exit(run(session.config(), studies, host=host, port=port))
+
+    def started() -> None:
+        if json:
+            emit_json({"url": url})
+        else:
+            console.print(f"starting; then open {url}")
+
+    raise typer.Exit(run(session.config(), studies, host=host, port=port, on_start=started))
 
 
 def doctor(
@@ -43,7 +46,7 @@ def doctor(
     json: Json = False,
 ) -> None:
     """Check installation, devices, weights, store and studies; say what to do."""
-    from sparsight.doctor import examine  # noqa: PLC0415
+    from sparsight.doctor import examine
 
     session: Session = context.obj
     findings = examine(session.config(), studies)
@@ -66,7 +69,7 @@ def demo(
     json: Json = False,
 ) -> None:
     """Start the server on sample studies and go through the loop: ask, correct, learn, gate, ask again."""
-    from sparsight.demo import run  # noqa: PLC0415
+    from sparsight.demo import run
 
     session: Session = context.obj
     config = session.config()

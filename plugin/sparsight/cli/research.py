@@ -34,8 +34,8 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Accuracy and evidence of visual streams on a folder of questions with known answers."""
-    from sparsight.datasets import load_folder  # noqa: PLC0415  see Session.service
-    from sparsight.rl import evaluate as scoring  # noqa: PLC0415
+    from sparsight.datasets import load_folder
+    from sparsight.rl import evaluate as scoring
 
     shares = _budgets(budgets)
     names = [name.strip() for name in selectors.split(",") if name.strip()]
@@ -66,10 +66,10 @@ def train(
     json: Json = False,
 ) -> None:
     """Train the shipped weights again; a second call resumes at the last checkpoint."""
-    from sparsight.recipe import train_nano  # noqa: PLC0415
-
     if what != "nano" or size not in ("full", "small"):
         raise InputError(f"train {what} --size {size}", expected="train nano --size full|small", todo="check the words")
+    from sparsight.recipe import train_nano
+
     with progress_bar("train", quiet=json) as tell:
         report = train_nano(out, data, seed=seed, size=size, on_progress=tell)
     if json:
@@ -86,7 +86,7 @@ def latency(
     json: Json = False,
 ) -> None:
     """Time first and second questions, /info/ during an answer, learning, and peak memory."""
-    from sparsight.bench.latency import measure  # noqa: PLC0415
+    from sparsight.bench.latency import measure
 
     session: Session = context.obj
     with progress_bar("bench latency", quiet=json) as tell:
@@ -134,7 +134,7 @@ def _budgets(text: str) -> list[float]:
 def _drawn(cases: Any, limit: int | None, seed: int) -> Any:
     if limit is None or limit >= len(cases):
         return cases
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
     chosen = np.sort(np.random.default_rng(seed).permutation(len(cases))[:limit])
     return [cases[i] for i in chosen]

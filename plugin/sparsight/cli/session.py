@@ -29,7 +29,7 @@ class Session:
     @contextmanager
     def service(self, studies: str | None = None) -> Iterator[Service]:
         """Open the service (imports torch: seconds) and close it afterwards."""
-        from sparsight.service import Service  # noqa: PLC0415  `--help` must not wait for torch
+        from sparsight.service import Service
 
         service = Service(self.config(), studies)
         try:

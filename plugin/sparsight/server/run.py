@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -28,12 +29,12 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    configs: Path | None = None,  # noqa: ARG001  (what it held is in `config` by now)
+    on_start: Callable[[], None] | None = None,
     expose: bool = False,
 ) -> int:
     """Serve `studies` (folder or DICOMweb URL) until Ctrl-C or SIGTERM; returns the exit code.
 
-    expose: listen beyond this machine although nobody is asked who they are.
+    on_start: called when all checks have passed. expose: listen beyond this machine though nobody is asked who they are.
     Raises NotFoundError (no such folder), BusyError (port taken), ConflictError (a server on this store), ConfigError.
     """
     studies = _checked_studies(studies)
@@ -49,6 +50,8 @@ def serve(
         from monailabel.main import Main  # noqa: PLC0415  (reads the environment when imported)
 
         main = Main()
+        if on_start:
+            on_start()
         arguments = ["start_server", "--app", str(app), "--studies", studies, "--host", host, "--port", str(port)]
         arguments += ["--uvicorn_app", "sparsight.server:app"]
         try:

@@ -130,6 +130,7 @@ class Service:
         self.studies = open_studies(studies) if studies is not None else None
         self._encoded = EncodedStudies(self.studies, config.serve.cache_bytes)
         self._turnstile = Turnstile(config.serve.max_waiting)
+        self._tokens_kept: set[str] = set()  # hashes of volumes whose tokens this process has stored
         self._live: tuple[str, PolicySelector] | None = None
         self._live_lock = threading.Lock()
 
@@ -189,8 +190,7 @@ class Service:
             config_sha256=self.config.sha256,
             timings_ms=timings,
         )
-        if study_.timings_ms["encode"]:  # not met before
-            self._keep_tokens(study_)
+        self._keep_tokens(study_)
         self.store.save_episode(episode)
         return Asked(episode, study_.volume, study_.grid)
 
@@ -342,10 +342,13 @@ class Service:
 
     def _keep_tokens(self, study: Encoded) -> None:
         """Store what was encoded, so that a correction can be learned when the study is no longer at hand."""
+        if study.volume.sha256 in self._tokens_kept:
+            return
         grid = study.grid
         features = grid.features.numpy().astype(np.float16)
         kept = Features(features, grid.shape, grid.patch, grid.uvw_to_ijk, grid.uvw_to_lps)
         self.store.put_features(study.volume.sha256, self.reader.id, kept)
+        self._tokens_kept.add(study.volume.sha256)
 
     def _grid(self, episode: Episode) -> TokenGrid:
         """The tokens of an episode's study, as stored when it was asked. Raises NotFoundError."""

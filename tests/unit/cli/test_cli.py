@@ -1,0 +1,147 @@
+"""The command line as a program: exit codes, JSON on stdout, one clear message on errors, never a traceback."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from sparsight.cli import main as program
+from sparsight.errors import SparsightError
+
+MARKS_JSON = {"box_mm", "box_ijk", "weight", "sop_uid", "slice"}
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 120), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, reader_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Any:
+    """Call `sparsight ARGS --json` in this process: (exit code, parsed stdout)."""
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    (configs / "learn.yaml").write_text("steps: 2\nbatch: 4\ngroup: 2\n")
+    (configs / "gate.yaml").write_text("sentinel: 20\n")
+
+    def call(*args: str) -> tuple[int, dict[str, Any]]:
+        common = ["--home", str(tmp_path / "home"), "--configs", str(configs), "--reader", str(reader_folder)]
+        monkeypatch.setattr(sys, "argv", ["sparsight", *common, *args, "--json"])
+        with pytest.raises(SystemExit) as left:
+            program()
+        out = capsys.readouterr().out
+        return int(left.value.code or 0), json.loads(out)
+
+    return call
+
+
+def test_ask_correct_learn_and_list(run: Any, picture: Path, tmp_path: Path) -> None:
+    overlay, labels = tmp_path / "o.png", tmp_path / "l.nii.gz"
+    code, asked = run("ask", str(picture), "Is there a nodule?", "--overlay", str(overlay), "--labelmap", str(labels))
+    assert code == 0
+    assert asked["budget"] == {"kept": 48, "total": 480, "fraction": 0.1}
+    assert set(asked["timings_ms"]) >= {"load", "encode", "select", "prefill", "decode", "total"}
+    assert all(set(region) == MARKS_JSON for region in asked["evidence"])
+    with Image.open(overlay) as drawn:
+        assert drawn.size[0] > 200
+    assert labels.stat().st_size > 0
+    code, corrected = run("correct", asked["episode"], "--answer", "no", "--mark", str(labels), "--key", "k1")
+    assert code == 0
+    assert corrected["reward"]["parts"]["grounding"] == pytest.approx(1, abs=0.01)  # marked exactly what was kept
+    assert run("correct", asked["episode"], "--answer", "no", "--mark", str(labels), "--key", "k1") == (0, corrected)
+    code, learned = run("learn")
+    assert code == 0
+    assert learned["corrections"] == 1
+    assert not learned["promoted"]  # one correction proves nothing
+    code, listed = run("policies")
+    assert [p["state"] for p in listed["policies"]] == ["live", "held"]
+    assert run("promote", learned["candidate"])[1]["error"]["code"] == "conflict"
+    assert run("rollback")[1]["error"]["code"] == "conflict"
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["ask", "nowhere.dcm", "Is there a nodule?"], "not_found"),
+        (["ask", "{picture}", " "], "bad_question"),
+        (["ask", "{picture}", "q" * 100_000], "bad_question"),
+        (["ask", "{picture}", "Is it?", "--budget", "0"], "bad_budget"),
+        (["ask", "{picture}", "Is it?", "--budget", "2"], "bad_budget"),
+        (["ask", "{picture}", "Is it?", "--budget", "x"], "bad_budget"),
+        (["ask", "{empty}", "Is it?"], "bad_image"),
+        (["ask", "{picture}", "Which?", "--choice", "one"], "bad_question"),
+        (["correct", "e404", "--answer", "no"], "not_found"),
+        (["correct", "e404", "--verdict", "maybe"], "bad_feedback"),
+        (["correct", "e404", "--box", "1,2,3"], "bad_feedback"),
+        (["correct", "e404", "--mark", "{picture}.gone"], "not_found"),
+        (["promote", "p404"], "not_found"),
+        (["rollback"], "conflict"),
+        (["evaluate", "--data", "{empty}"], "bad_data"),
+        (["evaluate", "--data", "{empty}", "--budgets", "0.1,3"], "bad_budget"),
+        (["train", "mega", "--out", "{empty}"], "bad_input"),
+        (["next", "--studies", "{empty}/none"], "not_found"),
+        (["serve", "--studies", "{empty}/none"], "not_found"),
+    ],
+)
+def test_errors_have_a_code_and_exit_1(run: Any, picture: Path, tmp_path: Path, args: list[str], code: str) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    exit_code, reply = run(*(arg.format(picture=picture, empty=empty) for arg in args))
+    assert (exit_code, reply["error"]["code"]) == (1, code)
+    assert all(reply["error"][part] for part in ("given", "expected", "todo"))
+
+
+def test_without_json_an_error_is_three_lines_on_stderr(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sparsight.cli", "--home", str(tmp_path), "--reader", "gone", "policies"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "bad_config" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys; import sparsight.cli.main; sys.exit('torch' in sys.modules or 'monai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_every_command_and_option_is_documented() -> None:
+    import typer
+
+    from sparsight.cli.main import app
+
+    text = (Path(__file__).parents[3] / "docs" / "cli.md").read_text()
+    group = typer.main.get_command(app)
+    commands = dict(group.commands)  # type: ignore[attr-defined]
+    commands |= {f"bench {name}": sub for name, sub in commands.pop("bench").commands.items()}
+    for name, command in commands.items():
+        assert f"## `sparsight {name}" in text, name
+        for parameter in command.params:
+            for option in parameter.opts:
+                assert option in text or not option.startswith("--"), (name, option)
+
+
+def test_every_error_code_is_documented() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "errors.md").read_text()
+
+    def tree(kind: type[SparsightError]) -> list[type[SparsightError]]:
+        return [kind, *(k for sub in kind.__subclasses__() for k in tree(sub))]
+
+    for kind in tree(SparsightError)[1:]:
+        assert f"| `{kind.code}` | {kind.status} |" in text, kind
+
+
+def test_version() -> None:
+    from sparsight.cli.main import app
+
+    assert CliRunner().invoke(app, ["--version"]).stdout.strip()

@@ -1,0 +1,31 @@
+"""Fixtures that several rooms' unit tests share."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from sparsight.model import TokenPolicy
+from sparsight.model.nano.reader import NanoReader, build
+from sparsight.model.nano.tokenizer import known_words, train_tokenizer
+from sparsight.model.nano.weights import NanoSpec
+from sparsight.sim import texts
+from sparsight.types import Question
+
+
+@pytest.fixture(scope="session")
+def reader_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reader of random weights and real architecture, with its policy: nothing in it has learned anything."""
+    folder = tmp_path_factory.mktemp("reader")
+    words = list(texts())
+    tokenizer = train_tokenizer(words, size=600)
+    spec = NanoSpec(channels=32, hidden=64, layers=2, heads=2, findings=("nodule", "ring"), words=known_words(words))
+    torch.manual_seed(0)
+    reader = NanoReader(*build(spec, tokenizer.get_vocab_size()), tokenizer, spec, "0" * 64)
+    reader.save(folder)
+    wide = reader.embed(Question("is there a nodule?")).shape[0]
+    policy = TokenPolicy(32, wide)
+    torch.nn.init.normal_(policy.out.weight)
+    save_file(policy.to_arrays(), folder / "policy.safetensors")
+    return folder

@@ -1,0 +1,287 @@
+"""Ask, correct, learn, promote: what each does, refuses, and leaves behind."""
+
+import math
+import shutil
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparsight.config import Config
+from sparsight.errors import (
+    BudgetError,
+    ConflictError,
+    FeedbackError,
+    GeometryError,
+    NotFoundError,
+    QuestionError,
+    WeightsError,
+)
+from sparsight.reply import ask_json
+from sparsight.service import Progress, Service, parse_question
+from sparsight.types import Episode, Feedback, ImageVolume, Mark, Question, Verdict
+
+QUESTION = parse_question("Is there a nodule?")
+
+
+def make_picture(seed: int) -> ImageVolume:
+    voxels = np.random.default_rng(seed).uniform(0, 200, (1, 96, 120)).astype(np.float32)
+    return ImageVolume(voxels, np.diag([0.5, 0.5, 1, 1]), "DX", (127.5, 255.0))
+
+
+def feedback(episode: Episode, key: str = "k", verdict: Verdict = "amend", **more: Any) -> Feedback:
+    return Feedback(key, episode.id, "reader-1", verdict, datetime.now(UTC), **more)
+
+
+class TestParse:
+    @pytest.mark.parametrize("text", ["Is there a nodule?", "  does it show a mass ", "Are the lungs clear?"])
+    def test_yes_no(self, text: str) -> None:
+        assert parse_question(text).kind == "yes_no"
+
+    @pytest.mark.parametrize("text", ["Where is it?", "Is it left or right?", "¿Hay un nódulo?", "結節はありますか"])
+    def test_free(self, text: str) -> None:
+        assert parse_question(text).kind == "free"
+
+    @pytest.mark.parametrize("text", ["", "  \n\t", "x" * 100_000])
+    def test_refused(self, text: str) -> None:
+        with pytest.raises(QuestionError):
+            parse_question(text)
+
+    @pytest.mark.parametrize("choices", [("one",), ("a", "a"), ("a", " "), ("a", "b" * 300)])
+    def test_bad_choices(self, choices: tuple[str, ...]) -> None:
+        with pytest.raises(QuestionError):
+            parse_question("Which?", choices=choices)
+
+
+class TestAsk:
+    def test_answer_evidence_and_record_agree(self, service: Service, picture: ImageVolume) -> None:
+        asked = service.ask(picture, QUESTION, budget=0.1)
+        episode = service.episode(asked.episode.id)
+        assert ask_json(asked) == ask_json(replace(asked, episode=episode))
+        assert (episode.evidence.kept, episode.evidence.total) == (48, 480)
+        assert episode.answer.text in ("yes", "no")
+        assert sum(region.weight for region in episode.evidence.regions) == pytest.approx(1)
+        kept_area = asked.labelmap().sum() / asked.labelmap().size
+        assert kept_area == pytest.approx(0.1, abs=0.02)  # the lowest row of tokens is padding in part
+        assert service.store.verify() == []
+
+    def test_the_same_question_gets_the_same_answer_and_is_encoded_once(
+        self, service: Service, picture: ImageVolume
+    ) -> None:
+        first, second = (service.ask(picture, QUESTION).episode for _ in range(2))
+        assert first.id != second.id
+        assert first.answer.text == second.answer.text
+        assert first.answer.confidence == pytest.approx(second.answer.confidence)
+        assert np.array_equal(first.selection.keep, second.selection.keep)
+        assert first.timings_ms["encode"] > 0 == second.timings_ms["encode"]
+
+    def test_a_study_that_changed_on_disk_is_read_again(self, service: Service, tmp_path: Path) -> None:
+        path = tmp_path / "patient name.png"
+        hashes = []
+        for seed in (1, 2):
+            Image.fromarray(make_picture(seed).voxels[0].astype(np.uint8)).save(path)
+            episode = service.ask(str(path), QUESTION).episode
+            hashes.append(episode.volume_sha256)
+            assert "patient" not in episode.study
+        assert hashes[0] != hashes[1]
+
+    @pytest.mark.parametrize("budget", [0, -0.1, 2, math.nan, math.inf, "x", True])
+    def test_bad_budget(self, service: Service, picture: ImageVolume, budget: Any) -> None:
+        with pytest.raises(BudgetError):
+            service.ask(picture, QUESTION, budget=budget)
+        assert service.status()["episodes"] == 0
+
+    def test_the_whole_image_is_always_possible(self, service: Service, picture: ImageVolume) -> None:
+        episode = service.ask(picture, QUESTION, budget=1).episode
+        assert episode.evidence.kept == episode.evidence.total
+        assert episode.evidence.necessity is not None
+
+    def test_a_region_confines_the_evidence(self, service: Service, picture: ImageVolume) -> None:
+        region = ((0.0, 0.0, -1.0), (20.0, 20.0, 1.0))
+        episode = service.ask(picture, replace(QUESTION, region=region), budget=0.02).episode
+        for found in episode.evidence.regions:
+            assert found.box_mm[1][0] <= 22.5  # half a token beyond the region
+            assert found.box_mm[1][1] <= 22.5
+
+    @pytest.mark.parametrize("study", ["nowhere", "/nowhere/at/all", "../x", "\0"])
+    def test_no_such_study(self, service: Service, study: str) -> None:
+        with pytest.raises(NotFoundError):
+            service.ask(study, QUESTION)
+
+    def test_with_a_study_source_paths_are_not_read(self, config: Config, tmp_path: Path) -> None:
+        inside, outside = tmp_path / "studies", tmp_path / "secret.png"
+        inside.mkdir()
+        Image.fromarray(make_picture(1).voxels[0].astype(np.uint8)).save(outside)
+        shutil.copy(outside, inside / "one.png")
+        service = Service(config, inside)
+        assert service.ask("one", QUESTION).episode.study == "one"
+        for study in (str(outside), "../secret", "../secret.png"):
+            with pytest.raises(NotFoundError):
+                service.ask(study, QUESTION)
+        service.close()
+
+    def test_progress_is_told_in_order(self, service: Service, picture: ImageVolume) -> None:
+        told: list[Progress] = []
+        service.ask(picture, QUESTION, on_progress=told.append)
+        stages = list(dict.fromkeys(p.stage for p in told))
+        assert stages[:2] == ["encode", "select"]
+        assert stages[-2:] == ["answer", "evidence"]
+
+
+class TestCorrect:
+    def test_accept_amend_reject(self, service: Service, picture: ImageVolume) -> None:
+        episode = service.ask(picture, QUESTION).episode
+        other = "no" if episode.answer.text == "yes" else "yes"
+        totals = [
+            service.correct(feedback(episode, key, verdict, answer=answer)).total
+            for key, verdict, answer in (("a", "accept", None), ("b", "amend", other), ("c", "reject", None))
+        ]
+        assert totals == [1, -1, -1]
+
+    def test_marks_on_what_was_kept_are_good_and_elsewhere_bad(self, service: Service, picture: ImageVolume) -> None:
+        asked = service.ask(picture, QUESTION)
+        kept = asked.labelmap().astype(bool)
+        on = Mark("relevant", mask=kept, mask_ijk_to_lps=picture.ijk_to_lps)
+        off = Mark("missed", mask=~kept, mask_ijk_to_lps=picture.ijk_to_lps)
+        unwanted = Mark("irrelevant", mask=kept, mask_ijk_to_lps=picture.ijk_to_lps)
+        rewards = [
+            service.correct(feedback(asked.episode, key, marks=(mark,))).parts["grounding"]
+            for key, mark in (("on", on), ("off", off), ("unwanted", unwanted))
+        ]
+        assert rewards == [pytest.approx(1), pytest.approx(0, abs=0.02), pytest.approx(-1)]  # some tokens hold both
+
+    def test_a_mask_on_another_grid_is_resampled(self, service: Service, picture: ImageVolume) -> None:
+        asked = service.ask(picture, QUESTION)
+        kept = asked.labelmap().astype(bool)
+        finer = np.repeat(np.repeat(kept, 2, axis=1), 2, axis=2)
+        affine = picture.ijk_to_lps @ np.diag([0.5, 0.5, 1, 1])
+        affine[:2, 3] -= 0.125
+        reward = service.correct(feedback(asked.episode, marks=(Mark("relevant", mask=finer, mask_ijk_to_lps=affine),)))
+        assert reward.parts["grounding"] == pytest.approx(1, abs=0.02)
+
+    def test_a_mark_elsewhere_is_refused_and_not_recorded(self, service: Service, picture: ImageVolume) -> None:
+        episode = service.ask(picture, QUESTION).episode
+        far = ((500.0, 500.0, 500.0), (510.0, 510.0, 510.0))
+        affine = picture.ijk_to_lps.copy()
+        affine[:3, 3] = 900
+        for mark in (Mark("missed", box_mm=far), Mark("missed", mask=np.ones((1, 5, 5), bool), mask_ijk_to_lps=affine)):
+            with pytest.raises(GeometryError):
+                service.correct(feedback(episode, marks=(mark,)))
+        assert service.status()["corrections"] == 0
+
+    def test_contradictory_marks_are_refused(self, service: Service, picture: ImageVolume) -> None:
+        episode = service.ask(picture, QUESTION).episode
+        box = ((5.0, 5.0, -1.0), (30.0, 30.0, 1.0))
+        with pytest.raises(FeedbackError, match=r"same region"):
+            service.correct(feedback(episode, marks=(Mark("relevant", box_mm=box), Mark("irrelevant", box_mm=box))))
+
+    @pytest.mark.parametrize("more", [{}, {"answer": " "}, {"answer": "x" * 10_000}, {"marks": (Mark("missed"),)}])
+    def test_nothing_said(self, service: Service, picture: ImageVolume, more: dict[str, Any]) -> None:
+        episode = service.ask(picture, QUESTION).episode
+        with pytest.raises(FeedbackError):
+            service.correct(feedback(episode, **more))
+
+    def test_a_repeated_key_is_one_correction(self, service: Service, picture: ImageVolume) -> None:
+        episode = service.ask(picture, QUESTION).episode
+        first = service.correct(feedback(episode, answer="no"))
+        assert service.correct(feedback(episode, answer="no")) == first
+        with pytest.raises(ConflictError):
+            service.correct(feedback(episode, answer="yes"))
+        assert service.status()["corrections"] == 1
+
+    def test_an_unknown_episode(self, service: Service, picture: ImageVolume) -> None:
+        episode = service.ask(picture, QUESTION).episode
+        with pytest.raises(NotFoundError):
+            service.correct(replace(feedback(episode, answer="no"), episode="e0"))
+
+
+class TestLearn:
+    def lessons(self, service: Service, n: int) -> None:
+        for seed in range(n):
+            episode = service.ask(make_picture(seed), QUESTION).episode
+            service.correct(feedback(episode, f"k{seed}", answer="yes" if seed % 2 else "no"))
+
+    def test_nothing_to_learn(self, service: Service) -> None:
+        learned = service.learn()
+        assert learned.candidate is None
+        assert not learned.promoted
+
+    def test_a_candidate_is_measured_recorded_and_not_learned_twice(self, service: Service) -> None:
+        self.lessons(service, 7)
+        learned = service.learn()
+        assert learned.candidate is not None
+        assert (learned.corrections, learned.held_out) == (5, 2)
+        assert learned.candidate.state == ("live" if learned.promoted else "held")
+        assert learned.reasons
+        if not learned.promoted:
+            again = service.learn()
+            assert again.candidate is None
+            assert "already" in again.reasons[0]
+            with pytest.raises(ConflictError, match="held back"):
+                service.promote(learned.candidate.id)
+        assert service.store.verify() == []
+
+    def test_promotion_and_rollback_are_exact_and_seen_by_other_processes(
+        self, service: Service, config: Config, picture: ImageVolume
+    ) -> None:
+        before = service.ask(picture, QUESTION).episode
+        other = Service(config)
+        candidate = self.candidate(service)
+        service.promote(candidate, sign_off="head of department")
+        changed = other.ask(picture, QUESTION).episode
+        assert changed.policy == candidate
+        assert not np.array_equal(changed.selection.scores, before.selection.scores)
+        service.rollback()
+        after = other.ask(picture, QUESTION).episode
+        assert after.policy_sha256 == before.policy_sha256
+        assert np.array_equal(after.selection.scores, before.selection.scores)
+        other.close()
+
+    def candidate(self, service: Service) -> str:
+        """A policy that passed, as one that waits for its signature."""
+        live = service.registry.live()
+        arrays = {name: value * 1.5 for name, value in service.live_selector().policy.to_arrays().items()}
+        return service.registry.add(arrays, parent=live.id, reader=service.reader.id).id
+
+    def test_a_signature_is_asked_for_where_configured(self, config: Config) -> None:
+        strict = config.model_copy(update={"gate": config.gate.model_copy(update={"sign_off": True})})
+        service = Service(strict)
+        candidate = self.candidate(service)
+        with pytest.raises(ConflictError, match="name"):
+            service.promote(candidate)
+        assert service.promote(candidate, sign_off="me").state == "live"
+        service.close()
+
+    def test_altered_weights_never_answer(self, service: Service, picture: ImageVolume) -> None:
+        live = service.registry.live()
+        path = service.registry.weights_path(live.id)
+        path.write_bytes(path.read_bytes()[:-8] + b"12345678")
+        with pytest.raises(WeightsError):
+            service.ask(picture, QUESTION)
+
+
+def test_next_case_skips_what_was_corrected(config: Config, tmp_path: Path) -> None:
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    for n in range(3):
+        Image.fromarray(make_picture(n).voxels[0].astype(np.uint8)).save(studies / f"s{n}.png")
+    service = Service(config, studies)
+    first = service.next_case()
+    assert first is not None
+    assert first.score >= 0
+    episode = service.ask(first.study, parse_question(first.question)).episode
+    service.correct(feedback(episode, verdict="accept"))
+    second = service.next_case()
+    assert second is not None
+    assert second.study != first.study
+    assert service.next_case(exclude=frozenset({"s0", "s1", "s2"})) is None
+    service.close()
+
+
+def test_a_question_object_is_checked_like_a_typed_one(service: Service, picture: ImageVolume) -> None:
+    with pytest.raises(QuestionError):
+        service.ask(picture, Question(" "))
