@@ -5,6 +5,7 @@ Masks are read here and only here, for scoring (and for the oracle, which is the
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -174,7 +175,7 @@ def _coverage(case: Case, grid: TokenGrid) -> Any:
 
 
 def _case_seed(case: Case, seed: int) -> int:
-    return int.from_bytes(f"{seed}:{case.id}".encode()[-7:].rjust(7, b"\0"), "big")
+    return int.from_bytes(hashlib.sha256(f"{seed}:{case.id}".encode()).digest()[:7], "big")
 
 
 def _mean(values: Sequence[float | bool | None]) -> float | None:
