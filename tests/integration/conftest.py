@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from safetensors.numpy import save_file
 
@@ -25,8 +26,6 @@ from sparsight.server.run import free_port, start, wait_until_ready
 from sparsight.service import parse_question
 
 QUESTIONS = ["Is there a nodule in the upper left?", "What is the finding in the lower right?", "How many rings?"] * 3
-VOLUME, PICTURE = "head", "chest"  # ids: the files' names
-CT = "1.3.6.1.4.1.5962.1.3.1.1.20040119072730.12322"  # series UID of pydicom's CT_small.dcm
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,10 @@ def studies_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     voxels = rng.normal(0, 30, (64, 56, 12))
     voxels[20:28, 30:38, 5:7] += 400
     affine = np.array([[-2.0, 0, 0, 60], [0, -2, 0, 50], [0, 0, 3, -20], [0, 0, 0, 1]])
-    nibabel.save(nibabel.Nifti1Image(voxels.astype(np.int16), affine), folder / f"{VOLUME}.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(voxels.astype(np.int16), affine), folder / "head.nii.gz")
     picture = rng.integers(0, 120, (96, 120), dtype=np.uint8)
     picture[30:50, 40:60] += 80
-    Image.fromarray(picture).save(folder / f"{PICTURE}.png")
+    Image.fromarray(picture).save(folder / "chest.png")
     (folder / "ct").mkdir()
     shutil.copy(str(get_testdata_file("CT_small.dcm")), folder / "ct" / "one.dcm")
     return folder
@@ -78,7 +77,12 @@ def studies_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, studies_folder: Path, reader_folder: Path) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("home")
-    config = Config.load(home=home, serve={"reader": str(reader_folder), "max_upload_bytes": 2**20})
+    config = Config.load(
+        home=home,
+        serve={"reader": str(reader_folder), "max_upload_bytes": 2**20},
+        learn={"steps": 2, "batch": 4, "group": 4},
+        gate={"sentinel": 20, "bootstrap": 200},
+    )
     port = free_port()
     log = home / "server.log"
     process = start(config, str(studies_folder), port=port, log=log)
@@ -101,3 +105,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, studies_folder: Path, reade
 def client(server: Server) -> Iterator[httpx.Client]:
     with server.client() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def studies() -> dict[str, str]:
+    """Ids of the served studies."""
+    return {"head": "head", "chest": "chest", "ct": str(dcmread(get_testdata_file("CT_small.dcm")).SeriesInstanceUID)}

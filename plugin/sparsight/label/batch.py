@@ -7,13 +7,24 @@ from typing import Any
 import torch
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 
+from sparsight.errors import SparsightError
+
 
 class BatchAnswerTask(BatchInferTask):
     """Stock divides by the number of CUDA devices; our service decides on the device anyway (defect 14)."""
 
     def __call__(self, request: dict[str, Any], datastore: Any, infer: Any) -> dict[str, Any]:
-        """Ask the same question about many studies."""
+        """Ask the same question about many studies; one that cannot be answered says why and stops no other."""
         if not torch.cuda.is_available():
             request = {**request, "multi_gpu": False, "device": "cpu"}
-        results: dict[str, Any] = super().__call__(request, datastore, infer)
+        datastore.refresh()
+
+        def attempt(one: dict[str, Any], store: Any) -> dict[str, Any]:
+            try:
+                answer: dict[str, Any] = infer(one, store)
+            except SparsightError as error:
+                return {"file": None, "params": error.as_dict()}
+            return answer
+
+        results: dict[str, Any] = super().__call__(request, datastore, attempt)
         return results

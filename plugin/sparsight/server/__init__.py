@@ -8,7 +8,7 @@ from typing import Any
 
 def __getattr__(name: str) -> Any:
     if name == "app":  # uvicorn asks for it by this name; building it imports all of MONAI Label
-        from sparsight.server.seam import stock_app  # noqa: PLC0415  (see above)
+        from sparsight.server.seam import stock_app
 
         return stock_app()
     raise AttributeError(name)

@@ -50,6 +50,7 @@ def json_object(text: str | None, what: str = "params") -> dict[str, Any]:
     """Parse a form field that holds a JSON object; an absent one is empty. Raises InputError."""
     try:
         value = json.loads(text) if text else {}
+        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is JSON, but no text
     except (ValueError, RecursionError) as error:
         raise InputError(f"{what} is not JSON", expected="a JSON object", todo="check quotes and commas") from error
     if not isinstance(value, dict):

@@ -7,6 +7,7 @@ from typing import Any
 
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.async_tasks.task import AsyncTask
+from monailabel.utils.async_tasks.utils import tasks
 
 from sparsight.errors import ConflictError
 
@@ -15,13 +16,18 @@ _STARTING = threading.Lock()
 _STATES = {"SUBMITTED": "running", "RUNNING": "running", "DONE": "done", "ERROR": "failed", "STOPPED": "stopped"}
 
 
+def running() -> bool:
+    """Whether learning runs or is about to: stock looks at processes only, and misses one that is being started."""
+    return any(task["status"] in {"SUBMITTED", "RUNNING"} for task in tasks("train"))
+
+
 class LearningJob:
     """MONAI Label's background task `train`, which runs the app's train task in a process of its own."""
 
     def start(self) -> dict[str, Any]:
         """Start it. Raises ConflictError while one runs."""
         with _STARTING:
-            if self.status()["state"] == "running":
+            if running():
                 raise ConflictError("learning is running", expected="one job at a time", todo="GET /sparsight/learn")
             AsyncTask.run("train", request={"model": _TASK}, enqueue=True)
         return self.status()

@@ -34,7 +34,7 @@ def serve(
 ) -> int:
     """Serve `studies` (folder or DICOMweb URL) until Ctrl-C or SIGTERM; returns the exit code.
 
-    on_start: called when all checks have passed. expose: listen beyond this machine though nobody is asked who they are.
+    on_start: called when all checks have passed. expose: listen beyond this machine though nobody has to log in.
     Raises NotFoundError (no such folder), BusyError (port taken), ConflictError (a server on this store), ConfigError.
     """
     studies = _checked_studies(studies)
@@ -47,7 +47,7 @@ def serve(
         app = prepare_app(config)
         _set_environment(config, app, studies, port)
         allow_monailabel()
-        from monailabel.main import Main  # noqa: PLC0415  (reads the environment when imported)
+        from monailabel.main import Main
 
         main = Main()
         if on_start:

@@ -32,6 +32,12 @@ class AskRequest(_Request):
     region: Corners | None = Field(None, description="ask about this part only, LPS mm")
     budget: float | None = Field(None, gt=0, le=1, description="share of the visual tokens to keep", examples=[0.1])
 
+    @model_validator(mode="after")
+    def _choices_for_a_choice(self) -> Self:
+        if self.kind == "choice" and len(set(self.choices)) < 2:
+            raise ValueError("a choice needs two or more different choices")
+        return self
+
 
 class BudgetReply(BaseModel):
     """How many of the study's visual tokens the answer rests on."""

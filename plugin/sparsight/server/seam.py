@@ -7,19 +7,19 @@ import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import cast
 
 import anyio.to_thread
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from monailabel.config import settings
 from monailabel.utils.async_tasks.task import AsyncTask
+from starlette.types import ASGIApp
 
 from sparsight.compat import allow_monailabel
 from sparsight.config import Config
 from sparsight.errors import SparsightError
 from sparsight.server import problems, state
-from sparsight.server.origin import OriginGuard
+from sparsight.server.entrance import Entrance
 from sparsight.server.page import add_page
 from sparsight.server.routes import router
 
@@ -30,24 +30,24 @@ _SPARE_THREADS = 32  # for everything that is not a question
 
 
 @functools.cache
-def stock_app() -> FastAPI:
+def stock_app() -> ASGIApp:
     """Build it once: shim, repairs, stock application, our routes and handlers."""
     allow_monailabel()
-    from sparsight.server import stock  # noqa: PLC0415  (after the shim)
+    from sparsight.server import stock
 
     stock.apply()
-    from monailabel.app import app  # noqa: PLC0415  (after the repairs)
+    from monailabel.app import app
 
     config = Config.load()
     if not settings.MONAI_LABEL_CORS_ORIGINS:  # stock then echoes any origin, with credentials (defect 5)
         app.user_middleware[:] = [m for m in app.user_middleware if m.cls is not CORSMiddleware]
-    app.add_middleware(OriginGuard, allowed=frozenset(str(o).rstrip("/") for o in settings.MONAI_LABEL_CORS_ORIGINS))
+    allowed = frozenset(str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS)
     app.max_body_size = config.serve.max_upload_bytes + _FORM_OVERHEAD
     app.router.lifespan_context = _with_our_lifespan(app.router.lifespan_context, config)
     problems.install(app)
     app.include_router(router)
     add_page(app)
-    return cast(FastAPI, app)
+    return Entrance(app, allowed=allowed, max_bytes=app.max_body_size)
 
 
 def _with_our_lifespan(stock_lifespan: object, config: Config) -> object:

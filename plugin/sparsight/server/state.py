@@ -22,7 +22,7 @@ class _Holder:
     def get(self) -> Service:
         with self._lock:
             if self._service is None:
-                from sparsight.service import Service  # noqa: PLC0415  (imports torch: seconds)
+                from sparsight.service import Service
 
                 self._service = Service(Config.load(), os.environ.get("MONAI_LABEL_STUDIES") or None)
             return self._service

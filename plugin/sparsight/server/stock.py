@@ -40,7 +40,7 @@ from monailabel.endpoints import (
 from monailabel.interfaces.utils.app import app_instance
 
 from sparsight.errors import InputError, NotFoundError
-from sparsight.server import guard
+from sparsight.server import guard, jobs
 
 
 def apply() -> None:
@@ -54,7 +54,7 @@ def apply() -> None:
     datastore.update_label_info = _checked_info(datastore.update_label_info)
     datastore.download_dataset = _checked_archive(datastore.download_dataset)
     activelearning.sample = _checked_job(activelearning.sample, "strategy", lambda app: app._strategies)
-    train.run_model = _checked_job(train.run_model, "model", lambda app: app._trainers)
+    train.run_model = _checked_job(_one_at_a_time(train.run_model), "model", lambda app: app._trainers)
     scoring.run_method = _checked_job(scoring.run_method, "method", lambda app: app._scoring_methods)
     batch_infer.run = _checked_job(batch_infer.run, "model", lambda app: app._infers)
     model.update_model = _refuse_model_upload
@@ -206,6 +206,18 @@ def _checked_job(original: Callable[..., Any], what: str, names: Callable[[Any],
         return original(*args, **kwargs)
 
     return run
+
+
+def _one_at_a_time(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def run_model(
+        model: str, params: dict[str, Any] | None = None, run_sync: bool = False, enqueue: bool = False
+    ) -> Any:
+        if jobs.running() and not enqueue:
+            raise HTTPException(429, "learning is running")
+        return original(model, params, run_sync, enqueue)
+
+    return run_model
 
 
 def _checked_session(original: Callable[..., Any]) -> Callable[..., Any]:

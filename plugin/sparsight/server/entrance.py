@@ -1,0 +1,56 @@
+"""What is refused before any route sees it: foreign pages, bodies too large, ids that could leave their folder."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qsl, urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sparsight.errors import InputError
+from sparsight.server import guard
+from sparsight.server.problems import reply
+
+_SAFE = {"GET", "HEAD", "OPTIONS"}
+_IDS = {"image", "id", "label", "session_id"}  # query parameters that stock code joins to a path
+
+
+class Entrance:
+    """ASGI middleware: 403 for what a page of another origin sends, 413 for a body too large, 422 for unsafe ids.
+
+    allowed: origins beside this server's own. max_bytes: of a body that says its length; Starlette bounds the others.
+    """
+
+    def __init__(self, app: ASGIApp, *, allowed: frozenset[str], max_bytes: int) -> None:
+        self.app, self._allowed, self._max_bytes = app, allowed, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check, then pass on."""
+        refusal = self._refusal(scope, Headers(scope=scope)) if scope["type"] == "http" else None
+        await (refusal or self.app)(scope, receive, send)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
+        if scope["method"] not in _SAFE and not self._same_origin(headers):
+            return reply(403, "forbidden", "a request of another origin's page", "this server's own pages", "allow it")
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > self._max_bytes:
+            return reply(413, "too_large", f"{length} bytes", f"at most {self._max_bytes}", "send less")
+        try:
+            _check_ids(scope)
+        except InputError as error:
+            return reply(error.status, error.code, error.given, error.expected, error.todo)
+        return None
+
+    def _same_origin(self, headers: Headers) -> bool:
+        """No Origin header means no browser; a form or script of another page always sends one."""
+        origin = headers.get("origin")
+        return origin is None or origin in self._allowed or urlsplit(origin).netloc == headers.get("host")
+
+
+def _check_ids(scope: Scope) -> None:
+    for name, value in parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True):
+        if name in _IDS and value:
+            guard.safe_id(value, name)
+        elif name == "tag":
+            guard.safe_tag(value)
