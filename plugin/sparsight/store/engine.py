@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, select
+from sqlalchemy import Connection, Engine, create_engine, event, select, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -35,12 +35,15 @@ class Database:
         Raises ConfigError (URL, folder not writable, not a database), ConflictError (newer schema), BusyError.
         """
         url = _url(url_or_path)
-        self.sqlite = url.get_backend_name() == "sqlite"
-        if self.sqlite and url.database:
+        self._busy_timeout_s = busy_timeout_s
+        self._sqlite = url.get_backend_name() == "sqlite"
+        if self._sqlite:
+            assert url.database is not None
             make_folder(Path(url.database).parent)
         self._engine = _engine(url, busy_timeout_s)
+        # one at a time: SQLite's switch to WAL does not wait for its turn as everything else does
         with _errors(), locked(root / "open.lock", timeout_s=busy_timeout_s + 5, what="the opening of the store"):
-            if self.sqlite:
+            if self._sqlite:
                 self._use_wal()
             with self._transaction(writes=True) as connection:
                 migrate(connection)
@@ -55,6 +58,8 @@ class Database:
     def write(self) -> Iterator[Connection]:
         """A transaction that no other writer runs beside; all of it or nothing is stored."""
         with _errors(), self._transaction(writes=True) as connection:
+            if not self._sqlite:
+                connection.execute(text(f"SET LOCAL lock_timeout = {round(self._busy_timeout_s * 1000)}"))
             connection.execute(select(tables.schema_version).with_for_update())  # SQLite ignores FOR UPDATE
             yield connection
 
@@ -64,7 +69,10 @@ class Database:
 
     @contextmanager
     def _transaction(self, *, writes: bool) -> Iterator[Connection]:
-        with self._engine.connect().execution_options(**{_WRITES: writes}) as connection, connection.begin():
+        options: dict[str, Any] = {_WRITES: writes}
+        if not (self._sqlite or writes):
+            options["isolation_level"] = "REPEATABLE READ"  # one snapshot for all its queries, as in SQLite
+        with self._engine.connect().execution_options(**options) as connection, connection.begin():
             yield connection
 
     def _use_wal(self) -> None:
@@ -83,10 +91,15 @@ class Database:
 def _url(url_or_path: str | Path) -> URL:
     try:
         if isinstance(url_or_path, str) and "://" in url_or_path:
-            return make_url(url_or_path)
-        return URL.create("sqlite", database=str(url_or_path))
+            url = make_url(url_or_path)
+        else:
+            url = URL.create("sqlite", database=str(url_or_path))
     except ArgumentError as error:
         raise _bad_url() from error
+    backend, in_memory = url.get_backend_name(), url.database in (None, "", ":memory:")
+    if backend not in ("sqlite", "postgresql") or (backend == "sqlite" and in_memory):
+        raise _bad_url()
+    return url
 
 
 def _bad_url() -> ConfigError:

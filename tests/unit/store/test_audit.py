@@ -115,6 +115,14 @@ def test_a_skilled_rewrite_is_found_by_the_witness_and_by_an_anchor(full: Store,
     assert full.verify(anchor=anchor) == ["the given anchor knows entry 8, which is another"]
 
 
+def test_one_entry_sealed_anew_no_longer_joins_the_next(full: Store, tmp_path: Path) -> None:
+    with tampering(tmp_path) as raw:
+        raw.execute("UPDATE audit SET entry = replace(entry, 'candidate', 'candidatE') WHERE seq = 7")
+        ((entry, previous),) = raw.execute("SELECT entry, previous FROM audit WHERE seq = 7")
+        raw.execute("UPDATE audit SET sha256 = ? WHERE seq = 7", (audit.sha256_of(previous + entry),))
+    assert full.verify() == ["entry 8 does not follow the entry before it"]
+
+
 def test_a_lost_witness_is_told(full: Store, tmp_path: Path) -> None:
     (tmp_path / "audit.head").unlink()
     assert full.verify() == ["audit.head is missing or cannot be read"]

@@ -230,7 +230,9 @@ def test_nothing_a_person_wrote_stands_in_the_log(
     assert not any(re.search(secret, entry) for entry in entries)
 
 
-@pytest.mark.parametrize("url", ["nosuchdb://x/y", "postgresql+nosuchdriver://x/y", "http//:://"])
+@pytest.mark.parametrize(
+    "url", ["nosuchdb://x/y", "mysql://x/y", "postgresql+nosuchdriver://x/y", "http//:://", "sqlite://", ":memory:"]
+)
 def test_a_url_that_cannot_be_used(tmp_path: Path, url: str) -> None:
     with pytest.raises(ConfigError):
         Store(url, tmp_path)

@@ -105,21 +105,22 @@ def test_queries_and_schema_name_the_same_columns(tmp_path: Path) -> None:
     assert written == {name: table.columns.keys() for name, table in tables.metadata.tables.items()}
 
 
-def open_store(folder: Path, barrier: "multiprocessing.synchronize.Barrier") -> None:
-    barrier.wait()
-    Store(folder / "s.db", folder).close()
+def open_stores(folder: Path, barrier: "multiprocessing.synchronize.Barrier") -> None:
+    for n in range(10):
+        barrier.wait()
+        Store(folder / f"{n}.db", folder / str(n)).close()
 
 
 def test_processes_may_open_a_new_store_at_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(4)
-    processes = [context.Process(target=open_store, args=(tmp_path, barrier)) for _ in range(4)]
+    processes = [context.Process(target=open_stores, args=(tmp_path, barrier)) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0, 0, 0]
-    assert version(tmp_path / "s.db") == len(MIGRATIONS)
+    assert [version(tmp_path / f"{n}.db") for n in range(10)] == [len(MIGRATIONS)] * 10
 
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
