@@ -21,7 +21,7 @@ def fractal(rng: np.random.Generator, shape: tuple[int, int, int], power: float)
     """1/f^power noise of mean 0 and standard deviation 1, (D, H, W); power 0 is white, 2 is cloudy."""
     spectrum = np.fft.rfftn(rng.standard_normal(shape, np.float32))
     axes = [np.fft.fftfreq(n) for n in shape[:2]] + [np.fft.rfftfreq(shape[2])]
-    axes[0] = axes[0] * 0.35  # neighbouring slices are alike
+    axes[0] = axes[0] * 3  # neighbouring slices are alike
     z, y, x = np.meshgrid(*axes, indexing="ij", sparse=True)
     frequency = np.sqrt(z**2 + y**2 + x**2)
     frequency[0, 0, 0] = 1

@@ -51,20 +51,22 @@ class Backgrounds:
     _made: dict[tuple[str, Split, int, tuple[int, int, int]], Background] = field(default_factory=dict)
     _bytes: int = 0
 
-    def kinds(self, split: Split) -> tuple[str, ...]:
-        """The kinds that a split has."""
-        return tuple(s.kind for s in self.sources if s.counts.get(split, 0))
+    def kinds(self, split: Split, depth: int = 1) -> tuple[str, ...]:
+        """The kinds that a split has for images (depth 1) or volumes."""
+        return tuple(s.kind for s in self._of(split, depth))
+
+    def _of(self, split: Split, depth: int) -> list[Source]:
+        return [s for s in self.sources if s.counts.get(split, 0) and (depth == 1 or not s.images_only)]
 
     def pick(
         self, rng: np.random.Generator, split: Split, shape: tuple[int, int, int], kinds: tuple[str, ...] = ()
     ) -> Background:
         """Draw a kind, then one of its backgrounds. Raises ConfigError if the split has none of `kinds`."""
-        usable = [s for s in self.sources if s.counts.get(split, 0) and (not kinds or s.kind in kinds)]
-        usable = [s for s in usable if shape[0] == 1 or not s.images_only]
+        usable = [s for s in self._of(split, shape[0]) if not kinds or s.kind in kinds]
         if not usable:
             raise ConfigError(
                 f"backgrounds {kinds or 'of any kind'} for split {split} and depth {shape[0]}",
-                expected=f"one of {', '.join(self.kinds(split)) or 'none'}",
+                expected=f"one of {', '.join(self.kinds(split, shape[0])) or 'none'}",
                 todo="name a kind that this split has, or give a data folder",
             )
         source = usable[int(rng.integers(len(usable)))]
@@ -93,4 +95,5 @@ def _drawn(kind: str, count: int) -> Source:
         voxels = draw(np.random.default_rng(seed), shape)
         return Background(voxels, kind, f"{kind}-{split}-{n}", modality)
 
-    return Source(kind, {s: count for s in SPLITS if (s == "test_ood") == ood}, make)
+    # A chest film is a projection: a stack of them is no volume.
+    return Source(kind, {s: count for s in SPLITS if (s == "test_ood") == ood}, make, kind == "synthetic_chest")

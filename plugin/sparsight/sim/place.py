@@ -99,7 +99,7 @@ class Canvas:
         spread = np.sqrt(np.maximum(square - level**2, 0))
         shown = np.abs(np.clip(level + change, 0, 250) - level)
         good = free & (body > 0.8) & (shown > 0.7 * abs(change)) & (shown > 0.8 * spread)
-        n = int(good.argmax()) if good.any() else int(np.where(free, body * shown / (spread + 5), -1).argmax())
+        n = int(good.argmax()) if good.any() else int(np.where(free, body**3 * shown / (spread + 15), -1).argmax())
         return (int(k[n]), int(j[n]), int(i[n])), float(spread[n])
 
     def _under(

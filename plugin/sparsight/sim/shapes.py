@@ -164,7 +164,7 @@ def _calcification(rng: np.random.Generator, pixels: float, span: int, sharp: bo
 
 def _catheter(rng: np.random.Generator, pixels: float, span: int, sharp: bool) -> Patch:  # noqa: ARG001 thin
     width = rng.uniform(2.2, 3.2)
-    length = pixels / width
+    length = pixels / width - 3  # its round ends add as much
     turn, bend = rng.uniform(0, 2 * np.pi), rng.uniform(-0.35, 0.35)
     t = np.linspace(0, 1, max(8, int(4 * length)))
     along, across = (t - 0.5) * length, bend * length * (4 * t * (1 - t) - 0.5)
