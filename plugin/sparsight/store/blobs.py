@@ -29,7 +29,9 @@ def pack(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 
     safetensors takes an array's memory as it lies: a transposed or big-endian array would come back as other numbers.
     """
-    return bytes(save({name: np.array(a, dtype=a.dtype.newbyteorder("<"), order="C") for name, a in arrays.items()}))
+    as_written = {name: np.array(a, a.dtype.newbyteorder("<"), order="C", copy=None) for name, a in arrays.items()}
+    data: bytes = save(as_written)
+    return data
 
 
 class BlobStore:

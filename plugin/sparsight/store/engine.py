@@ -173,4 +173,6 @@ def _translated(error: Any) -> SparsightError:
         )
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or state[:2] in ("40", "55"):
         return _busy("another process is writing to the store")
-    return _busy(f"the database did not carry it out ({type(error).__name__} {primary or state or 'unknown'})")
+    if not (primary or state):
+        return _busy("the database cannot be reached")
+    return _busy(f"the database did not carry it out ({type(error).__name__} {primary or state})")

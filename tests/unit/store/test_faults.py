@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -225,6 +226,14 @@ def test_two_writers_store_everything_once(
     assert store.counts() == {"episodes": 75, "corrections": 75}
     assert store.audit_head()[0] == 150
     assert store.verify() == []
+
+
+def test_the_threads_of_a_server_share_a_store(tmp_path: Path, make_episode: Make) -> None:
+    with Store(tmp_path / "s.db", tmp_path) as store, ThreadPoolExecutor(24) as pool:
+        saved = list(pool.map(lambda n: store.save_episode(make_episode(f"e{n % 40}")), range(80)))
+        assert sum(saved) == 40  # each once, whoever came first
+        assert {e.id for e in store.episodes(99)} == {f"e{n}" for n in range(40)}
+        assert store.verify() == []
 
 
 def add_many(folder: Path, value: int) -> None:
