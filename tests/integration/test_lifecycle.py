@@ -1,0 +1,72 @@
+"""Starting the stock way, and stopping without leaving anything behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import httpx
+import psutil
+import pytest
+
+from sparsight.config import Config
+from sparsight.server.run import free_port, prepare_app, start, wait_until_ready
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+
+@pytest.fixture
+def config(tmp_path, reader_folder):
+    return Config.load(home=tmp_path / "home", serve={"reader": str(reader_folder)}, learn={"steps": 500})
+
+
+def learning_process(server: subprocess.Popen[bytes], url: str) -> psutil.Process:
+    """Start learning and wait for its process."""
+    assert httpx.post(f"{url}/sparsight/learn", timeout=30).status_code == 202
+    deadline = time.monotonic() + 30
+    while not (children := psutil.Process(server.pid).children()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return children[0]
+
+
+def test_stock_command_with_our_seam_and_ctrl_c(config, studies_folder, tmp_path):
+    app = prepare_app(config)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app)]
+    command += ["--studies", str(studies_folder), "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--uvicorn_app", "sparsight.server:app"]
+    environment = os.environ | {"SPARSIGHT_HOME": str(config.home), "SPARSIGHT_CONFIGS": str(app / "configs")}
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    try:
+        wait_until_ready(url, process=server)
+        reply = httpx.post(f"{url}/infer/sparsight", params={"image": "chest", "output": "json"}, timeout=60)
+        assert reply.status_code == 200, reply.text
+        assert reply.json()["reader"].startswith("nano-")
+        child = learning_process(server, url)
+        server.send_signal(signal.SIGINT)
+        assert server.wait(30) == 0, (tmp_path / "log").read_text()[-2000:]
+        assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_a_killed_server_frees_its_store_and_nothing_is_lost(config, studies_folder):
+    ports = [free_port(), free_port()]
+    episode = ""
+    for port in ports:
+        url = f"http://127.0.0.1:{port}"
+        server = start(config, str(studies_folder), port=port)
+        try:
+            wait_until_ready(url, process=server)
+            if episode:
+                assert httpx.get(f"{url}/sparsight/episodes/{episode}", timeout=30).status_code == 200
+            body = {"study": "chest", "question": "Is there a nodule?"}
+            episode = httpx.post(f"{url}/sparsight/ask", json=body, timeout=60).json()["episode"]
+        finally:
+            server.kill()
+            server.wait()

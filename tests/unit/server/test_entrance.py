@@ -1,0 +1,66 @@
+import asyncio
+
+import pytest
+from starlette.responses import PlainTextResponse
+
+from sparsight.server.entrance import Entrance
+
+
+def status(method="GET", query="", **headers):
+    """The status a request gets through the entrance; 200 from the application behind it."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def receive():
+        return {"type": "http.request", "body": b""}
+
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": method, "path": "/", "query_string": query.encode(), "headers": raw}
+    entrance = Entrance(PlainTextResponse("in"), allowed=frozenset({"https://viewer.example"}), max_bytes=1000)
+    asyncio.run(entrance(scope, receive, send))
+    return sent[0]["status"]
+
+
+@pytest.mark.parametrize(
+    ("origin", "expected"),
+    [
+        ("http://localhost:8000", 200),
+        ("https://viewer.example", 200),
+        ("https://evil.example", 403),
+        ("http://localhost:8001", 403),
+        ("null", 403),
+    ],
+)
+def test_only_known_origins_change_things(origin, expected):
+    assert status("POST", host="localhost:8000", origin=origin) == expected
+    assert status("GET", host="localhost:8000", origin=origin) == 200  # without CORS headers a page cannot read it
+
+
+def test_no_origin_is_no_browser():
+    assert status("PUT", host="localhost:8000") == 200
+
+
+@pytest.mark.parametrize(("length", "expected"), [("1000", 200), ("1001", 413), ("x", 200)])
+def test_size(length, expected):
+    assert status("PUT", content_length=length) == expected
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("image=head", 200),
+        ("image=", 200),
+        ("image=..", 422),
+        ("image=%2e%2e%2fx", 422),
+        ("image=a&image=..", 422),
+        ("id=%2Fetc%2Fpasswd", 422),
+        ("session_id=..%5Cx", 422),
+        ("tag=", 200),
+        ("tag=a%2Fb", 422),
+        ("question=..%2F..", 200),
+    ],
+)
+def test_ids_in_the_query(query, expected):
+    assert status(query=query) == expected
