@@ -58,7 +58,7 @@ class Finding:
 
 @dataclass(eq=False)
 class Canvas:
-    """An image being filled: voxels (D, H, W) float32 on the 0..255 scale, and the rectangles already taken.
+    """An image being filled: voxels (D, H, W) float32 on the 0..255 scale, and the cuboids already taken.
 
     Places are judged on the mean and the standard deviation of blocks of 8 x 8 pixels of the image as it came.
     """
@@ -75,7 +75,7 @@ class Canvas:
         # Summed-area tables (D, H / 8 + 1, W / 8 + 1) of: mean, mean square, body.
         tables = np.pad(np.stack([mean, square, body]).astype(np.float64), [(0, 0), (0, 0), (1, 0), (1, 0)])
         self._tables = tables.cumsum(2).cumsum(3)
-        self._taken: list[tuple[int, int, int, int]] = []
+        self._taken: list[tuple[tuple[int, int, int], tuple[int, int, int]]] = []  # origin and size
 
     def locate(
         self, rng: np.random.Generator, size: tuple[int, int, int], quadrant: str, third: str, change: float
@@ -91,8 +91,9 @@ class Canvas:
             return None
         k, j, i = (rng.integers(low, high + 1, 96) for low, high in ranges)
         free = np.ones(96, np.bool_)
-        for top, bottom, left, right in self._taken:
-            free &= (j >= bottom) | (j + size[1] <= top) | (i >= right) | (i + size[2] <= left)
+        for origin, extent in self._taken:
+            apart = [(at >= o + n) | (at + m <= o) for at, m, o, n in zip((k, j, i), size, origin, extent, strict=True)]
+            free &= apart[0] | apart[1] | apart[2]
         if not free.any():
             return None
         level, square, body = self._under(k + size[0] // 2, j, i, size)
@@ -132,7 +133,7 @@ class Canvas:
         d, h, w = patch.weight.shape
         k, j, i = at
         self.voxels[k : k + d, j : j + h, i : i + w] += change * patch.weight
-        self._taken.append((j, j + h, i, i + w))
+        self._taken.append((at, (d, h, w)))
 
 
 # Five rows of dots each: markers that technicians leave on film.
