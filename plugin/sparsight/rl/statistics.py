@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm, t
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ def bootstrap_mean(
 ) -> Interval:
     """Mean of `values` (n,) with its interval; groups (n,) resample whole groups (patients). Efron 1979.
 
-    n = 0 gives NaN; one value or one group gives an interval of no information: (-inf, inf).
+    The percentiles are expanded for few groups, where the plain percentile interval is too narrow (Hesterberg 2015,
+    "What teachers should know about the bootstrap", eq. 6). n = 0 gives NaN; one group gives (-inf, inf).
     """
     x = np.asarray(values, dtype=np.float64)
     if x.size == 0:
@@ -39,5 +41,6 @@ def bootstrap_mean(
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)  # (resamples, groups)
     means = (draws @ sums) / np.maximum(draws @ counts, 1e-12)
-    low, high = np.percentile(means, [2.5, 97.5])
+    tail = 100 * norm.cdf(-np.sqrt(len(sums) / (len(sums) - 1)) * t.ppf(0.975, len(sums) - 1))  # 2.5 for many groups
+    low, high = np.percentile(means, [tail, 100 - tail])
     return Interval(mean, float(low), float(high), x.size)
