@@ -95,7 +95,7 @@ def write_labelmap(path: Path, labelmap: NDArray[Any], frame: ImageVolume | Floa
 
 
 def _write_itk(path: Path, labels: NDArray[np.uint8], ijk_to_lps: FloatArray) -> None:
-    import itk  # noqa: PLC0415  (takes over a second, and only these formats need it)
+    import itk  # takes over a second, and only these formats need it
 
     spacing = np.linalg.norm(ijk_to_lps[:3, :3], axis=0)
     image = itk.image_from_array(labels)

@@ -107,7 +107,7 @@ def _nifti(path: Path) -> tuple[Voxels, FloatArray]:
 
 
 def _itk(path: Path) -> tuple[Voxels, FloatArray]:
-    import itk  # noqa: PLC0415  (takes over a second, and only these formats need it)
+    import itk  # takes over a second, and only these formats need it
 
     _check_header(path)
     io = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)

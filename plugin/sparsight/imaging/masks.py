@@ -49,7 +49,7 @@ def _read_seg(path: Path) -> tuple[NDArray[np.bool_], FloatArray]:
             expected="a segmentation (SEG)",
             todo="export the mask as DICOM SEG, NIfTI or NRRD",
         )
-    import highdicom  # noqa: PLC0415  (slow to import, and only segmentations need it)
+    import highdicom  # slow to import, and only segmentations need it
 
     seg: Any = highdicom.seg.segread(path)
     volume = seg.get_volume(combine_segments=False, allow_missing_positions=True)

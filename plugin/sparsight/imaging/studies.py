@@ -215,29 +215,22 @@ class DicomWebStudies:
         return found[0]
 
     def _search(self, filters: dict[str, str]) -> Found:
-        rows = self._call(
-            "search_for_series",
-            search_filters=filters,
-            fields=["Modality", "NumberOfSeriesRelatedInstances", "StudyInstanceUID", "SeriesInstanceUID"],
-            get_remaining=True,
-        )
-        try:
-            headers = [Dataset.from_json(row) for row in rows]
-        except Exception as error:
-            raise _odd_reply("a list that is not DICOM JSON") from error
-        return [
-            StudyInfo(
-                id=str(ds.SeriesInstanceUID),
-                modality=str(ds.get("Modality") or "OT"),
-                images=int(ds.get("NumberOfSeriesRelatedInstances") or 0),
-                study_uid=str(ds.StudyInstanceUID),
-                series_uid=str(ds.SeriesInstanceUID),
+        """Page through the series; a server that ignores the offset, and so repeats itself, ends the search too."""
+        found: dict[str, StudyInfo | None] = {}
+        while True:
+            rows = self._call(
+                "search_for_series",
+                search_filters=filters,
+                fields=["Modality", "NumberOfSeriesRelatedInstances", "StudyInstanceUID", "SeriesInstanceUID"],
+                offset=len(found) or None,
             )
-            for ds in headers
-            if "SeriesInstanceUID" in ds
-            and "StudyInstanceUID" in ds
-            and ds.get("Modality") not in {*NOT_IMAGES, *TEXT_OBJECTS}
-        ]
+            try:
+                page = {str(ds.SeriesInstanceUID): _info(ds) for ds in map(Dataset.from_json, rows)}
+            except Exception as error:
+                raise _odd_reply("a list that is not one of series in DICOM JSON") from error
+            if page.keys() <= found.keys():
+                return [info for info in found.values() if info is not None]
+            found.update(page)
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """One request; what goes wrong becomes one of our errors, without the server's own text."""
@@ -256,6 +249,19 @@ class DicomWebStudies:
             ) from error
         except Exception as error:
             raise _odd_reply(f"what is not DICOMweb ({type(error).__name__})") from error
+
+
+def _info(ds: Dataset) -> StudyInfo | None:
+    """A row of a QIDO-RS reply, or None for a series without images. Raises AttributeError for a row without UIDs."""
+    if ds.get("Modality") in {*NOT_IMAGES, *TEXT_OBJECTS}:
+        return None
+    return StudyInfo(
+        id=str(ds.SeriesInstanceUID),
+        modality=str(ds.get("Modality") or "OT"),
+        images=int(ds.get("NumberOfSeriesRelatedInstances") or 0),
+        study_uid=str(ds.StudyInstanceUID),
+        series_uid=str(ds.SeriesInstanceUID),
+    )
 
 
 def _series_entries(uid: str, headers: dict[Path, Dataset]) -> list[_Entry]:

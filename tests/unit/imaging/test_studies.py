@@ -1,0 +1,278 @@
+"""Folders and DICOMweb servers as sources of studies."""
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import data_store
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+
+from sparsight.errors import BusyError, GeometryError, ImageError, NotFoundError
+from sparsight.imaging.studies import DicomWebStudies, FolderStudies, open_studies
+
+DATA = Path(data_store.__file__).parent / "data"
+CT, MR = DATA / "693_UNCR.dcm", DATA / "MR2_UNCR.dcm"
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+
+
+def picture(path: Path, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, size=(16, 16), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "studies"
+    (root / "patient").mkdir(parents=True)
+    for path in (CT, MR, DATA / "liver.dcm"):
+        shutil.copy(path, root / "patient")
+    picture(root / "chest one.png")
+    picture(root / "a" / "same.png", 1)
+    picture(root / "b" / "same.png", 2)
+    picture(root / "labels" / "final" / "chest one.png", 3)  # where MONAI Label keeps labels
+    (root / ".hidden").mkdir()
+    picture(root / ".hidden" / "x.png")
+    (root / "notes.txt").write_text("no image")
+    return root
+
+
+def test_a_folder_lists_series_and_files(folder: Path) -> None:
+    studies = FolderStudies(folder)
+    ct, mr = (pydicom.dcmread(p, stop_before_pixels=True) for p in (CT, MR))
+    listed = {info.id: info for info in studies.list()}
+    assert set(listed) == {ct.SeriesInstanceUID, mr.SeriesInstanceUID, "chest one", "a__same.png", "b__same.png"}
+    assert listed[ct.SeriesInstanceUID].modality == "CT"
+    assert listed[ct.SeriesInstanceUID].study_uid == ct.StudyInstanceUID
+    for study_id in listed:
+        assert studies.load(study_id).voxels.size
+    assert studies.load(mr.StudyInstanceUID).series_uid == mr.SeriesInstanceUID
+    assert all(path.is_relative_to(folder) for path in studies.paths("chest one"))
+
+
+@pytest.mark.parametrize(
+    "study_id", ["", ".", "..", "../secret", "/etc/passwd", "..\\secret", "chest one.png", "nope", "a/same.png", "a\0b"]
+)
+def test_ids_never_leave_the_folder(folder: Path, study_id: str) -> None:
+    picture(folder.parent / "secret.png")
+    with pytest.raises(NotFoundError) as caught:
+        FolderStudies(folder).load(study_id)
+    assert not study_id.strip("./") or study_id not in str(caught.value)  # an id may be a name
+
+
+def test_links_out_of_the_folder_are_not_followed(folder: Path, tmp_path: Path) -> None:
+    outside = picture(tmp_path / "outside" / "secret.png")
+    (folder / "link.png").symlink_to(outside)
+    (folder / "linked").symlink_to(outside.parent)
+    (folder / "inside.png").symlink_to(folder / "chest one.png")
+    ids = {info.id for info in FolderStudies(folder).list()}
+    assert "inside" in ids
+    assert not {"link", "secret"} & ids
+
+
+def test_the_index_follows_the_folder(folder: Path) -> None:
+    studies = FolderStudies(folder)
+    before = len(studies.list())
+    picture(folder / "new" / "later.png")
+    _touch_later(folder / "new")
+    assert len(studies.list()) == before + 1
+    (folder / "chest one.png").unlink()
+    _touch_later(folder)
+    with pytest.raises(NotFoundError):
+        studies.load("chest one")
+    assert len(studies.list()) == before
+
+
+def _touch_later(folder: Path) -> None:
+    """File systems with coarse clocks would show the same time for two changes."""
+    stamp = time.time_ns() + 10**9
+    os.utime(folder, ns=(stamp, stamp))
+
+
+def test_a_damaged_file_does_not_hide_the_others(folder: Path) -> None:
+    (folder / "broken.dcm").write_bytes(bytes(128) + b"DICM" + b"\xff" * 50)
+    (folder / "cut.png").write_bytes((folder / "chest one.png").read_bytes()[:60])
+    studies = FolderStudies(folder)
+    assert "chest one" in {info.id for info in studies.list()}
+    with pytest.raises(ImageError):
+        studies.load("cut")
+
+
+def test_radiographs_that_share_a_series_are_asked_about_one_by_one(tmp_path: Path) -> None:
+    for path in DATA.glob("RG1_*.dcm"):
+        shutil.copy(path, tmp_path)
+    studies = FolderStudies(tmp_path)
+    listed = studies.list()
+    assert len(listed) == 3  # of four files two have one SOP instance UID
+    assert {info.images for info in listed} == {1}
+    assert studies.load(listed[0].id).sop_uids == (listed[0].id,)
+    with pytest.raises(NotFoundError, match="UID of 3 image series or pictures"):
+        studies.load(listed[0].series_uid)
+
+
+def test_a_series_with_a_fault_says_so_when_it_is_asked_for(tmp_path: Path) -> None:
+    for name in ("MR2_UNCR.dcm", "MR2_UNCI.dcm"):
+        shutil.copy(DATA / name, tmp_path)
+    studies = FolderStudies(tmp_path)
+    with pytest.raises(GeometryError, match="place"):
+        studies.load(studies.list()[0].id)
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        open_studies(tmp_path / "absent")
+    assert open_studies(tmp_path).list() == []
+
+
+class Pacs:
+    """The few routes of DICOMweb that we use, with replies that a test can spoil."""
+
+    def __init__(self) -> None:
+        self.objects = [pydicom.dcmread(p) for p in (CT, MR)]
+        self.spoil: Callable[[str], tuple[int, str, bytes] | None] = lambda _: None
+        self.pages, self.page = True, 1000
+        self.seen: list[tuple[str, str | None]] = []
+
+    def reply(self, target: str) -> tuple[int, str, bytes]:
+        spoiled = self.spoil(target)
+        if spoiled:
+            return spoiled
+        path, _, query = target.partition("?")
+        if path.endswith("/series") and "/studies/" not in path:
+            return 200, "application/dicom+json", json.dumps([self._row(ds) for ds in self._match(query)]).encode()
+        uid = path.rsplit("/", 1)[-1]
+        parts = [_part10(ds) for ds in self.objects if ds.SeriesInstanceUID == uid]
+        head = b"--xx\r\nContent-Type: application/dicom\r\n\r\n"
+        body = b"".join(head + part + b"\r\n" for part in parts) + b"--xx--"
+        return (200 if parts else 404), 'multipart/related; type="application/dicom"; boundary=xx', body
+
+    def _match(self, query: str) -> list[pydicom.Dataset]:
+        wanted = dict(p.split("=", 1) for p in query.split("&") if "=" in p)
+        keys = ("StudyInstanceUID", "SeriesInstanceUID")
+        found = [ds for ds in self.objects if all(wanted.get(k, ds[k].value) == ds[k].value for k in keys)]
+        start = int(wanted.get("offset", 0)) if self.pages else 0
+        return found[start : start + self.page]
+
+    @staticmethod
+    def _row(ds: pydicom.Dataset) -> dict[str, Any]:
+        row = pydicom.Dataset()
+        for key in ("StudyInstanceUID", "SeriesInstanceUID", "Modality"):
+            setattr(row, key, ds[key].value)
+        row.NumberOfSeriesRelatedInstances = 1
+        return row.to_json_dict()
+
+
+def _part10(ds: pydicom.Dataset) -> bytes:
+    buffer = pydicom.filebase.DicomBytesIO()
+    ds.save_as(buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def pacs() -> Iterator[tuple[Pacs, str]]:
+    model = Pacs()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            model.seen.append((self.path, self.headers.get("Authorization")))
+            status, kind, body = model.reply(self.path)
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield model, f"http://127.0.0.1:{server.server_port}/dicom-web"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_dicomweb_lists_and_loads(pacs: tuple[Pacs, str]) -> None:
+    model, url = pacs
+    report = pydicom.Dataset()
+    report.StudyInstanceUID, report.SeriesInstanceUID, report.Modality = "1.2", "1.2.3", "SR"
+    model.objects.append(report)
+    studies = open_studies(url, headers={"Authorization": "Bearer token"})
+    assert isinstance(studies, DicomWebStudies)
+    assert model.seen == []  # nothing is asked before it is needed
+    listed = studies.list()
+    assert {info.modality for info in listed} == {"CT", "MR"}
+    ct = model.objects[0]
+    for study_id in (ct.SeriesInstanceUID, ct.StudyInstanceUID):
+        volume = studies.load(study_id)
+        assert volume.series_uid == ct.SeriesInstanceUID
+        assert volume.shape == (1, 512, 512)
+    assert {token for _, token in model.seen} == {"Bearer token"}
+
+
+def test_dicomweb_lists_come_in_pages_or_ignore_the_offset(pacs: tuple[Pacs, str]) -> None:
+    model, url = pacs
+    model.page = 1
+    assert len(DicomWebStudies(url).list()) == 2
+    model.pages, model.page = False, 1000
+    assert len(DicomWebStudies(url).list()) == 2
+
+
+@pytest.mark.parametrize("study_id", ["1.2.3.4", "", "../x", "1.2/../3", "a" * 70])
+def test_dicomweb_unknown_ids(pacs: tuple[Pacs, str], study_id: str) -> None:
+    with pytest.raises(NotFoundError):
+        DicomWebStudies(pacs[1]).load(study_id)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda _: (500, "text/plain", b"stack trace with a name"), "HTTP status 500"),
+        (lambda _: (401, "text/plain", b""), "HTTP status 401"),
+        (lambda _: (200, "text/html", b"<html>log in</html>"), "not DICOMweb"),
+        (lambda _: (200, "application/dicom+json", b"{broken"), "not DICOMweb"),
+        (lambda _: (200, "application/dicom+json", b'[{"0020000E": 5}]'), "not one of series"),
+        (lambda t: (200, "application/json", b"{}") if "/studies/" in t else None, "not DICOMweb"),
+        (
+            lambda t: (
+                (200, "multipart/related; boundary=xx", b"--xx\r\n\r\nnot dicom\r\n--xx--")
+                if "/studies/" in t
+                else None
+            ),
+            "not DICOMweb",
+        ),
+    ],
+)
+def test_a_server_that_lies(pacs: tuple[Pacs, str], spoil: Callable[[str], Any], reason: str) -> None:
+    model, url = pacs
+    model.spoil = spoil
+    with pytest.raises(ImageError, match=reason) as caught:
+        DicomWebStudies(url).load(model.objects[0].SeriesInstanceUID)
+    assert "name" not in caught.value.given
+
+
+def test_a_server_that_sends_another_series(pacs: tuple[Pacs, str]) -> None:
+    model, url = pacs
+    wanted = str(model.objects[0].SeriesInstanceUID)
+    other = _part10(model.objects[1])
+    body = b"--xx\r\nContent-Type: application/dicom\r\n\r\n" + other + b"\r\n--xx--"
+    kind = 'multipart/related; type="application/dicom"; boundary=xx'
+    model.spoil = lambda t: (200, kind, body) if "/studies/" in t else None
+    with pytest.raises(ImageError, match="another series"):
+        DicomWebStudies(url).load(wanted)
+
+
+def test_a_server_that_is_away() -> None:
+    with pytest.raises(BusyError, match="does not answer"):
+        DicomWebStudies("http://127.0.0.1:9/dicom-web", timeout_s=2).list()  # port 9 discards, nothing listens
