@@ -149,7 +149,8 @@ class _Run:
         self.anchor = anchor.eval() if anchor else None
         self.seed = seed
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr, betas=(0.9, 0.99))
-        self.questions = {e.question.text: reader.embed(e.question) for e in examples}
+        distinct = {e.question.text: e.question for e in examples}
+        self.questions = {text: reader.embed(question) for text, question in distinct.items()}
         self.ranked: dict[int, Tensor] = {}  # id of a grid and question: its slices, most promising first
         self.largest_spread, self.log_n = 0.0, 1.0
         self.fingerprint = _fingerprint(policy, examples, config, weights, seed, reader)

@@ -1,0 +1,5 @@
+"""How the shipped nano reader and its policy were trained, so that anyone can train them again."""
+
+from sparsight.recipe.train import SIZES, train_nano
+
+__all__ = ["SIZES", "train_nano"]

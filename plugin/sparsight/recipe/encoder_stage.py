@@ -1,0 +1,113 @@
+"""Stage 1: the encoder learns what findings look like from answers alone, by multiple-instance learning.
+
+Every token has one logit per finding. A log-sum-exp over the part of the image that the question names says how likely
+the finding is there; cross-entropy with the answer does the rest (Study B: 600 steps; image-level pooling or training
+end to end from scratch stayed at the prior).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sparsight.model.nano.encoder import LocalEncoder
+from sparsight.recipe.pool import Pool
+from sparsight.recipe.supervision import REGIONS, Weak, read_answer, region_masks
+
+_SHARPNESS = 4.0  # token logits are multiplied by it: near a maximum, still with gradient for all
+_OUT = -1e4
+
+
+class WeakHeads(nn.Module):
+    """Logits of a token: one per finding (kept in the reader as its saliency), and edge, brightness, size.
+
+    The first `kinds` findings are the answers that "what is it" can have.
+    """
+
+    def __init__(self, channels: int, findings: int, kinds: int) -> None:
+        super().__init__()
+        self.kinds = kinds
+        self.findings = nn.Linear(channels, findings)
+        self.attributes = nn.Linear(channels, 3)
+        self.bias = nn.Parameter(torch.full((findings,), 6.5))  # log N: absent until something stands out
+        nn.init.normal_(self.findings.weight, std=0.1)
+        nn.init.normal_(self.attributes.weight, std=0.01)
+
+    def loss(self, features: Tensor, shape: tuple[int, int, int], asked: Sequence[tuple[int, Weak]]) -> Tensor:
+        """Mean cross-entropy of weak labels. features: (B, N, C); asked: (row of the batch, label)."""
+        z = _SHARPNESS * self.findings(features)  # (B, N, F)
+        extra = self.attributes(features)  # (B, N, 3)
+        masks = torch.where(region_masks(shape), 0.0, _OUT)  # (R, N)
+        losses = []
+        by_form: dict[str, list[tuple[int, Weak]]] = {}
+        for row, weak in asked:
+            by_form.setdefault(weak.form, []).append((row, weak))
+        for form, group in by_form.items():
+            rows = torch.tensor([row for row, _ in group])
+            target = torch.tensor([weak.target for _, weak in group])
+            losses.append(self._form(form, z[rows], extra[rows], masks, [w for _, w in group], target))
+        return torch.cat(losses).mean()
+
+    def _form(self, form: str, z: Tensor, extra: Tensor, masks: Tensor, weak: list[Weak], target: Tensor) -> Tensor:
+        """Losses (Q,) of one form. z: (Q, N, F); extra: (Q, N, 3); masks: (R, N) additive."""
+        if form == "which_finding":
+            region = masks[torch.tensor([w.region for w in weak])].unsqueeze(-1)
+            pooled = (z[..., : self.kinds] + region).logsumexp(1)
+            return functional.cross_entropy(pooled, target, reduction="none")
+        first = torch.tensor([w.findings[0] for w in weak])
+        of = z.gather(-1, first[:, None, None].expand(-1, z.shape[1], 1)).squeeze(-1)  # (Q, N)
+        if form == "present":
+            pooled = (of + masks[torch.tensor([w.region for w in weak])]).logsumexp(1) - self.bias[first]
+            return functional.binary_cross_entropy_with_logits(pooled, target.float(), reduction="none")
+        if form == "which_region":
+            most = max(len(w.options) for w in weak)
+            logits = torch.full((len(weak), most), _OUT)
+            for n in {len(w.options) for w in weak}:
+                at = [q for q, w in enumerate(weak) if len(w.options) == n]
+                options = masks[torch.tensor([weak[q].options for q in at])]  # (Q', n, N)
+                logits[at, :n] = (of[at].unsqueeze(1) + options).logsumexp(-1).to(logits.dtype)
+            return functional.cross_entropy(logits, target, reduction="none")
+        if form in ("edge", "brightness"):
+            logit = (of.softmax(1) * extra[..., 0 if form == "edge" else 1]).sum(1)
+            return functional.binary_cross_entropy_with_logits(logit, target.float(), reduction="none")
+        if form == "larger":
+            second = torch.tensor([w.findings[1] for w in weak])
+            other = z.gather(-1, second[:, None, None].expand(-1, z.shape[1], 1)).squeeze(-1)
+        else:
+            left, right = REGIONS.index("left half"), REGIONS.index("right half")
+            of, other = of + masks[left], of + masks[right]
+        sizes = [(field.softmax(1) * extra[..., 2]).sum(1) for field in (of, other)]
+        return functional.cross_entropy(torch.stack(sizes, 1), target, reduction="none")
+
+
+class WeakBatches:
+    """Draws batches of equally sized images with what their answers say, and gives the loss on them."""
+
+    def __init__(self, pool: Pool, findings: Sequence[str], batch: int) -> None:
+        self.pool, self.batch = pool, batch
+        self.labels: dict[int, list[Weak]] = {}
+        for item in pool.items:
+            if weak := read_answer(item.question, item.answer, findings):
+                self.labels.setdefault(item.image, []).append(weak)
+        self.by_shape: dict[tuple[int, int, int], list[int]] = {}
+        for image in self.labels:
+            self.by_shape.setdefault(pool.geometry[image].shape, []).append(image)
+        self.shapes = sorted(self.by_shape)
+        images = np.array([len(self.by_shape[shape]) for shape in self.shapes], float)
+        self.rates = images / images.sum()
+
+    def loss(self, encoder: LocalEncoder, heads: WeakHeads, rng: np.random.Generator) -> Tensor:
+        """Mean cross-entropy over one batch; a size with fewer images than a batch gives all it has."""
+        shape = self.shapes[int(rng.choice(len(self.shapes), p=self.rates))]
+        members = self.by_shape[shape]
+        n = min(max(1, self.batch // shape[0]), len(members))
+        images = [members[i] for i in rng.choice(len(members), n, replace=False)]
+        pixels = torch.cat([self.pool.image(i) for i in images])
+        with torch.autocast("cpu", torch.bfloat16):
+            features = encoder(pixels)
+        features = features.float().reshape(n, -1, encoder.channels)
+        return heads.loss(features, shape, [(row, w) for row, i in enumerate(images) for w in self.labels[i]])

@@ -1,0 +1,69 @@
+"""What the nano reader is trained and measured on: simulated scenes, and the train rows of a data folder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from sparsight.datasets import load_folder
+from sparsight.recipe.pool import Pool
+from sparsight.sim import KINDS, PRESETS, SceneConfig, Simulator, Split
+from sparsight.sim.real import standard
+from sparsight.types import Case
+
+# ms_flair has two patients, both in train; ms_followup asks about two images at once: not for this reader.
+REAL = {"train": ("nih_cxr", "bccd", "ms_flair", "vqa_rad"), "val": ("nih_cxr", "bccd", "vqa_rad")}
+# Share of the simulated images by preset: mostly ordinary, some of what tells selectors apart.
+_MIX: tuple[tuple[str, int], ...] = (("default", 6), ("many", 2), ("faint", 1), ("tiny", 1))
+_TEMPLATE = 60  # rows that ask in the same words: the question is then a finding of its own
+
+Tell = Callable[[str, int, int], None]
+
+
+def simulated(
+    split: Split, first: int, n: int, seed: int, data: Path | None, tell: Tell, *, scoring: bool = False
+) -> Pool:
+    """Draw n images, numbers first to first + n of a split: the presets in turn, on real and synthetic anatomy."""
+    backgrounds = standard(data)
+    turns = [name for name, times in _MIX for _ in range(times)]
+    simulators = {name: Simulator(PRESETS[name], backgrounds) for name in dict.fromkeys(turns)}
+    pool = Pool()
+    for index in range(first, first + n):
+        preset = turns[index % len(turns)]
+        pool.add(simulators[preset].scene(split, index, seed).cases, f"sim {preset}", scoring=scoring)
+        tell(f"draw {split} scenes", index + 1 - first, n)
+    return pool
+
+
+def volumes(
+    split: Split, first: int, n: int, seed: int, data: Path | None, tell: Tell, *, scoring: bool = False
+) -> Pool:
+    """Draw n volumes of 8 to 32 slices."""
+    config = SceneConfig(depth=(8, 32), n_findings=(2, 6))
+    simulator = Simulator(config, standard(data))
+    pool = Pool()
+    for index in range(first, first + n):
+        pool.add(simulator.scene(split, index, seed).cases, "sim volume", scoring=scoring)
+        tell(f"draw {split} volumes", index + 1 - first, n)
+    return pool
+
+
+def real(data: Path | None, split: str, tell: Tell, *, scoring: bool = False) -> Pool:
+    """All rows of a split of the folders that are there; none is no error: the simulator alone is enough."""
+    pool = Pool()
+    folders = [data / name for name in REAL[split] if (data / name).is_dir()] if data else []
+    for number, folder in enumerate(folders):
+        by_image: dict[str, list[Case]] = {}
+        for case in load_folder(folder, split):
+            by_image.setdefault(case.volume.sha256, []).append(case)
+        for cases in by_image.values():
+            pool.add(cases, folder.name, scoring=scoring)
+        tell(f"read {split} rows", number + 1, len(folders))
+    return pool
+
+
+def findings_of(pool: Pool) -> tuple[str, ...]:
+    """What the encoder has a head for: the simulator's kinds, and each question that many real images are asked."""
+    asked = Counter(item.question.text.lower() for item in pool.items)
+    return (*KINDS, *sorted(text for text, n in asked.items() if n >= _TEMPLATE))

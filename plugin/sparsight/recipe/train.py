@@ -1,0 +1,294 @@
+"""Train the nano reader and its policy from scratch: answers only, no mask or box reaches anything that learns.
+
+1 encoder (answers by place), 2 language stream (frozen features, pruned input), 3 policy (RL), 4 calibration and card.
+Each stage leaves its checkpoint in `out`, so a second call goes on where the first one stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from torch import nn
+
+from sparsight.config import LearnConfig
+from sparsight.errors import ConfigError
+from sparsight.model.nano.encoder import LocalEncoder
+from sparsight.model.nano.language import NanoLanguage
+from sparsight.model.nano.reader import NanoReader, build
+from sparsight.model.nano.tokenizer import known_words, train_tokenizer
+from sparsight.model.nano.weights import POLICY, NanoSpec
+from sparsight.model.policy import TokenPolicy
+from sparsight.recipe import sources
+from sparsight.recipe.calibrate import calibrate
+from sparsight.recipe.card import write_card
+from sparsight.recipe.encoder_stage import WeakBatches, WeakHeads
+from sparsight.recipe.fit import fit
+from sparsight.recipe.language_stage import Mixture, packed_loss
+from sparsight.recipe.pool import Pool
+from sparsight.recipe.report import report
+from sparsight.rl.trainer import Example, Step, train_policy
+from sparsight.sim import KINDS, texts
+
+OnProgress = Callable[[str, int, int], None]  # stage, done, total
+_LOG = logging.getLogger(__name__)
+_TEST_SEED = 777  # the test scenes are the same for every training seed
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything."""
+
+    scenes: int  # simulated training images
+    volumes: int
+    rl_scenes: int  # further images, unseen by the language stream, that the policy learns on
+    rl_volumes: int
+    encoder_steps: int
+    encoder_batch: int
+    language_steps: int
+    language_batch: int
+    policy_steps: int
+    policy_batch: int
+    test_scenes: int  # about four questions each
+
+
+SIZES = {
+    "full": Size(10_000, 200, 1200, 24, 600, 64, 1200, 24, 200, 32, 300),
+    "small": Size(5_000, 50, 600, 8, 400, 64, 450, 16, 80, 16, 100),
+    "tiny": Size(60, 8, 20, 2, 6, 8, 6, 4, 4, 4, 8),  # for tests: runs everything, learns nothing
+}
+
+
+def train_nano(
+    out: Path,
+    data: Path | None = None,
+    *,
+    seed: int = 0,
+    size: str = "full",
+    resume: bool = True,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """Train, measure and write a reader with its policy and card to `out/nano`; returns the card's figures.
+
+    data: a folder of data folders; its train rows are mixed in, its val rows are measured on. Log: out/train.log.
+    """
+    if size not in SIZES:
+        raise ConfigError(f"size {size[:20]!r}", expected=", ".join(SIZES), todo="choose one of these")
+    out.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        for old in out.glob("*.safetensors"):
+            old.unlink()
+    torch.set_num_threads(1)
+    return _Recipe(out, data, seed, size, on_progress or (lambda stage, done, total: None)).run()
+
+
+class _Recipe:
+    """The four stages in order, with what they hand to each other."""
+
+    def __init__(self, out: Path, data: Path | None, seed: int, size: str, tell: OnProgress) -> None:
+        self.out, self.data, self.seed, self.size, self.tell = out, data, seed, SIZES[size], tell
+        self.name = f"nano {size} seed {seed} data {bool(data)} {SIZES[size]}"
+        self.seconds: dict[str, float] = {}
+        self.handler = logging.FileHandler(out / "train.log")
+        self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+
+    def run(self) -> dict[str, Any]:
+        """All stages; the log gets a line every 25 steps."""
+        _LOG.addHandler(self.handler)
+        _LOG.setLevel(logging.INFO)
+        try:
+            reader, policy, pools = self._train()
+            started = time.perf_counter()
+            spec = calibrate(reader, policy, pools["val"], pools["real val"], self.tell)
+            reader.spec = spec
+            folder = self.out / "nano"
+            sha256 = reader.save(folder)
+            save_file(policy.to_arrays(), folder / POLICY)
+            reader = NanoReader.load(folder)
+            assert reader.sha256 == sha256
+            test = self._test_pools(reader)
+            figures = report(reader, policy, test, self.tell)
+            self.seconds["measure"] = time.perf_counter() - started
+            figures |= {"seed": self.seed, "size": asdict(self.size), "seconds": self.seconds, "reader": reader.id}
+            figures["images"] = {name: len(pool.pixels) for name, pool in pools.items()}
+            write_card(folder, figures, spec)
+        finally:
+            _LOG.removeHandler(self.handler)
+            self.handler.close()
+        return figures
+
+    def _train(self) -> tuple[NanoReader, TokenPolicy, dict[str, Pool]]:
+        size, seed = self.size, self.seed
+        pools = {
+            "sim": sources.simulated("train", 0, size.scenes, seed, self.data, self.tell),
+            "volumes": sources.volumes("train", 0, size.volumes, seed, self.data, self.tell),
+            "real": sources.real(self.data, "train", self.tell),
+            "val": sources.simulated("val", 0, size.test_scenes // 3 + 1, seed, self.data, self.tell),
+            "real val": sources.real(self.data, "val", self.tell),
+        }
+        written = [
+            t
+            for pool in (pools["sim"], pools["real"])
+            for i in pool.items
+            for t in (i.question.text.lower(), i.answer.lower())
+        ]
+        tokenizer = train_tokenizer([t for text in texts() for t in (text, text.lower())] + written)
+        questions = [i.question.text for name in ("sim", "volumes", "real") for i in pools[name].items]
+        spec = NanoSpec(findings=sources.findings_of(pools["real"]), words=known_words(questions))
+        torch.manual_seed(seed)
+        encoder, _, language = build(spec, tokenizer.get_vocab_size())
+        heads = self._encoder(encoder, spec, [pools["sim"], pools["real"]])
+        for pool in pools.values():
+            pool.encode(encoder)
+        self._language(language, heads, pools, tokenizer)
+        reader = NanoReader(encoder, heads.findings, language, tokenizer, spec, "0" * 64)
+        policy = self._policy(reader, pools["real"])
+        return reader, policy, pools
+
+    def _encoder(self, encoder: LocalEncoder, spec: NanoSpec, pools: list[Pool]) -> WeakHeads:
+        size = self.size
+        heads = WeakHeads(spec.channels, len(spec.findings), len(KINDS))
+        both = nn.ModuleDict({"encoder": encoder.to(memory_format=torch.channels_last), "heads": heads})
+        batches = [WeakBatches(pool, spec.findings, size.encoder_batch) for pool in pools if pool.pixels]
+        rates = np.array([0.85, 0.15][: len(batches)])
+
+        def loss_of(_: int, rng: np.random.Generator) -> torch.Tensor:
+            return batches[int(rng.choice(len(batches), p=rates / rates.sum()))].loss(encoder, heads, rng)
+
+        with self._stage("encoder"):
+            fit(
+                both,
+                loss_of,
+                steps=size.encoder_steps,
+                lr=3e-3,
+                warm=max(1, size.encoder_steps // 10),
+                seed=self.seed,
+                run=f"encoder {self.name}",
+                checkpoint=self.out / "encoder.safetensors",
+                on_step=self._log("encoder"),
+            )
+        return heads.eval()
+
+    def _language(self, language: NanoLanguage, heads: WeakHeads, pools: dict[str, Pool], tokenizer: Any) -> None:
+        mixed = [(pools["sim"], 0.75), (pools["volumes"], 0.1), (pools["real"], 0.15)]
+        with torch.no_grad():
+            mixture = Mixture(
+                [(pool, rate) for pool, rate in mixed if pool.pixels],
+                lambda features: heads.findings(features).logsumexp(-1),
+                tokenizer,
+            )
+
+        def loss_of(step: int, rng: np.random.Generator) -> torch.Tensor:
+            drawn = [mixture.draw(rng, step / self.size.language_steps) for _ in range(self.size.language_batch)]
+            with torch.autocast("cpu", torch.bfloat16):
+                return packed_loss(language, drawn, rng)
+
+        with self._stage("language"):
+            fit(
+                language,
+                loss_of,
+                steps=self.size.language_steps,
+                lr=2e-3,
+                warm=min(100, self.size.language_steps),
+                seed=self.seed + 1,
+                run=f"language {self.name}",
+                checkpoint=self.out / "language.safetensors",
+                on_step=self._log("language"),
+            )
+
+    def _policy(self, reader: NanoReader, real: Pool) -> TokenPolicy:
+        size = self.size
+        fresh = sources.simulated("train", size.scenes, size.rl_scenes, self.seed, self.data, self.tell)
+        deep = sources.volumes("train", size.volumes, size.rl_volumes, self.seed, self.data, self.tell)
+        examples = []
+        for pool in (fresh, deep):
+            pool.encode(reader.encoder)
+            examples += examples_of(pool, reader.id)
+        real_examples = examples_of(real, reader.id)
+        picked = np.random.default_rng(self.seed).permutation(len(real_examples))[: len(examples) // 8]
+        examples += [real_examples[i] for i in picked]
+        torch.manual_seed(self.seed)
+        policy = TokenPolicy(reader.encoder.channels, 2 * reader.spec.hidden)
+        config = LearnConfig(
+            steps=size.policy_steps,
+            batch=size.policy_batch,
+            group=8,
+            replay=0.0,
+            budgets=(0.02, 0.05, 0.1, 0.2),
+            lr=3e-3,
+            kl=0.0,
+            entropy=0.003,
+        )
+        log = self._log("policy")
+
+        def on_step(step: Step) -> None:
+            log(step.step, step.steps, -step.reward)
+            if step.step % 25 == 0:
+                _LOG.info("policy entropy %.3f spread %.3f %s", step.entropy, step.spread, step.parts)
+
+        with self._stage("policy"):
+            train_policy(
+                policy,
+                reader,
+                examples,
+                config=config,
+                seed=self.seed,
+                on_step=on_step,
+                checkpoint=self.out / "policy.safetensors",
+            )
+        return policy
+
+    def _test_pools(self, reader: NanoReader) -> dict[str, Pool]:
+        n = self.size.test_scenes
+        pools = {
+            "simulated": sources.simulated("test", 0, n, _TEST_SEED, self.data, self.tell, scoring=True),
+            "volumes": sources.volumes("test", 0, n // 10 + 1, _TEST_SEED, self.data, self.tell, scoring=True),
+            "unseen anatomy": sources.simulated(
+                "test_ood", 0, n // 3 + 1, _TEST_SEED, self.data, self.tell, scoring=True
+            ),
+            "real val": sources.real(self.data, "val", self.tell, scoring=True),
+        }
+        for pool in pools.values():
+            pool.encode(reader.encoder)
+        return pools
+
+    def _stage(self, name: str) -> _Timed:
+        return _Timed(name, self.seconds)
+
+    def _log(self, stage: str) -> Callable[[int, int, float], None]:
+        recent: list[float] = []
+
+        def on_step(done: int, total: int, loss: float) -> None:
+            recent.append(loss)
+            if done % 25 == 0 or done == total:
+                _LOG.info("%s %d/%d loss %.4f", stage, done, total, float(np.mean(recent[-25:])))
+            self.tell(stage, done, total)
+
+        return on_step
+
+
+class _Timed:
+    """Adds the seconds of a block to a table and logs them."""
+
+    def __init__(self, name: str, table: dict[str, float]) -> None:
+        self.name, self.table = name, table
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.table[self.name] = round(time.perf_counter() - self.started, 1)
+        _LOG.info("%s took %.1f s", self.name, self.table[self.name])
+
+
+def examples_of(pool: Pool, reader: str) -> list[Example]:
+    """Questions of an encoded pool as examples for the policy: answers only."""
+    grids = [pool.grid(i, reader) for i in range(len(pool.pixels))]
+    return [Example(grids[item.image], item.question, item.answer) for item in pool.items]

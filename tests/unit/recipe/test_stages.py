@@ -1,0 +1,160 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sparsight.errors import TrainingError
+from sparsight.model.nano.encoder import LocalEncoder
+from sparsight.model.nano.language import NanoLanguage, Row
+from sparsight.model.nano.tokenizer import ANSWER, END_ANSWER, END_THINK, QUESTION, THINK, train_tokenizer
+from sparsight.model.positions import encode_positions
+from sparsight.recipe import language_stage
+from sparsight.recipe.encoder_stage import WeakBatches, WeakHeads
+from sparsight.recipe.fit import fit
+from sparsight.recipe.language_stage import packed_loss, subset, write
+from sparsight.recipe.pool import Item, Pool
+from sparsight.recipe.supervision import REGIONS, Weak
+from sparsight.sim import KINDS, Simulator
+from sparsight.types import Question
+
+
+def test_the_encoders_loss_is_low_where_the_answer_is_and_high_elsewhere() -> None:
+    heads = WeakHeads(4, 2, 2)
+    with torch.no_grad():
+        heads.findings.weight.copy_(torch.eye(2, 4) * 4)
+        heads.findings.bias.zero_()
+    features = torch.zeros(1, 64, 4)
+    features[0, 9, 0] = 1.0  # finding 0 in the upper left of 8 x 8
+    upper_left, lower_right = REGIONS.index("upper left"), REGIONS.index("lower right")
+
+    def loss(weak: Weak) -> float:
+        return float(heads.loss(features, (1, 8, 8), [(0, weak)]).detach())
+
+    assert loss(Weak("present", (0,), 1, upper_left)) < 0.01
+    assert loss(Weak("present", (0,), 1, lower_right)) > 2
+    assert loss(Weak("present", (0,), 0, lower_right)) < 0.1
+    assert loss(Weak("which_finding", (), 0, upper_left)) < 0.01
+    assert loss(Weak("which_finding", (), 1, upper_left)) > 2
+    assert loss(Weak("which_region", (0,), 0, options=(1, 2, 3, 4))) < 0.01
+    assert loss(Weak("which_region", (0,), 3, options=(1, 2, 3, 4))) > 2
+
+
+def test_a_pool_encodes_as_the_reader_does_and_keeps_no_mask_for_training() -> None:
+    pool, encoder = Pool(), LocalEncoder(32)
+    for index in range(3):
+        pool.add(Simulator().scene("train", index).cases, "sim")
+    pool.encode(encoder)
+    assert all(item.share is None for item in pool.items)
+    with torch.no_grad():
+        alone = encoder(pool.image(2)).reshape(-1, 32)
+    assert torch.allclose(pool.grid(2).features, alone, atol=0.02)  # float16
+    scored = Pool()
+    scored.add(Simulator().scene("test", 1).cases, "sim", scoring=True)
+    assert any(item.share is not None and item.share.sum() == pytest.approx(1.0, abs=1e-3) for item in scored.items)
+
+
+def test_the_encoder_learns_from_answers_alone() -> None:
+    torch.manual_seed(0)
+    pool = Pool()
+    for index in range(12):
+        pool.add(Simulator().scene("train", index).cases, "sim")
+    batches = WeakBatches(pool, KINDS, 6)
+    encoder, heads = LocalEncoder(32), WeakHeads(32, len(KINDS), len(KINDS))
+    optimizer = torch.optim.Adam([*encoder.parameters(), *heads.parameters()], lr=3e-3)
+    losses = []
+    for step in range(40):
+        loss = batches.loss(encoder, heads, np.random.default_rng(step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert np.mean(losses[-8:]) < 0.85 * np.mean(losses[:8])
+
+
+@pytest.fixture(scope="module")
+def language() -> NanoLanguage:
+    torch.manual_seed(0)
+    return NanoLanguage(16, 400, hidden=64, layers=2, heads=2).eval()
+
+
+def test_questions_behind_one_image_do_not_see_each_other(
+    language: NanoLanguage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(language_stage, "_DIRECT", 1.0)
+    tokenizer = train_tokenizer(["Is there a nodule? yes no ring Where is it"] * 3, size=400)
+    items = [Item(0, Question(q), a, "", "", "") for q, a in (("Is there a nodule?", "yes"), ("Where is it?", "ring"))]
+    written = [write(item, tokenizer) for item in items]
+    features, at = torch.randn(9, 16), encode_positions((1, 3, 3))
+    with torch.no_grad():
+        together = float(packed_loss(language, [(features, at, written)], np.random.default_rng(0)))
+        rows = [Row(features, at, list(w.direct), len(w.direct) - w.question - 1) for w in written]
+        alone = -float(language.log_probs(rows).sum()) / sum(r.scored for r in rows)
+    assert together == pytest.approx(alone, abs=1e-4)
+
+
+def test_what_is_written_has_the_form_that_is_read() -> None:
+    tokenizer = train_tokenizer(["Is there a nodule? I see a nodule. yes no"] * 3, size=400)
+    with_reason = write(Item(0, Question("Is there a nodule?"), "yes", "I see a nodule.", "", ""), tokenizer)
+    special = [t for t in with_reason.reasoned if t < 6]
+    assert special == [QUESTION, THINK, END_THINK, ANSWER, END_ANSWER]
+    assert [t for t in with_reason.direct if t < 6] == [QUESTION, ANSWER, END_ANSWER]
+    none = write(Item(0, Question("Is there a nodule?"), "yes", "", "", ""), tokenizer)
+    assert none.reasoned[none.question : none.question + 2] == (THINK, END_THINK)
+
+
+def test_subsets_are_small_and_salient_first_then_of_every_size() -> None:
+    saliency = torch.zeros(576)
+    saliency[200:220] = 8
+    rng = np.random.default_rng(0)
+    early = [subset(saliency, (1, 24, 24), rng, 0.1) for _ in range(50)]
+    late = [subset(saliency, (1, 24, 24), rng, 0.9) for _ in range(400)]
+    assert {29 <= len(s) <= 144 for s in early} == {True}
+    assert np.mean([np.isin(np.arange(200, 220), s).mean() for s in early]) > 0.9
+    sizes = [len(s) for s in late]
+    assert min(sizes) == 0
+    assert max(sizes) > 500
+    assert all(len(s.unique()) == len(s) and torch.equal(s, s.sort().values) for s in late)
+
+
+def test_a_stage_resumes_at_the_same_bits_and_a_finished_one_is_not_run_again(tmp_path: Path) -> None:
+    def run(path: Path, stop: int | None = None) -> tuple[torch.Tensor, int]:
+        torch.manual_seed(0)
+        module, steps = torch.nn.Linear(3, 1), [0]
+
+        def loss_of(step: int, rng: np.random.Generator) -> torch.Tensor:
+            steps[0] += 1
+            if step == stop:
+                raise KeyboardInterrupt
+            x = torch.from_numpy(rng.normal(size=(8, 3)).astype(np.float32))
+            return (module(x) - x.sum(1, keepdim=True)).square().mean()
+
+        common = {"steps": 120, "lr": 0.05, "warm": 10, "seed": 1, "run": "r", "on_step": lambda *a: None}
+        fit(module, loss_of, checkpoint=path, **common)
+        return module.weight.detach().clone(), steps[0]
+
+    straight, _ = run(tmp_path / "a.safetensors")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b.safetensors", stop=70)
+    resumed, steps = run(tmp_path / "b.safetensors")
+    assert steps == 70  # from the checkpoint at 50
+    assert torch.equal(straight, resumed)
+    again, steps = run(tmp_path / "b.safetensors")
+    assert steps == 0
+    assert torch.equal(again, straight)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_stage(tmp_path: Path) -> None:
+    module = torch.nn.Linear(1, 1)
+    with pytest.raises(TrainingError):
+        fit(
+            module,
+            lambda step, rng: module(torch.ones(1, 1)).sum() * float("nan"),
+            steps=3,
+            lr=0.1,
+            warm=1,
+            seed=0,
+            run="r",
+            checkpoint=tmp_path / "c.safetensors",
+            on_step=lambda *a: None,
+        )
