@@ -112,12 +112,13 @@ def test_dicom_segmentations_are_read_as_highdicom_wrote_them(tmp_path: Path) ->
     for k in range(4):
         ds = pydicom.dcmread(LIVER.parent / "693_UNCR.dcm")
         ds.PatientName, ds.FrameOfReferenceUID = "Test^Case", "1.2.3"
+        ds.SpacingBetweenSlices = 5
         ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid()
         ds.ImagePositionPatient = [*template.ImagePositionPatient[:2], float(template.ImagePositionPatient[2]) + 5 * k]
         ds.save_as(tmp_path / f"{k}.dcm")
         series.append(ds)
     drawn = np.zeros((4, 512, 512, 2), dtype=np.uint8)
-    drawn[1, 100:120, 200:240, 0] = drawn[2, 300:310, 50:60, 1] = 1
+    drawn[0, 100:120, 200:240, 0] = drawn[3, 300:310, 50:60, 1] = 1  # nothing between: those frames are not stored
     segments = [
         highdicom.seg.SegmentDescription(
             segment_number=n + 1,
