@@ -45,7 +45,7 @@ def test_info_answers_while_a_question_is_answered(client, server, large_study):
     assert answer["reply"].status_code == 200, answer["reply"].text
     assert len(busy) >= 20, "the answer came too fast to measure beside it"
     median, p95, p99 = (float(np.quantile(busy, q)) for q in (0.5, 0.95, 0.99))
-    print(f"/info/ idle: median {1000 * np.median(idle):.1f} ms; during {answer['seconds']:.1f} s of answering, ", end="")
+    print(f"/info/ idle: median {1000 * np.median(idle):.1f} ms; busy for {answer['seconds']:.1f} s, ", end="")
     print(f"n {len(busy)}: median {1000 * median:.1f}, p95 {1000 * p95:.1f}, p99 {1000 * p99:.1f} ms")
     # stock waits for the whole answer; on a crowded machine single replies may be late, most may not
     assert median < 0.05

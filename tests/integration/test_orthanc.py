@@ -1,0 +1,201 @@
+"""A real PACS (Orthanc) behind a real server: ask, label, and find the label in the PACS again."""
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import nibabel
+import numpy as np
+import pytest
+from dicomweb_client import DICOMwebClient
+from pydicom import Dataset, FileMetaDataset, dcmread
+from pydicom.data import get_testdata_file
+from pydicom.uid import CTImageStorage, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+
+from sparsight.config import Config
+from sparsight.server.run import free_port, start, wait_until_ready
+
+pytestmark = [pytest.mark.server, pytest.mark.orthanc, pytest.mark.slow]
+
+PLUGIN = "libOrthancDicomWeb.so"
+
+
+@pytest.fixture(scope="module")
+def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The DICOMweb URL of an empty Orthanc."""
+    program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
+    plugins = [
+        p for p in (Path("/usr/share/orthanc/plugins"), Path("/usr/lib/orthanc/plugins")) if (p / PLUGIN).exists()
+    ]
+    if program is None or not plugins:
+        pytest.skip("no Orthanc with DICOMweb: apt-get install orthanc orthanc-dicomweb")
+    folder = tmp_path_factory.mktemp("orthanc")
+    port = free_port()
+    settings = {
+        "HttpPort": port,
+        "DicomPort": free_port(),
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "DicomServerEnabled": False,
+        "StorageDirectory": str(folder / "storage"),
+        "IndexDirectory": str(folder / "index"),
+        "Plugins": [str(plugins[0] / PLUGIN)],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }
+    (folder / "orthanc.json").write_text(json.dumps(settings))
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}/dicom-web"
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                httpx.get(f"{url}/studies", timeout=5).raise_for_status()
+                break
+            except httpx.HTTPError:
+                assert process.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def image(series_uid: str, study_uid: str, k: int, *, modality: str, rng: np.random.Generator) -> Dataset:
+    """One CT slice or one radiograph with something bright in it; the names are made up."""
+    ds = Dataset()
+    ds.SOPClassUID = CTImageStorage if modality == "CT" else DigitalXRayImageStorageForPresentation
+    ds.SOPInstanceUID, ds.SeriesInstanceUID, ds.StudyInstanceUID = generate_uid(), series_uid, study_uid
+    ds.PatientID, ds.PatientName, ds.Modality = "TEST", "Test^Phantom", modality
+    ds.PatientBirthDate = ds.PatientSex = ds.StudyDate = ds.StudyTime = ds.AccessionNumber = ds.StudyID = ""
+    ds.ReferringPhysicianName, ds.SeriesNumber, ds.InstanceNumber = "", 1, k + 1
+    ds.FrameOfReferenceUID, ds.PositionReferenceIndicator = f"{study_uid}.9", ""
+    ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = 64, 64, 1, "MONOCHROME2"
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
+    ds.PixelSpacing = [2, 2]
+    if modality == "CT":
+        ds.ImagePositionPatient, ds.ImageOrientationPatient = [-64, -64, 3.0 * k], [1, 0, 0, 0, 1, 0]
+        ds.RescaleSlope, ds.RescaleIntercept, ds.SliceThickness = 1, -1024, 3
+    pixels = rng.integers(950, 1050, (64, 64)).astype(np.uint16)
+    pixels[20:28, 30:38] += 300
+    ds.PixelData = pixels.tobytes()
+    ds.preamble, ds.file_meta = b"\0" * 128, FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPClassUID, ds.SOPInstanceUID
+    return ds
+
+
+@pytest.fixture(scope="module")
+def series(pacs: str) -> dict[str, str]:
+    """Series UIDs, stored by STOW-RS: a CT of ten slices, a radiograph, and pydicom's multi-frame MR."""
+    rng = np.random.default_rng(0)
+    uids = {"CT": "1.2.826.0.1.3680043.8.498.1", "DX": "1.2.826.0.1.3680043.8.498.2"}
+    datasets = [image(uids["CT"], f"{uids['CT']}.1", k, modality="CT", rng=rng) for k in range(10)]
+    datasets.append(image(uids["DX"], f"{uids['DX']}.1", 0, modality="DX", rng=rng))
+    mr = dcmread(get_testdata_file("MR_small.dcm"))
+    uids["MR"] = str(mr.SeriesInstanceUID)
+    DICOMwebClient(pacs).store_instances([*datasets, mr])
+    return uids
+
+
+@pytest.fixture(scope="module")
+def remote(pacs: str, series: dict[str, str], reader_folder: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A server whose studies are the PACS."""
+    home = tmp_path_factory.mktemp("home")
+    config = Config.load(home=home, serve={"reader": str(reader_folder)})
+    port = free_port()
+    process = start(config, pacs, port=port, log=home / "server.log")
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}", process=process)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
+            yield client
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_all_modalities_are_listed(remote, series):
+    listed = {study["id"]: study["modality"] for study in remote.get("/sparsight/studies").json()}
+    assert listed == {uid: modality for modality, uid in series.items()}
+    assert set(remote.get("/datastore/", params={"output": "all"}).json()["objects"]) == set(series.values())
+
+
+@pytest.mark.parametrize("modality", ["CT", "DX", "MR"])
+def test_questions_through_both_routes(remote, series, modality):
+    uid = series[modality]
+    ours = remote.post("/sparsight/ask", json={"study": uid, "question": "Is there a nodule?"})
+    assert ours.status_code == 200, ours.text
+    stock = remote.post("/infer/sparsight", params={"image": uid, "output": "json"},
+                        data={"params": '{"question": "Is there a nodule?"}'})  # fmt: skip
+    assert stock.status_code == 200, stock.text
+    assert stock.json()["study"] == ours.json()["study"] == uid
+    assert stock.json()["answer"] == ours.json()["answer"]
+    assert all(region["sop_uid"] for region in stock.json()["evidence"])
+    assert stock.json()["timings_ms"]["load"] < ours.json()["timings_ms"]["load"]  # retrieved once
+
+
+def test_a_final_label_becomes_a_correction_and_a_seg_in_the_pacs(remote, series, pacs, tmp_path):
+    uid = series["CT"]
+    assert remote.post("/sparsight/ask", json={"study": uid, "question": "Is there a nodule?"}).status_code == 200
+    before = remote.get("/info/").json()["datastore"]["completed"]
+    volume = tmp_path / "ct.nii.gz"
+    volume.write_bytes(remote.get("/datastore/image", params={"image": uid}).content)
+    ct = nibabel.load(volume)
+    mask = np.asarray(ct.dataobj) > 150
+    assert mask.sum() == 8 * 8 * 10  # Hounsfield units survive the conversion
+    label = nibabel.Nifti1Image(mask.astype(np.uint8), ct.affine)
+    reply = remote.put(
+        "/datastore/label",
+        params={"image": uid, "tag": "final"},
+        data={"params": json.dumps({"label_info": [{"name": "nodule"}]})},
+        files={"label": ("a.nii", label.to_bytes())},
+    )
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["reward"]["parts"]["grounding"] is not None
+    info = remote.get("/datastore/label/info", params={"label": uid, "tag": "final"}).json()
+    assert info["pacs"]["stored"] is True, info
+    [seg] = DICOMwebClient(pacs).search_for_series(search_filters={"Modality": "SEG"})
+    assert Dataset.from_json(seg).SeriesInstanceUID == info["pacs"]["SeriesInstanceUID"]
+    assert remote.get("/info/").json()["datastore"]["completed"] == before + 1  # at once, not in two hours
+    case = remote.post("/activelearning/sparsight", json={}).json()
+    assert case["id"] != uid
+    assert uid in {s["id"] for s in remote.get("/sparsight/studies").json()}  # the SEG is no study
+
+
+def test_a_label_that_the_pacs_refuses_is_kept(remote, series):
+    uid = series["DX"]
+    label = nibabel.Nifti1Image(np.ones((3, 3, 3), np.uint8), np.diag([500.0, 500, 500, 1]))
+    reply = remote.put(
+        "/datastore/label", params={"image": uid, "tag": "final"}, files={"label": ("a.nii", label.to_bytes())}
+    )
+    info = remote.get("/datastore/label/info", params={"label": uid, "tag": "final"}).json()
+    assert info["pacs"]["stored"] is False
+    assert reply.status_code in {200, 422}
+
+
+def test_unknown_series(remote):
+    for uid in ("1.2.3.4", "other"):
+        assert remote.post("/sparsight/ask", json={"study": uid, "question": "Is it?"}).status_code == 404
+        assert remote.post("/infer/sparsight", params={"image": uid}).status_code == 404
+
+
+def test_a_pacs_that_is_gone_is_said_so(reader_folder, tmp_path):
+    config = Config.load(home=tmp_path, serve={"reader": str(reader_folder)})
+    port = free_port()
+    process = start(config, f"http://127.0.0.1:{free_port()}/dicom-web", port=port)
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}", process=process)
+        reply = httpx.post(
+            f"http://127.0.0.1:{port}/sparsight/ask", json={"study": "1.2.3", "question": "Is it?"}, timeout=60
+        )
+        assert reply.status_code == 423
+        assert reply.json()["error"]["code"] == "busy"
+        assert httpx.get(f"http://127.0.0.1:{port}/info/", timeout=60).status_code < 500
+    finally:
+        process.kill()
+        process.wait()
