@@ -24,6 +24,8 @@ def read_mask(path: Path) -> tuple[NDArray[np.bool_], FloatArray | None]:
     """
     if not path.is_file():
         raise NotFoundError("a mask file that is not there", expected="a mask file", todo="check the path")
+    if suffix_of(path) in {".jpg", ".jpeg"}:
+        raise ImageError("a mask as JPEG", expected="a lossless format", todo="save it as PNG, NIfTI or NRRD")
     try:
         if suffix_of(path) in PICTURES:
             return read_picture(path)[0] > 0, None

@@ -135,7 +135,7 @@ class FolderStudies:
     def _refresh(self) -> None:
         """Read the index again if a folder changed; files whose time and size stayed are not opened again."""
         with self._lock:
-            stamp = frozenset((folder, Path(folder).stat().st_mtime_ns) for folder, _, _ in os.walk(self.root))
+            stamp = frozenset((folder, _change(Path(folder))[0]) for folder, _, _ in os.walk(self.root))
             if stamp == self._stamp:
                 return
             series: dict[str, dict[Path, Dataset]] = defaultdict(dict)
@@ -155,8 +155,7 @@ class FolderStudies:
 
     def _header(self, path: Path) -> Dataset | None:
         """The few attributes the index needs, or None for what is no DICOM image."""
-        status = path.stat()
-        key = (status.st_mtime_ns, status.st_size)
+        key = _change(path)
         known = self._headers.get(path)
         if known is None or known[0] != key:
             header = None
@@ -249,6 +248,15 @@ class DicomWebStudies:
             ) from error
         except Exception as error:
             raise _odd_reply(f"what is not DICOMweb ({type(error).__name__})") from error
+
+
+def _change(path: Path) -> tuple[int, int]:
+    """Time of change and size; zeros for what was removed a moment ago."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
 
 
 def _info(ds: Dataset) -> StudyInfo | None:

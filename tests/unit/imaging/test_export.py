@@ -153,6 +153,9 @@ def test_masks_that_are_none(tmp_path: Path) -> None:
         read_mask(tmp_path / "absent.nii")
     with pytest.raises(ImageError, match="kind CT"):
         read_mask(LIVER.parent / "693_UNCR.dcm")
+    Image.new("L", (20, 30)).save(tmp_path / "lossy.jpg")
+    with pytest.raises(ImageError, match="lossless"):
+        read_mask(tmp_path / "lossy.jpg")
     (tmp_path / "cut.nii.gz").write_bytes(b"\x1f\x8b123")
     with pytest.raises(ImageError):
         read_mask(tmp_path / "cut.nii.gz")
