@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -120,13 +120,11 @@ class Service:
         self.reader: Reader = load_reader(config.serve.reader)
         self.store = Store(config.database or config.home / "store.db", config.home)
         self.registry = PolicyRegistry(config.home)
-        base = self.registry.install_base(base_policy_path(config.serve.reader), reader=self.reader.id)
+        base = self.registry.install_base(
+            base_policy_path(config.serve.reader), reader=self.reader.id, record=self._log("promote")
+        )
         if self.registry.live().reader != self.reader.id:  # tokens of another encoder mean nothing to its policy
-            self.registry.promote(
-                base.id,
-                reasons=("the reader was replaced",),
-                record=lambda policy: self.store.record("promote", policy),
-            )
+            self.registry.promote(base.id, reasons=("the reader was replaced",), record=self._log("promote"))
         self.studies = open_studies(studies) if studies is not None else None
         self._encoded = EncodedStudies(self.studies, config.serve.cache_bytes)
         self._turnstile = Turnstile(config.serve.max_waiting)
@@ -243,12 +241,7 @@ class Service:
             raise ConflictError(
                 "a promotion without a name", expected="a signature", todo="say who signs: --sign-off NAME"
             )
-        return self.registry.promote(
-            policy,
-            reasons=version.reasons,
-            sign_off=sign_off,
-            record=lambda promoted: self.store.record("promote", promoted),
-        )
+        return self.registry.promote(policy, reasons=version.reasons, sign_off=sign_off, record=self._log("promote"))
 
     def next_case(self, *, exclude: frozenset[str] = frozenset()) -> NextCase | None:
         """The study where one more correction would teach most, with a question to ask; None when all were seen."""
@@ -275,7 +268,7 @@ class Service:
 
     def rollback(self) -> PolicyVersion:
         """Make the live policy's parent live again, bit for bit. Raises ConflictError when it has none."""
-        return self.registry.rollback(record=lambda policy: self.store.record("rollback", policy))
+        return self.registry.rollback(record=self._log("rollback"))
 
     def policies(self) -> list[PolicyVersion]:
         """All versions, oldest first."""
@@ -309,6 +302,9 @@ class Service:
         return self._policy()[1]
 
     # --- inside ---
+
+    def _log(self, kind: Literal["promote", "rollback"]) -> Callable[[PolicyVersion], None]:
+        return lambda policy: self.store.record(kind, policy)
 
     def _policy(self) -> tuple[PolicyVersion, PolicySelector]:
         """The live policy; another process may have promoted one since the last question."""
