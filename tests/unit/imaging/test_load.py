@@ -119,10 +119,10 @@ def test_an_empty_folder(tmp_path: Path) -> None:
 def test_the_384_slice_series(real_data: Path, tmp_path: Path) -> None:
     with tarfile.open(real_data / "demo_dicom" / "dicom_t1_pddl.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
-    began = time.perf_counter()
+    began = time.process_time()  # others may be using the cores
     volume = load(tmp_path)
     prepared = prepare(volume, long_side=192, patch=8)
-    assert time.perf_counter() - began < 15  # about 1 s on an idle core
+    assert time.process_time() - began < 10  # about 1 s
     assert volume.shape == (384, 384, 274)
     assert volume.modality == "MR"
     assert len(set(volume.sop_uids)) == 384
