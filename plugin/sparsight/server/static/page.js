@@ -1,0 +1,366 @@
+// The page at /sparsight/: talks to the routes of docs/api.md and to nothing else.
+const $ = (id) => document.getElementById(id);
+const COLOURS = { evidence: "#7df9ff", relevant: "#5fd38d", missed: "#ffb020", irrelevant: "#ff7a70" };
+
+const state = { answer: null, geometry: null, slice: 0, evidence: true, marks: [], kind: null, drag: null, picture: null };
+
+// --- talking to the server ---
+
+async function call(path, body, method = body === undefined ? "GET" : "POST") {
+  const options = { method, headers: {} };
+  if (body !== undefined) {
+    options.headers["Content-Type"] = "application/json";
+    options.body = JSON.stringify(body);
+  }
+  const response = await fetch(path, options);
+  const reply = await response.json();
+  if (!response.ok) {
+    const { given, expected, todo } = reply.error;
+    throw new Error(`${given}; expected ${expected}; ${todo}`);
+  }
+  return reply;
+}
+
+function say(text, bad = false) {
+  $("status").textContent = text;
+  $("status").classList.toggle("warning", bad);
+}
+
+async function attempt(work) {
+  try {
+    return await work();
+  } catch (error) {
+    say(error.message, true);
+    return null;
+  }
+}
+
+function element(tag, text, attributes = {}) {
+  const made = document.createElement(tag);
+  if (text !== null) made.textContent = text;  // never HTML: a question or an answer is only text
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
+}
+
+// --- asking ---
+
+async function ask(event) {
+  event?.preventDefault();
+  const request = { study: $("study").value, question: $("question").value, budget: Number($("budget").value) / 100 };
+  if (!request.study || !request.question.trim()) return;
+  $("ask").disabled = true;
+  const start = performance.now();
+  const clock = setInterval(() => say(`looking at the study, ${((performance.now() - start) / 1000).toFixed(0)} s`), 500);
+  say("looking at the study");
+  const answer = await attempt(() => call("ask", request));
+  clearInterval(clock);
+  $("ask").disabled = false;
+  if (!answer) return;
+  say(`answered in ${((performance.now() - start) / 1000).toFixed(1)} s`);
+  await show(answer);
+  await history();
+}
+
+async function show(answer) {
+  Object.assign(state, { answer, geometry: null, marks: [], kind: null, drag: null });
+  state.geometry = await attempt(() => call(`episodes/${answer.episode}/geometry`));
+  describe(answer);
+  $("feedback").hidden = false;
+  $("reward").textContent = "";
+  $("right").value = "";
+  marksChanged();
+  if (!state.geometry) return;
+  $("view-tools").hidden = false;
+  $("empty").hidden = true;
+  $("slice").max = state.geometry.shape[0] - 1;
+  $("view-title").textContent = `Study ${answer.study}`;
+  await turnTo(state.geometry.slices[0]);
+}
+
+function confidenceInWords(p) {
+  const words = p >= 0.9 ? "very likely right" : p >= 0.75 ? "likely right" : p >= 0.6 ? "more likely right than not" : "uncertain";
+  return `${words} (about ${Math.round(p * 10)} in 10)`;
+}
+
+function groundedInWords(grounded) {
+  if (grounded === null) return ["not tested", false];
+  return grounded ? ["yes: without these regions the answer loses its support", false]
+    : ["no: the answer hardly depends on these regions", true];
+}
+
+function describe(answer) {
+  const { kept, total, fraction } = answer.budget;
+  const [grounded, doubt] = groundedInWords(answer.grounded);
+  const rows = [
+    ["Confidence", answer.abstained ? "too low to answer" : confidenceInWords(answer.confidence), answer.abstained],
+    ["Grounded", grounded, doubt],
+    ["Looked at", `${kept} of ${total} tokens (${(100 * fraction).toFixed(1)} %), ${answer.evidence.length} region${answer.evidence.length === 1 ? "" : "s"}`, false],
+    ["Policy", answer.policy.id, false],
+    ["Episode", answer.episode, false],
+  ];
+  const list = element("dl", null);
+  for (const [name, text, warn] of rows) list.append(element("dt", name), element("dd", text, warn ? { class: "warning" } : {}));
+  const parts = [element("p", answer.question, { class: "quiet" }), element("p", answer.abstained ? "No answer" : answer.answer, { class: "said" })];
+  if (answer.reasoning) parts.push(element("p", answer.reasoning, { class: "reasoning" }));
+  $("answer").replaceChildren(...parts, list);
+}
+
+async function history() {
+  const episodes = (await attempt(() => call("episodes?limit=20"))) ?? [];
+  $("history").replaceChildren(...episodes.map((episode) => {
+    const item = element("li", null);
+    const button = element("button", `${episode.question} → ${episode.abstained ? "no answer" : episode.answer}`, { type: "button" });
+    button.addEventListener("click", () => show(episode));
+    item.append(button);
+    return item;
+  }));
+}
+
+// --- looking ---
+
+async function turnTo(slice) {
+  const depth = state.geometry.shape[0];
+  state.slice = Math.max(0, Math.min(depth - 1, slice));
+  $("slice").value = state.slice;
+  const share = state.answer.evidence.filter(holds).reduce((sum, region) => sum + region.weight, 0);
+  $("slice-words").textContent = `${state.slice + 1} of ${depth}, regions here hold ${Math.round(100 * share)} % of the evidence`;
+  const asked = `episodes/${state.answer.episode}/slice.png?slice=${state.slice}&evidence=${state.evidence}`;
+  const picture = new Image();
+  picture.src = asked;
+  state.wanted = asked;
+  try { await picture.decode(); } catch { say("the slice could not be loaded", true); return; }
+  if (state.wanted !== asked) return;  // a later slice was asked for meanwhile
+  state.picture = picture;
+  fit();
+}
+
+const holds = (region) => region.box_ijk[0][2] <= state.slice && state.slice < region.box_ijk[1][2];
+
+function fit() {
+  if (!state.picture) return;
+  const [dx, dy] = state.geometry.spacing_mm;
+  const [, rows, columns] = state.geometry.shape;
+  const room = { w: $("stage").clientWidth, h: Math.max(320, window.innerHeight * 0.62) };
+  const scale = Math.min(room.w / (columns * dx), room.h / (rows * dy));
+  const ratio = window.devicePixelRatio || 1;
+  const canvas = $("canvas");
+  canvas.style.width = `${columns * dx * scale}px`;
+  canvas.style.height = `${rows * dy * scale}px`;
+  canvas.width = Math.round(columns * dx * scale * ratio);
+  canvas.height = Math.round(rows * dy * scale * ratio);
+  draw();
+}
+
+function draw() {
+  const canvas = $("canvas"), pen = canvas.getContext("2d");
+  pen.imageSmoothingQuality = "high";
+  pen.drawImage(state.picture, 0, 0, canvas.width, canvas.height);
+  const box = ([i0, j0], [i1, j1], colour, dashed = false) => {
+    const [, rows, columns] = state.geometry.shape;
+    const sx = canvas.width / columns, sy = canvas.height / rows;
+    pen.strokeStyle = colour;
+    pen.lineWidth = 2 * (window.devicePixelRatio || 1);
+    pen.setLineDash(dashed ? [8, 6] : []);
+    pen.strokeRect(i0 * sx, j0 * sy, (i1 - i0) * sx, (j1 - j0) * sy);
+  };
+  if (state.evidence) for (const region of state.answer.evidence.filter(holds)) box(...region.box_ijk, COLOURS.evidence, true);
+  for (const mark of state.marks) if (mark.slice === state.slice) box(mark.from, mark.to, COLOURS[mark.kind]);
+  if (state.drag?.to) box(state.drag.from, state.drag.to, COLOURS[state.kind]);
+}
+
+function place(event) {
+  const area = $("canvas").getBoundingClientRect();
+  const [, rows, columns] = state.geometry.shape;
+  const at = (value, size) => Math.max(0, Math.min(size, value));
+  return [at(((event.clientX - area.left) / area.width) * columns, columns), at(((event.clientY - area.top) / area.height) * rows, rows)];
+}
+
+// Corners of the box in LPS mm. Voxel (i, j, k) reaches from i to i + 1 on the picture, its centre is index i.
+function toMillimetres(mark) {
+  const m = state.geometry.ijk_to_lps, low = [Infinity, Infinity, Infinity], high = [-Infinity, -Infinity, -Infinity];
+  for (const i of [mark.from[0], mark.to[0]]) for (const j of [mark.from[1], mark.to[1]]) for (const k of [mark.slice, mark.slice + 1]) {
+    for (const axis of [0, 1, 2]) {
+      const mm = m[axis][0] * (i - 0.5) + m[axis][1] * (j - 0.5) + m[axis][2] * (k - 0.5) + m[axis][3];
+      low[axis] = Math.min(low[axis], mm);
+      high[axis] = Math.max(high[axis], mm);
+    }
+  }
+  return { kind: mark.kind, box_mm: [low, high] };
+}
+
+// --- marking and correcting ---
+
+function choose(kind) {
+  state.kind = state.kind === kind ? null : kind;
+  for (const button of document.querySelectorAll("button.mark")) button.setAttribute("aria-pressed", String(button.dataset.kind === state.kind));
+  $("canvas").classList.toggle("drawing", state.kind !== null);
+}
+
+function release() {
+  if (!state.drag) return;
+  const { from, to } = state.drag;
+  state.drag = null;
+  if (to && Math.abs(to[0] - from[0]) >= 1 && Math.abs(to[1] - from[1]) >= 1) {
+    const ends = [0, 1].map((axis) => [from[axis], to[axis]].sort((a, b) => a - b));
+    state.marks.push({ kind: state.kind, slice: state.slice, from: ends.map((e) => e[0]), to: ends.map((e) => e[1]) });
+  }
+  marksChanged();
+}
+
+function undo() {
+  state.marks.pop();
+  marksChanged();
+}
+
+function marksChanged() {
+  $("undo").disabled = state.marks.length === 0;
+  const counts = ["relevant", "missed", "irrelevant"].map((kind) => [state.marks.filter((m) => m.kind === kind).length, kind]);
+  const words = counts.filter(([n]) => n).map(([n, kind]) => `${n} ${kind}`).join(", ");
+  $("marks").textContent = words ? `Marked: ${words}.` : "No regions marked.";
+  if (state.picture && state.geometry) draw();
+}
+
+async function correct(verdict) {
+  const answer = $("right").value.trim();
+  if (verdict === "amend" && !answer && !state.marks.length) {
+    say("write the right answer or mark a region first", true);
+    return;
+  }
+  const request = { episode: state.answer.episode, verdict, marks: state.marks.map(toMillimetres), reviewer: "page", key: crypto.randomUUID?.() };
+  if (answer && verdict !== "accept") request.answer = answer;
+  const reply = await attempt(() => call("feedback", request));
+  if (!reply) return;
+  const total = reply.reward.total;
+  const parts = Object.entries(reply.reward.parts).filter(([, value]) => value !== null).map(([name, value]) => `${name} ${value.toFixed(2)}`);
+  $("reward").textContent = `Recorded. Reward ${total >= 0 ? "+" : ""}${total.toFixed(2)}${parts.length ? ` (${parts.join(", ")})` : ""}`;
+  $("reward").className = total >= 0 ? "good" : "bad";
+  say("correction recorded");
+}
+
+// --- learning ---
+
+async function policies() {
+  const versions = (await attempt(() => call("policies"))) ?? [];
+  $("policies").replaceChildren(...versions.reverse().map((policy) => {
+    const row = element("tr", null, policy.state === "live" ? { class: "live" } : {});
+    const made = new Date(policy.created).toLocaleString();
+    row.append(...[policy.id, policy.state, made, policy.reasons.join("; ")].map((text) => element("td", text)));
+    const cell = element("td", null);
+    if (policy.state === "candidate" || policy.state === "retired") {
+      const button = element("button", "Promote", { type: "button" });
+      button.addEventListener("click", () => change(`policies/${encodeURIComponent(policy.id)}/promote`, `policy ${policy.id} is live`));
+      cell.append(button);
+    }
+    row.append(cell);
+    return row;
+  }));
+  $("rollback").disabled = versions.filter((policy) => ["live", "retired"].includes(policy.state)).length < 2;
+}
+
+async function change(path, done) {
+  if (await attempt(() => call(path, undefined, "POST"))) say(done);
+  await policies();
+}
+
+async function learn() {
+  if (!(await attempt(() => call("learn", undefined, "POST")))) return;
+  await followLearning();
+}
+
+async function followLearning() {
+  $("learn").disabled = true;
+  for (;;) {
+    const job = await attempt(() => call("learn"));
+    if (!job) break;
+    const { stage, done, total, promoted, reasons } = job.stats;
+    $("learning").textContent = job.state === "running" ? `learning: ${stage ?? "starting"} ${total ? `${done} of ${total}` : ""}`
+      : job.state === "idle" ? "" : `${job.state}: ${promoted ? "promoted" : (reasons ?? [job.stats.error?.given ?? "not promoted"]).join("; ")}`;
+    if (job.state !== "running") break;
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+  }
+  $("learn").disabled = false;
+  await policies();
+}
+
+async function nextCase() {
+  say("looking for the case that would teach most");
+  const found = await attempt(() => call("next_case", {}));
+  if (!found) return;
+  if (!found.study) { say("every study was corrected or labelled"); return; }
+  $("study").value = found.study;
+  $("question").value = found.question;
+  say(`next: ${found.reason}`);
+}
+
+// --- keys, and starting ---
+
+const KEYS = {
+  "/": () => $("question").focus(),
+  a: () => correct("accept"), r: () => correct("reject"), c: () => correct("amend"),
+  e: () => $("toggle").click(),
+  1: () => choose("relevant"), 2: () => choose("missed"), 3: () => choose("irrelevant"),
+  ArrowUp: () => turnTo(state.slice - 1), ArrowDown: () => turnTo(state.slice + 1), Escape: () => choose(state.kind),
+};
+
+function onKey(event) {
+  if (event.ctrlKey && event.key === "Enter") return ask(event);
+  const writing = ["INPUT", "TEXTAREA", "SELECT"].includes(event.target.tagName);
+  if (writing || event.altKey || event.metaKey) return;
+  if (event.ctrlKey) { if (event.key === "z" && state.marks.length) { event.preventDefault(); undo(); } return; }
+  const action = KEYS[event.key];
+  if (!action || (!state.answer && event.key !== "/")) return;
+  event.preventDefault();
+  action();
+}
+
+function listen() {
+  $("ask-form").addEventListener("submit", ask);
+  $("feedback").addEventListener("submit", (event) => { event.preventDefault(); correct("amend"); });
+  for (const button of document.querySelectorAll("[data-verdict]")) button.addEventListener("click", () => correct(button.dataset.verdict));
+  for (const button of document.querySelectorAll("button.mark")) button.addEventListener("click", () => choose(button.dataset.kind));
+  $("undo").addEventListener("click", undo);
+  $("learn").addEventListener("click", learn);
+  $("rollback").addEventListener("click", () => change("policies/rollback", "rolled back"));
+  $("next-case").addEventListener("click", nextCase);
+  $("budget").addEventListener("input", () => { $("budget-words").textContent = `${$("budget").value} %`; });
+  $("slice").addEventListener("input", () => turnTo(Number($("slice").value)));
+  $("toggle").addEventListener("click", () => {
+    state.evidence = !state.evidence;
+    $("toggle").setAttribute("aria-pressed", String(state.evidence));
+    turnTo(state.slice);
+  });
+  const canvas = $("canvas");
+  canvas.addEventListener("pointerdown", (event) => {
+    if (!state.kind || !state.geometry) return;
+    canvas.setPointerCapture(event.pointerId);
+    state.drag = { from: place(event) };
+  });
+  canvas.addEventListener("pointermove", (event) => { if (state.drag) { state.drag.to = place(event); draw(); } });
+  canvas.addEventListener("pointerup", release);
+  canvas.addEventListener("wheel", (event) => {
+    if (!state.geometry || state.geometry.shape[0] < 2) return;
+    event.preventDefault();
+    turnTo(state.slice + Math.sign(event.deltaY));
+  }, { passive: false });
+  document.addEventListener("keydown", onKey);
+  window.addEventListener("resize", fit);
+}
+
+async function begin() {
+  listen();
+  const link = new URLSearchParams(location.search);  // ?study=…&question=… asks at once
+  const studies = (await attempt(() => call("studies"))) ?? [];
+  $("study").replaceChildren(...studies.map(({ id, modality }) => element("option", `${id} (${modality})`, { value: id })));
+  const suggest = () => { $("question").value = studies.find(({ id }) => id === $("study").value)?.question ?? ""; };
+  $("study").addEventListener("change", suggest);
+  if (link.get("study")) $("study").value = link.get("study");
+  suggest();
+  say(studies.length ? `${studies.length} studies` : "no studies are served", !studies.length);
+  await Promise.all([history(), followLearning()]);
+  if (link.get("question")) {
+    $("question").value = link.get("question");
+    await ask();
+  }
+}
+
+begin();

@@ -1,0 +1,160 @@
+"""The page at /sparsight/ in a real Chromium: ask, look, mark, correct, learn, by mouse and by keyboard."""
+
+import base64
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.server, pytest.mark.browser, pytest.mark.slow]
+
+STATIC = Path(__file__).parents[2] / "plugin/sparsight/server/static"
+OPTIONS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--window-size=1500,1000",
+    "--remote-debugging-pipe", "about:blank",
+]  # fmt: skip
+
+
+class Browser:
+    """Chromium through its debugging pipe: JSON messages that end with NUL, in on descriptor 3, out on 4."""
+
+    def __init__(self, program: str, profile: Path) -> None:
+        down_read, down_write = os.pipe()
+        up_read, up_write = os.pipe()
+        script = f'exec "$0" "$@" 3<&{down_read} 4>&{up_write}'
+        command = ["sh", "-c", script, program, *OPTIONS, f"--user-data-dir={profile}"]
+        self.process = subprocess.Popen(
+            command, pass_fds=(down_read, up_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        os.close(down_read)
+        os.close(up_write)
+        self._down, self._up = os.fdopen(down_write, "wb", 0), os.fdopen(up_read, "rb")
+        self._numbers = itertools.count(1)
+        self.events: list[dict] = []
+        self._session = None
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **params):
+        number = next(self._numbers)
+        message = {"id": number, "method": method, "params": params}
+        if self._session:
+            message["sessionId"] = self._session
+        self._down.write(json.dumps(message).encode() + b"\0")
+        while True:
+            raw = bytearray()
+            while (byte := self._up.read(1)) != b"\0":
+                assert byte, "the browser ended"
+                raw += byte
+            reply = json.loads(raw)
+            if reply.get("id") == number:
+                assert "error" not in reply, reply
+                return reply["result"]
+            self.events.append(reply)
+
+    def run(self, script: str):
+        result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    def wait(self, condition: str, seconds: float = 60):
+        deadline = time.monotonic() + seconds
+        while not (value := self.run(condition)):
+            assert time.monotonic() < deadline, (condition, self.run("document.body.innerText"))
+            time.sleep(0.1)
+        return value
+
+    def mouse(self, kind: str, x: float, y: float) -> None:
+        self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+
+    def key(self, key: str, *, ctrl: bool = False) -> None:
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, modifiers=2 if ctrl else 0)
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(20)
+        self._down.close()
+        self._up.close()
+
+
+@pytest.fixture
+def browser(tmp_path):
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    browser = Browser(program, tmp_path / "profile")
+    yield browser
+    browser.close()
+
+
+def test_the_whole_loop(browser, server, client, tmp_path):
+    browser.call("Page.navigate", url=f"{server.url}/sparsight/?study=head")
+    browser.wait("document.querySelectorAll('#study option').length >= 3 && document.getElementById('question').value")
+    browser.run("document.getElementById('question').value = 'Is there a <b>nodule</b>?'")
+    browser.run("document.getElementById('question').focus()")
+    browser.key("Enter", ctrl=True)
+    browser.wait("document.querySelector('#answer .said') !== null")
+    browser.wait("document.getElementById('canvas').width > 400")
+    assert browser.run("document.querySelector('#answer b') === null"), "a question must stay text"
+    browser.run("document.activeElement.blur()")
+
+    browser.run(
+        "document.getElementById('slice').value = 5; document.getElementById('slice').dispatchEvent(new Event('input'))"
+    )
+    browser.wait("document.getElementById('slice-words').textContent.startsWith('6 of 12')")
+    browser.key("1")  # mark a relevant region: the middle of the slice, a fifth of its width
+    x, y, width, height = browser.run(
+        "(({x, y, width, height}) => [x, y, width, height])(document.getElementById('canvas').getBoundingClientRect())"
+    )
+    for kind, share in (("mousePressed", 0.4), ("mouseMoved", 0.5), ("mouseMoved", 0.6), ("mouseReleased", 0.6)):
+        browser.mouse(kind, x + share * width, y + share * height)
+    browser.wait("document.getElementById('marks').textContent === 'Marked: 1 relevant.'")
+    browser.key("z", ctrl=True)
+    assert browser.run("document.getElementById('marks').textContent") == "No regions marked."
+    for kind, share in (("mousePressed", 0.4), ("mouseMoved", 0.6), ("mouseReleased", 0.6)):
+        browser.mouse(kind, x + share * width, y + share * height)
+    browser.run("document.activeElement.blur()")
+    browser.key("c")
+    browser.wait("/Recorded. Reward [+-]/.test(document.getElementById('reward').textContent)")
+    picture = base64.b64decode(browser.call("Page.captureScreenshot")["data"])
+    (tmp_path / "page.png").write_bytes(picture)
+    assert len(picture) > 50_000
+
+    posted = [
+        json.loads(e["params"]["request"]["postData"])
+        for e in browser.events
+        if e.get("method") == "Network.requestWillBeSent" and e["params"]["request"].get("hasPostData")
+    ]
+    [box] = [mark["box_mm"] for body in posted for mark in body.get("marks", [])]
+    (low, high) = box  # head.nii.gz: 64 x 56 x 12 voxels of 2 x 2 x 3 mm
+    assert [round(h - lo, 1) for lo, h in zip(low, high, strict=True)] == pytest.approx([25.6, 22.4, 3], abs=2)
+    geometry = client.get(f"/sparsight/episodes/{posted[-1]['episode']}/geometry").json()
+    assert geometry["shape"] == [12, 56, 64]
+
+    faults = [e for e in browser.events if e.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded")]
+    assert not faults, faults
+    asked = {e["params"]["request"]["url"] for e in browser.events if e.get("method") == "Network.requestWillBeSent"}
+    assert all(url.startswith((server.url, "about:", "blob:")) for url in asked), asked
+
+
+def test_the_page_loads_nothing_from_elsewhere_and_says_so(client):
+    for file in STATIC.iterdir():
+        links = re.findall(r"""(?:src|href|url\()\s*=?\s*["']?([^"'\s)>]+)""", file.read_text(encoding="utf-8"))
+        assert not [link for link in links if "//" in link], file
+        reply = client.get(f"/sparsight/{file.name}")
+        assert reply.status_code == 200
+        assert "default-src 'self'" in reply.headers["content-security-policy"]
+        assert "unsafe" not in reply.headers["content-security-policy"]
+    html = (STATIC / "index.html").read_text(encoding="utf-8")
+    assert "style=" not in html
+    assert " on" + "click" not in html
