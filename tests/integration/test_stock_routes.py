@@ -99,6 +99,13 @@ def test_infer_without_a_question_asks_the_suggested_one(client):
     assert reply.json()["question"]
 
 
+def test_infer_as_slicer_asks_for_it(client):
+    params = json.dumps({"question": "", "budget": 0.1, "result_extension": ".nrrd", "result_dtype": "uint16"})
+    reply = client.post("/infer/sparsight", params={"image": "head", "output": "image"}, data={"params": params})
+    assert reply.status_code == 200, reply.text
+    assert reply.content.startswith(b"NRRD")
+
+
 def test_infer_image_only(client):
     reply = client.post("/infer/sparsight", params={"image": "head", "output": "image"})
     assert reply.status_code == 200, reply.text
