@@ -22,9 +22,9 @@ from sparsight.model.nano.tokenizer import ANSWER, END_ANSWER, END_THINK, PAD, Q
 from sparsight.model.positions import encode_positions
 from sparsight.recipe.pool import Item, Pool
 
-_DIRECT = 0.4  # share of answers without reasoning
+_DIRECT_FIRST, _DIRECT = 0.8, 0.4  # share of answers without reasoning, in the first third and after it
 _MAX_VISUAL = 576
-_MAX_QUESTIONS = 6  # behind one visual prefix
+_MAX_QUESTIONS = 12  # behind one visual prefix
 _ANSWER_WEIGHT = 3.0  # of an answer token against one of the reasoning
 
 
@@ -107,13 +107,20 @@ def _blob(shape: tuple[int, int, int], centre: int) -> Tensor:
 
 
 def packed_loss(
-    language: NanoLanguage, batch: list[tuple[Tensor, Tensor, list[Written]]], rng: np.random.Generator
+    language: NanoLanguage,
+    batch: list[tuple[Tensor, Tensor, list[Written]]],
+    rng: np.random.Generator,
+    progress: float = 1.0,
 ) -> Tensor:
-    """Cross-entropy of reasoning and answers, all questions of an image behind one visual prefix: scalar."""
+    """Cross-entropy of reasoning and answers, all questions of an image behind one visual prefix: scalar.
+
+    progress: share of the training done. Short answers first: the image is needed for them, not for the sentences.
+    """
+    direct = _DIRECT_FIRST if progress < 1 / 3 else _DIRECT
     visual = pad_sequence([v for v, _, _ in batch], batch_first=True)  # (B, K, C)
     at = pad_sequence([a for _, a, _ in batch], batch_first=True)
     seen = pad_sequence([torch.ones(len(v), dtype=torch.bool) for v, _, _ in batch], batch_first=True)
-    rows = [_row(asked, rng) for _, _, asked in batch]
+    rows = [_row(asked, rng, direct) for _, _, asked in batch]
     text, part, position, weight = (
         pad_sequence([row[c] for row in rows], batch_first=True, padding_value=empty)
         for c, empty in enumerate((PAD, -1, 0, 0.0))
@@ -132,14 +139,14 @@ def packed_loss(
     return total
 
 
-def _row(asked: list[Written], rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _row(asked: list[Written], rng: np.random.Generator, direct: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Ids, number of the question, position and weight in the loss of all texts behind one image: (T,) each."""
     ids: list[int] = []
     part: list[int] = []
     position: list[int] = []
     weight: list[float] = []
     for number, written in enumerate(asked):
-        text = written.direct if rng.random() < _DIRECT else written.reasoned
+        text = written.direct if rng.random() < direct else written.reasoned
         answer = text.index(ANSWER)
         ids += text
         part += [number] * len(text)

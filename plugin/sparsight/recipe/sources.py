@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from sparsight.datasets import load_folder
@@ -16,7 +17,11 @@ from sparsight.types import Case
 REAL = {"train": ("nih_cxr", "bccd", "ms_flair", "vqa_rad"), "val": ("nih_cxr", "bccd", "vqa_rad")}
 # Share of the simulated images by preset: mostly ordinary, some of what tells selectors apart.
 _MIX: tuple[tuple[str, int], ...] = (("default", 6), ("many", 2), ("faint", 1), ("tiny", 1))
+_QUESTIONS = 12  # per training image: answers are the only supervision, and one more costs no further image
 _TEMPLATE = 60  # rows that ask in the same words: the question is then a finding of its own
+
+# A curriculum: on faint and tiny findings in real anatomy at once, the encoder stays at the prior for 600 steps.
+_EASY = ("synthetic_chest", "synthetic_brain", "synthetic_tissue")
 
 Tell = Callable[[str, int, int], None]
 
@@ -27,7 +32,8 @@ def simulated(
     """Draw n images, numbers first to first + n of a split: the presets in turn, on real and synthetic anatomy."""
     backgrounds = standard(data)
     turns = [name for name, times in _MIX for _ in range(times)]
-    simulators = {name: Simulator(PRESETS[name], backgrounds) for name in dict.fromkeys(turns)}
+    asked = {} if scoring else {"questions": _QUESTIONS}
+    simulators = {name: Simulator(replace(PRESETS[name], **asked), backgrounds) for name in dict.fromkeys(turns)}
     pool = Pool()
     for index in range(first, first + n):
         preset = turns[index % len(turns)]
@@ -36,11 +42,21 @@ def simulated(
     return pool
 
 
+def easy(split: Split, first: int, n: int, seed: int, tell: Tell) -> Pool:
+    """Draw n ordinary images on synthetic anatomy: what the encoder begins with."""
+    simulator = Simulator(SceneConfig(backgrounds=_EASY, questions=_QUESTIONS))
+    pool = Pool()
+    for index in range(first, first + n):
+        pool.add(simulator.scene(split, index, seed + 1).cases, "sim easy")
+        tell(f"draw easy {split} scenes", index + 1 - first, n)
+    return pool
+
+
 def volumes(
     split: Split, first: int, n: int, seed: int, data: Path | None, tell: Tell, *, scoring: bool = False
 ) -> Pool:
     """Draw n volumes of 8 to 32 slices."""
-    config = SceneConfig(depth=(8, 32), n_findings=(2, 6))
+    config = SceneConfig(depth=(8, 32), n_findings=(2, 6), questions=4 if scoring else _QUESTIONS)
     simulator = Simulator(config, standard(data))
     pool = Pool()
     for index in range(first, first + n):

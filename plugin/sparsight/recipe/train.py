@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import nn
 
-from sparsight.config import LearnConfig
 from sparsight.errors import ConfigError
 from sparsight.model.nano.encoder import LocalEncoder
 from sparsight.model.nano.language import NanoLanguage
@@ -30,11 +29,12 @@ from sparsight.recipe import sources
 from sparsight.recipe.calibrate import calibrate
 from sparsight.recipe.card import write_card
 from sparsight.recipe.encoder_stage import WeakBatches, WeakHeads
-from sparsight.recipe.fit import fit
+from sparsight.recipe.fit import LossOf, fit
 from sparsight.recipe.language_stage import Mixture, packed_loss
+from sparsight.recipe.policy_stage import examples_of, train_selector
 from sparsight.recipe.pool import Pool
 from sparsight.recipe.report import report
-from sparsight.rl.trainer import Example, Step, train_policy
+from sparsight.rl.trainer import Step
 from sparsight.sim import KINDS, texts
 
 OnProgress = Callable[[str, int, int], None]  # stage, done, total
@@ -46,11 +46,12 @@ _TEST_SEED = 777  # the test scenes are the same for every training seed
 class Size:
     """How much of everything."""
 
-    scenes: int  # simulated training images
+    easy: int  # simulated images on synthetic anatomy
+    scenes: int  # simulated images of every kind
     volumes: int
     rl_scenes: int  # further images, unseen by the language stream, that the policy learns on
     rl_volumes: int
-    encoder_steps: int
+    encoder_steps: int  # of each of its two phases: easy images, then all
     encoder_batch: int
     language_steps: int
     language_batch: int
@@ -60,9 +61,9 @@ class Size:
 
 
 SIZES = {
-    "full": Size(10_000, 200, 1200, 24, 600, 64, 1200, 24, 200, 32, 300),
-    "small": Size(5_000, 50, 600, 8, 400, 64, 450, 16, 80, 16, 100),
-    "tiny": Size(60, 8, 20, 2, 6, 8, 6, 4, 4, 4, 8),  # for tests: runs everything, learns nothing
+    "full": Size(6_000, 7_000, 200, 1200, 24, 450, 64, 1200, 24, 200, 32, 300),
+    "small": Size(3_000, 3_000, 50, 600, 8, 250, 64, 450, 16, 80, 16, 100),
+    "tiny": Size(30, 30, 8, 20, 2, 3, 8, 6, 4, 4, 4, 8),  # for tests: runs everything, learns nothing
 }
 
 
@@ -94,7 +95,12 @@ class _Recipe:
 
     def __init__(self, out: Path, data: Path | None, seed: int, size: str, tell: OnProgress) -> None:
         self.out, self.data, self.seed, self.size, self.tell = out, data, seed, SIZES[size], tell
-        self.name = f"nano {size} seed {seed} data {bool(data)} {SIZES[size]}"
+        # What a stage depends on names its checkpoint: changing a later stage keeps the earlier ones.
+        of = asdict(self.size)
+        given = f"seed {seed} data {bool(data)} scenes {of['easy']} + {of['scenes']}"
+        given = f"{given} encoder {of['encoder_steps']} x {of['encoder_batch']}"
+        language = f"{given} volumes {of['volumes']} language {of['language_steps']} x {of['language_batch']}"
+        self.runs = {"encoder": given, "language": language}
         self.seconds: dict[str, float] = {}
         self.handler = logging.FileHandler(out / "train.log")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -110,7 +116,7 @@ class _Recipe:
             reader.spec = spec
             folder = self.out / "nano"
             sha256 = reader.save(folder)
-            save_file(policy.to_arrays(), folder / POLICY)
+            (folder / POLICY).write_bytes(save(policy.to_arrays()))
             reader = NanoReader.load(folder)
             assert reader.sha256 == sha256
             test = self._test_pools(reader)
@@ -127,6 +133,7 @@ class _Recipe:
     def _train(self) -> tuple[NanoReader, TokenPolicy, dict[str, Pool]]:
         size, seed = self.size, self.seed
         pools = {
+            "easy": sources.easy("train", 0, size.easy, seed, self.tell),
             "sim": sources.simulated("train", 0, size.scenes, seed, self.data, self.tell),
             "volumes": sources.volumes("train", 0, size.volumes, seed, self.data, self.tell),
             "real": sources.real(self.data, "train", self.tell),
@@ -144,7 +151,7 @@ class _Recipe:
         spec = NanoSpec(findings=sources.findings_of(pools["real"]), words=known_words(questions))
         torch.manual_seed(seed)
         encoder, _, language = build(spec, tokenizer.get_vocab_size())
-        heads = self._encoder(encoder, spec, [pools["sim"], pools["real"]])
+        heads = self._encoder(encoder, spec, pools)
         for pool in pools.values():
             pool.encode(encoder)
         self._language(language, heads, pools, tokenizer)
@@ -152,32 +159,33 @@ class _Recipe:
         policy = self._policy(reader, pools["real"])
         return reader, policy, pools
 
-    def _encoder(self, encoder: LocalEncoder, spec: NanoSpec, pools: list[Pool]) -> WeakHeads:
-        size = self.size
+    def _encoder(self, encoder: LocalEncoder, spec: NanoSpec, pools: dict[str, Pool]) -> WeakHeads:
+        """First easy images only, then all: from the start on all of them it does not leave the prior."""
         heads = WeakHeads(spec.channels, len(spec.findings), len(KINDS))
         both = nn.ModuleDict({"encoder": encoder.to(memory_format=torch.channels_last), "heads": heads})
-        batches = [WeakBatches(pool, spec.findings, size.encoder_batch) for pool in pools if pool.pixels]
-        rates = np.array([0.85, 0.15][: len(batches)])
-
-        def loss_of(_: int, rng: np.random.Generator) -> torch.Tensor:
-            return batches[int(rng.choice(len(batches), p=rates / rates.sum()))].loss(encoder, heads, rng)
-
+        phases: dict[str, dict[str, float]] = {"easy": {"easy": 1.0}, "all": {"easy": 0.2, "sim": 0.65, "real": 0.15}}
         with self._stage("encoder"):
-            fit(
-                both,
-                loss_of,
-                steps=size.encoder_steps,
-                lr=3e-3,
-                warm=max(1, size.encoder_steps // 10),
-                seed=self.seed,
-                run=f"encoder {self.name}",
-                checkpoint=self.out / "encoder.safetensors",
-                on_step=self._log("encoder"),
-            )
+            for phase, mix in phases.items():
+                batches = {
+                    name: WeakBatches(pools[name], spec.findings, self.size.encoder_batch)
+                    for name in mix
+                    if pools[name].pixels
+                }
+                fit(
+                    both,
+                    _drawn_loss(encoder, heads, batches, mix),
+                    steps=self.size.encoder_steps,
+                    lr=3e-3 if phase == "easy" else 2e-3,
+                    warm=max(1, self.size.encoder_steps // 10),
+                    seed=self.seed + len(phase),
+                    run=f"{phase} {self.runs['encoder']}",
+                    checkpoint=self.out / f"encoder-{phase}.safetensors",
+                    on_step=self._log(f"encoder ({phase})"),
+                )
         return heads.eval()
 
     def _language(self, language: NanoLanguage, heads: WeakHeads, pools: dict[str, Pool], tokenizer: Any) -> None:
-        mixed = [(pools["sim"], 0.75), (pools["volumes"], 0.1), (pools["real"], 0.15)]
+        mixed = [(pools[n], rate) for n, rate in (("easy", 0.25), ("sim", 0.5), ("volumes", 0.1), ("real", 0.15))]
         with torch.no_grad():
             mixture = Mixture(
                 [(pool, rate) for pool, rate in mixed if pool.pixels],
@@ -186,9 +194,10 @@ class _Recipe:
             )
 
         def loss_of(step: int, rng: np.random.Generator) -> torch.Tensor:
-            drawn = [mixture.draw(rng, step / self.size.language_steps) for _ in range(self.size.language_batch)]
+            progress = step / self.size.language_steps
+            drawn = [mixture.draw(rng, progress) for _ in range(self.size.language_batch)]
             with torch.autocast("cpu", torch.bfloat16):
-                return packed_loss(language, drawn, rng)
+                return packed_loss(language, drawn, rng, progress)
 
         with self._stage("language"):
             fit(
@@ -198,7 +207,7 @@ class _Recipe:
                 lr=2e-3,
                 warm=min(100, self.size.language_steps),
                 seed=self.seed + 1,
-                run=f"language {self.name}",
+                run=self.runs["language"],
                 checkpoint=self.out / "language.safetensors",
                 on_step=self._log("language"),
             )
@@ -214,18 +223,6 @@ class _Recipe:
         real_examples = examples_of(real, reader.id)
         picked = np.random.default_rng(self.seed).permutation(len(real_examples))[: len(examples) // 8]
         examples += [real_examples[i] for i in picked]
-        torch.manual_seed(self.seed)
-        policy = TokenPolicy(reader.encoder.channels, 2 * reader.spec.hidden)
-        config = LearnConfig(
-            steps=size.policy_steps,
-            batch=size.policy_batch,
-            group=8,
-            replay=0.0,
-            budgets=(0.02, 0.05, 0.1, 0.2),
-            lr=3e-3,
-            kl=0.0,
-            entropy=0.003,
-        )
         log = self._log("policy")
 
         def on_step(step: Step) -> None:
@@ -234,16 +231,15 @@ class _Recipe:
                 _LOG.info("policy entropy %.3f spread %.3f %s", step.entropy, step.spread, step.parts)
 
         with self._stage("policy"):
-            train_policy(
-                policy,
+            return train_selector(
                 reader,
                 examples,
-                config=config,
+                steps=size.policy_steps,
+                batch=size.policy_batch,
                 seed=self.seed,
-                on_step=on_step,
                 checkpoint=self.out / "policy.safetensors",
+                on_step=on_step,
             )
-        return policy
 
     def _test_pools(self, reader: NanoReader) -> dict[str, Pool]:
         n = self.size.test_scenes
@@ -288,7 +284,14 @@ class _Timed:
         _LOG.info("%s took %.1f s", self.name, self.table[self.name])
 
 
-def examples_of(pool: Pool, reader: str) -> list[Example]:
-    """Questions of an encoded pool as examples for the policy: answers only."""
-    grids = [pool.grid(i, reader) for i in range(len(pool.pixels))]
-    return [Example(grids[item.image], item.question, item.answer) for item in pool.items]
+def _drawn_loss(
+    encoder: LocalEncoder, heads: WeakHeads, batches: dict[str, WeakBatches], mix: dict[str, float]
+) -> LossOf:
+    """A batch from one pool at a time, pools at the rates of `mix`."""
+    names = list(batches)
+    rates = np.array([mix[name] for name in names])
+
+    def loss_of(_: int, rng: np.random.Generator) -> torch.Tensor:
+        return batches[names[int(rng.choice(len(names), p=rates / rates.sum()))]].loss(encoder, heads, rng)
+
+    return loss_of
