@@ -37,6 +37,18 @@ class WeakHeads(nn.Module):
         nn.init.normal_(self.findings.weight, std=0.1)
         nn.init.normal_(self.attributes.weight, std=0.01)
 
+    @torch.no_grad()
+    def log_odds(self) -> nn.Linear:
+        """The heads of the kinds as one layer: what a token alone says for "there is one", in nats of log-odds.
+
+        Sharpness and bias folded in. The other findings (questions about whole images) are left out: they are high
+        everywhere, and would drown what is small.
+        """
+        folded = nn.Linear(self.findings.in_features, self.kinds)
+        folded.weight.copy_(_SHARPNESS * self.findings.weight[: self.kinds])
+        folded.bias.copy_(_SHARPNESS * self.findings.bias[: self.kinds] - self.bias[: self.kinds])
+        return folded
+
     def loss(self, features: Tensor, shape: tuple[int, int, int], asked: Sequence[tuple[int, Weak]]) -> Tensor:
         """Mean cross-entropy of weak labels. features: (B, N, C); asked: (row of the batch, label)."""
         z = _SHARPNESS * self.findings(features)  # (B, N, F)

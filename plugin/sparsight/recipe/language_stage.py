@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
@@ -73,7 +73,7 @@ class Mixture:
 
 
 def subset(saliency: Tensor, shape: tuple[int, int, int], rng: np.random.Generator, progress: float) -> Tensor:
-    """Kept tokens (K,), ascending. First third: 29..144 salient ones; then 2 % to all of them, chosen in four ways.
+    """Kept tokens (K,), ascending. First third: 24..72 salient ones; then 2 % to all of them, chosen in four ways.
 
     Salient (with Gumbel noise), random, one blob (what a question about one finding keeps), nothing.
     """
@@ -81,7 +81,7 @@ def subset(saliency: Tensor, shape: tuple[int, int, int], rng: np.random.Generat
     most = min(n, _MAX_VISUAL)
     gumbel = torch.from_numpy(rng.gumbel(size=n).astype(np.float32))
     if progress < 1 / 3:
-        k = int(rng.integers(29, 145))
+        k = min(int(rng.integers(24, 73)), n)
         scores = saliency + gumbel
     else:
         k = round(float(np.exp(rng.uniform(np.log(12), np.log(most + 1)))))
@@ -136,6 +136,22 @@ def packed_loss(
     logits = language.lm.lm_head(out.last_hidden_state[:, k:-1][learned])
     losses = functional.cross_entropy(logits.float(), text[:, 1:][learned], reduction="none")
     total: Tensor = (losses * weight[learned]).sum() / weight.sum()
+    return total
+
+
+def naming_loss(language: NanoLanguage, features: Tensor, head: nn.Linear, names: Tensor) -> Tensor:
+    """What the encoder takes a token for, in the language stream's own words: scalar.
+
+    features: (n, C); head: log-odds of each kind (encoder stage: from answers); names: (kinds,) first piece of each
+    kind's name. A token that looks like a ring is to say "ring", as much as it looks like anything: reading it then is
+    copying it. Without this the streams take several hundred steps to find each other's words.
+    """
+    with torch.no_grad():
+        odds = head(features)
+        target, weight = odds.softmax(-1), odds.amax(-1).sigmoid()
+    said = language.lm.lm_head(language.lm.model.norm(language.project(features)))
+    log_p = said.float().log_softmax(-1)[:, names]
+    total: Tensor = -((target * log_p).sum(-1) * weight).sum() / weight.sum().clamp_min(1.0)
     return total
 
 

@@ -32,8 +32,10 @@ def simulated(
     """Draw n images, numbers first to first + n of a split: the presets in turn, on real and synthetic anatomy."""
     backgrounds = standard(data)
     turns = [name for name, times in _MIX for _ in range(times)]
-    asked = {} if scoring else {"questions": _QUESTIONS}
-    simulators = {name: Simulator(replace(PRESETS[name], **asked), backgrounds) for name in dict.fromkeys(turns)}
+    asked = 4 if scoring else _QUESTIONS
+    simulators = {
+        name: Simulator(replace(PRESETS[name], questions=asked), backgrounds) for name in dict.fromkeys(turns)
+    }
     pool = Pool()
     for index in range(first, first + n):
         preset = turns[index % len(turns)]

@@ -22,7 +22,7 @@ from sparsight.errors import ConfigError
 from sparsight.model.nano.encoder import LocalEncoder
 from sparsight.model.nano.language import NanoLanguage
 from sparsight.model.nano.reader import NanoReader, build
-from sparsight.model.nano.tokenizer import known_words, train_tokenizer
+from sparsight.model.nano.tokenizer import encode_text, known_words, train_tokenizer
 from sparsight.model.nano.weights import POLICY, NanoSpec
 from sparsight.model.policy import TokenPolicy
 from sparsight.recipe import sources
@@ -30,7 +30,7 @@ from sparsight.recipe.calibrate import calibrate
 from sparsight.recipe.card import write_card
 from sparsight.recipe.encoder_stage import WeakBatches, WeakHeads
 from sparsight.recipe.fit import LossOf, fit
-from sparsight.recipe.language_stage import Mixture, packed_loss
+from sparsight.recipe.language_stage import Mixture, naming_loss, packed_loss
 from sparsight.recipe.policy_stage import examples_of, train_selector
 from sparsight.recipe.pool import Pool
 from sparsight.recipe.report import report
@@ -39,6 +39,7 @@ from sparsight.sim import KINDS, texts
 
 OnProgress = Callable[[str, int, int], None]  # stage, done, total
 _LOG = logging.getLogger(__name__)
+_NAMING = 0.5  # share of the language stage in which tokens also learn to name what they show
 _TEST_SEED = 777  # the test scenes are the same for every training seed
 
 
@@ -148,26 +149,27 @@ class _Recipe:
         ]
         tokenizer = train_tokenizer([t for text in texts() for t in (text, text.lower())] + written)
         questions = [i.question.text for name in ("sim", "volumes", "real") for i in pools[name].items]
-        spec = NanoSpec(findings=sources.findings_of(pools["real"]), words=known_words(questions))
+        spec = NanoSpec(findings=KINDS, words=known_words(questions))
         torch.manual_seed(seed)
         encoder, _, language = build(spec, tokenizer.get_vocab_size())
-        heads = self._encoder(encoder, spec, pools)
+        head = self._encoder(encoder, pools)
         for pool in pools.values():
             pool.encode(encoder)
-        self._language(language, heads, pools, tokenizer)
-        reader = NanoReader(encoder, heads.findings, language, tokenizer, spec, "0" * 64)
+        self._language(language, head, pools, tokenizer)
+        reader = NanoReader(encoder, head, language, tokenizer, spec, "0" * 64)
         policy = self._policy(reader, pools["real"])
         return reader, policy, pools
 
-    def _encoder(self, encoder: LocalEncoder, spec: NanoSpec, pools: dict[str, Pool]) -> WeakHeads:
+    def _encoder(self, encoder: LocalEncoder, pools: dict[str, Pool]) -> nn.Linear:
         """First easy images only, then all: from the start on all of them it does not leave the prior."""
-        heads = WeakHeads(spec.channels, len(spec.findings), len(KINDS))
+        findings = sources.findings_of(pools["real"])
+        heads = WeakHeads(encoder.channels, len(findings), len(KINDS))
         both = nn.ModuleDict({"encoder": encoder.to(memory_format=torch.channels_last), "heads": heads})
         phases: dict[str, dict[str, float]] = {"easy": {"easy": 1.0}, "all": {"easy": 0.2, "sim": 0.65, "real": 0.15}}
         with self._stage("encoder"):
             for phase, mix in phases.items():
                 batches = {
-                    name: WeakBatches(pools[name], spec.findings, self.size.encoder_batch)
+                    name: WeakBatches(pools[name], findings, self.size.encoder_batch)
                     for name in mix
                     if pools[name].pixels
                 }
@@ -182,22 +184,27 @@ class _Recipe:
                     checkpoint=self.out / f"encoder-{phase}.safetensors",
                     on_step=self._log(f"encoder ({phase})"),
                 )
-        return heads.eval()
+        return heads.log_odds().eval()
 
-    def _language(self, language: NanoLanguage, heads: WeakHeads, pools: dict[str, Pool], tokenizer: Any) -> None:
+    def _language(self, language: NanoLanguage, head: nn.Linear, pools: dict[str, Pool], tokenizer: Any) -> None:
         mixed = [(pools[n], rate) for n, rate in (("easy", 0.25), ("sim", 0.5), ("volumes", 0.1), ("real", 0.15))]
         with torch.no_grad():
             mixture = Mixture(
                 [(pool, rate) for pool, rate in mixed if pool.pixels],
-                lambda features: heads.findings(features).logsumexp(-1),
+                lambda features: head(features).logsumexp(-1),
                 tokenizer,
             )
+
+        names = torch.tensor([encode_text(tokenizer, kind)[0] for kind in KINDS])
 
         def loss_of(step: int, rng: np.random.Generator) -> torch.Tensor:
             progress = step / self.size.language_steps
             drawn = [mixture.draw(rng, progress) for _ in range(self.size.language_batch)]
             with torch.autocast("cpu", torch.bfloat16):
-                return packed_loss(language, drawn, rng, progress)
+                loss = packed_loss(language, drawn, rng, progress)
+                if progress < _NAMING:
+                    loss = loss + 0.3 * naming_loss(language, torch.cat([v for v, _, _ in drawn]), head, names)
+            return loss
 
         with self._stage("language"):
             fit(
