@@ -39,7 +39,7 @@ class Server:
     process: subprocess.Popen[bytes]
 
     def client(self, timeout_s: float = 60.0) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=timeout_s)
+        return httpx.Client(base_url=self.url, timeout=timeout_s, trust_env=False)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Starting the stock way, and stopping without leaving anything behind."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import psutil
 import pytest
 
 from sparsight.config import Config
-from sparsight.server.run import free_port, prepare_app, start, wait_until_ready
+from sparsight.errors import WeightsError
+from sparsight.server.run import environment, free_port, prepare_app, start, wait_until_ready
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -38,9 +40,8 @@ def test_stock_command_with_our_seam_and_ctrl_c(config, studies_folder, tmp_path
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app)]
     command += ["--studies", str(studies_folder), "--host", "127.0.0.1", "--port", str(port)]
     command += ["--uvicorn_app", "sparsight.server:app"]
-    environment = os.environ | {"SPARSIGHT_HOME": str(config.home), "SPARSIGHT_CONFIGS": str(app / "configs")}
     with (tmp_path / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment(config))
     try:
         wait_until_ready(url, process=server)
         reply = httpx.post(f"{url}/infer/sparsight", params={"image": "chest", "output": "json"}, timeout=60)
@@ -70,3 +71,23 @@ def test_a_killed_server_frees_its_store_and_nothing_is_lost(config, studies_fol
         finally:
             server.kill()
             server.wait()
+
+
+def test_altered_weights_are_said_so_at_once_and_to_every_question(config, studies_folder, reader_folder, tmp_path):
+    altered = tmp_path / "altered"
+    shutil.copytree(reader_folder, altered)
+    weights = altered / "reader.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
+    config = config.model_copy(update={"serve": config.serve.model_copy(update={"reader": str(altered)})})
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    server = start(config, str(studies_folder), port=port)
+    try:
+        with pytest.raises(WeightsError):
+            wait_until_ready(url, process=server)
+        reply = httpx.post(f"{url}/sparsight/ask", json={"study": "chest", "question": "Is it?"}, timeout=60)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (409, "bad_weights")
+        assert httpx.get(f"{url}/info/", timeout=30).status_code == 200
+    finally:
+        server.kill()
+        server.wait()

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -182,6 +183,24 @@ def test_unknown_series(remote):
     for uid in ("1.2.3.4", "other"):
         assert remote.post("/sparsight/ask", json={"study": uid, "question": "Is it?"}).status_code == 404
         assert remote.post("/infer/sparsight", params={"image": uid}).status_code == 404
+
+
+@pytest.mark.realdata
+def test_a_long_series_of_a_real_scanner(remote, pacs, real_data, tmp_path):
+    """384 slices, sent by STOW-RS, asked about through both routes."""
+    with tarfile.open(real_data / "demo_dicom" / "dicom_t1_pddl.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    datasets = [dcmread(path) for path in sorted(tmp_path.rglob("*.dcm"))]
+    for start_at in range(0, len(datasets), 50):
+        DICOMwebClient(pacs).store_instances(datasets[start_at : start_at + 50])
+    uid = str(datasets[0].SeriesInstanceUID)
+    ours = remote.post("/sparsight/ask", json={"study": uid, "question": "Is there a hyperintense spot?"})
+    assert ours.status_code == 200, ours.text
+    stock = remote.post("/infer/sparsight", params={"image": uid})
+    assert stock.status_code == 200, stock.text
+    assert stock.headers["content-type"].startswith("multipart/form-data")
+    evidence = ours.json()["evidence"]
+    assert {region["sop_uid"] for region in evidence} <= {str(ds.SOPInstanceUID) for ds in datasets}
 
 
 def test_a_pacs_that_is_gone_is_said_so(reader_folder, tmp_path):

@@ -221,7 +221,9 @@ def live() -> dict[str, Any]:
 
 @router.get("/health/ready", response_model=StateReply, responses={503: {"model": StateReply}}, tags=["Health"])
 def ready() -> Any:
-    """Weights are loaded: a question is answered without waiting for them."""
+    """Weights are loaded: a question is answered without waiting for them; `failed` comes with the error."""
+    if failure := state.failure():
+        return JSONResponse({"state": "failed", **failure.as_dict()}, status_code=503)
     if not state.is_ready():
         return JSONResponse({"state": "loading"}, status_code=503)
     return {"state": "ready", **state.service().status()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -17,7 +18,7 @@ import yaml
 
 from sparsight.compat import allow_monailabel
 from sparsight.config import Config
-from sparsight.errors import BusyError, ConfigError, NotFoundError
+from sparsight.errors import BusyError, ConfigError, NotFoundError, WeightsError
 from sparsight.store import StoreLock
 
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
@@ -67,22 +68,22 @@ def start(
     config: Config, studies: str, *, host: str = "127.0.0.1", port: int = 8000, log: Path | None = None
 ) -> subprocess.Popen[bytes]:
     """The same in a process of its own, for the demo and for tests. End it with terminate() and wait()."""
-    environment = {**os.environ, **_variables(config)}
     code = (
-        "import sys; from pathlib import Path; from sparsight.config import Config; "
-        "from sparsight.server.run import serve; "
+        "import sys; from sparsight.config import Config; from sparsight.server.run import serve; "
         "sys.exit(serve(Config.load(), sys.argv[1], host=sys.argv[2], port=int(sys.argv[3])))"
     )
     command = [sys.executable, "-c", code, studies, host, str(port)]
+    variables = os.environ | environment(config)
     with (log or Path(os.devnull)).open("wb") as output:  # the process keeps its own handle
-        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)  # noqa: S603
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=variables)  # noqa: S603
 
 
 def wait_until_ready(url: str, *, timeout_s: float = 120.0, process: subprocess.Popen[bytes] | None = None) -> float:
     """Wait until questions are answered without loading anything first; returns the seconds it took.
 
-    url: of the server. process: stop waiting when it has ended. Raises BusyError.
+    url: of the server. process: stop waiting when it has ended. Raises BusyError; WeightsError if they do not load.
     """
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy the environment names
     start_s = time.monotonic()
     while time.monotonic() - start_s < timeout_s:
         if process is not None and process.poll() is not None:
@@ -90,11 +91,25 @@ def wait_until_ready(url: str, *, timeout_s: float = 120.0, process: subprocess.
                 f"a server that ended with code {process.returncode}", expected="a running one", todo="read its log"
             )
         try:
-            with urllib.request.urlopen(f"{url.rstrip('/')}/sparsight/health/ready", timeout=5):  # noqa: S310
+            with direct.open(f"{url.rstrip('/')}/sparsight/health/ready", timeout=5):
                 return time.monotonic() - start_s
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
+        except urllib.error.HTTPError as reply:
+            _raise_if_failed(reply)
+        except OSError:
+            pass
+        time.sleep(0.2)
     raise BusyError(f"no server after {timeout_s:.0f} s", expected="a ready one", todo="read its log")
+
+
+def _raise_if_failed(reply: urllib.error.HTTPError) -> None:
+    """Pass on why the server cannot become ready."""
+    with reply:
+        body = reply.read()
+    try:
+        error = json.loads(body)["error"]
+    except (ValueError, KeyError, TypeError):
+        return  # it loads, or it is another server
+    raise WeightsError(error["given"], expected=error["expected"], todo=error["todo"])
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -109,12 +124,18 @@ def prepare_app(config: Config) -> Path:
     """Copy the app to config.home/app: MONAI Label writes into the app folder. Returns that folder."""
     target = config.home / "app"
     shutil.copytree(app_source(), target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "logs"))
-    settings = target / "configs"
-    settings.mkdir(exist_ok=True)
-    for section in ("serve", "learn", "gate"):  # as they are after all overrides: background jobs read them again
-        values = getattr(config, section).model_dump(mode="json")
-        (settings / f"{section}.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     return target
+
+
+def environment(config: Config) -> dict[str, str]:
+    """Variables with which another process loads the same Config; its settings are written out under config.home."""
+    folder = config.home / "configs" / config.sha256[:16]  # never changed under a server that runs
+    folder.mkdir(parents=True, exist_ok=True)
+    for section in ("serve", "learn", "gate"):
+        values = getattr(config, section).model_dump(mode="json")
+        (folder / f"{section}.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    variables = {"SPARSIGHT_HOME": str(config.home), "SPARSIGHT_CONFIGS": str(folder)}
+    return variables | ({"SPARSIGHT_DATABASE": config.database} if config.database else {})
 
 
 def app_source() -> Path:
@@ -146,17 +167,11 @@ def _check_port(host: str, port: int) -> None:
             ) from error
 
 
-def _variables(config: Config) -> dict[str, str]:
-    """What a process needs to load the same Config."""
-    variables = {"SPARSIGHT_HOME": str(config.home), "SPARSIGHT_CONFIGS": str(prepare_app(config) / "configs")}
-    return variables | ({"SPARSIGHT_DATABASE": config.database} if config.database else {})
-
-
 def _set_environment(config: Config, app: Path, studies: str, port: int) -> None:
     """MONAI Label reads its settings from here, and hands them on to its background jobs."""
     os.environ.update(
         {
-            **_variables(config),
+            **environment(config),
             "PYTHONPATH": os.environ.get("PYTHONPATH", ""),  # background jobs fail where it is not set at all
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),  # dcmqi
             "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # else a second model is loaded at start

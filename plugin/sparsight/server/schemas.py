@@ -198,7 +198,7 @@ class ErrorReply(BaseModel):
 class StateReply(_Reply):
     """Whether the server answers, and with what."""
 
-    state: Literal["live", "ready", "loading"]
+    state: Literal["live", "ready", "loading", "failed"]
 
 
 def box(corners: Corners) -> Box:

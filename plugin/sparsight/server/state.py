@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from sparsight.config import Config
+from sparsight.errors import SparsightError
 
 if TYPE_CHECKING:
     from sparsight.service import Service
@@ -18,13 +19,19 @@ class _Holder:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._service: Service | None = None
+        self.failure: SparsightError | None = None
 
     def get(self) -> Service:
         with self._lock:
             if self._service is None:
                 from sparsight.service import Service
 
-                self._service = Service(Config.load(), os.environ.get("MONAI_LABEL_STUDIES") or None)
+                try:
+                    self._service = Service(Config.load(), os.environ.get("MONAI_LABEL_STUDIES") or None)
+                except SparsightError as error:
+                    self.failure = error
+                    raise
+                self.failure = None
             return self._service
 
     def put(self, service: Service | None) -> None:
@@ -42,6 +49,11 @@ _HOLDER = _Holder()
 def service() -> Service:
     """The Service, built from configs and environment on first use. Thread-safe."""
     return _HOLDER.get()
+
+
+def failure() -> SparsightError | None:
+    """Why the Service did not load when it was last tried, unless it did."""
+    return _HOLDER.failure
 
 
 def use(service: Service | None) -> None:

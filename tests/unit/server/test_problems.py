@@ -1,0 +1,75 @@
+import json
+import logging
+
+import pytest
+from fastapi import FastAPI, Form, HTTPException
+from fastapi.testclient import TestClient
+from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
+
+from sparsight.errors import BusyError, NotFoundError
+from sparsight.server import problems
+
+RAISED = {
+    "missing": NotFoundError("a study that is not here", expected="another", todo="look"),
+    "busy": BusyError("32 questions are waiting", expected="fewer", todo="wait"),
+    "stock": MONAILabelException(MONAILabelError.INVALID_INPUT, "no model 'Jane Doe'"),
+    "image": ImageNotFoundException("Image Jane Doe not found"),
+    "http": HTTPException(404, "Label NOT Found"),
+    "json": json.JSONDecodeError("Expecting value", "Jane Doe", 0),
+    "defect": RuntimeError("Jane Doe"),
+}
+
+
+@pytest.fixture
+def client():
+    app = FastAPI()
+    problems.install(app)
+
+    @app.get("/{kind}")
+    def fail(kind: str):
+        raise RAISED[kind]
+
+    @app.post("/form")
+    def form(number: int = Form()):
+        return number
+
+    return TestClient(app, raise_server_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "code"),
+    [
+        ("missing", 404, "not_found"),
+        ("busy", 423, "busy"),
+        ("stock", 400, "invalid_input"),
+        ("image", 404, "not_found"),
+        ("http", 404, "not_found"),
+        ("json", 422, "bad_input"),
+        ("defect", 500, "internal"),
+    ],
+)
+def test_every_error_has_one_form_and_repeats_nothing_that_was_sent(client, kind, status, code):
+    reply = client.get(f"/{kind}")
+    assert reply.status_code == status
+    assert reply.json()["error"]["code"] == code
+    assert {"given", "expected", "todo"} <= set(reply.json()["error"])
+    assert "Jane" not in reply.text
+
+
+def test_a_busy_server_says_when_to_come_again(client):
+    assert int(client.get("/busy").headers["retry-after"]) > 0
+
+
+def test_a_defect_is_found_in_the_log_by_its_id(client, caplog):
+    with caplog.at_level(logging.ERROR):
+        incident = client.get("/defect").json()["error"]["id"]
+    [record] = [r for r in caplog.records if incident in r.getMessage()]
+    assert record.exc_info[0] is RuntimeError
+
+
+def test_a_wrong_field_is_named_without_its_value(client):
+    reply = client.post("/form", data={"number": "Jane Doe"})
+    assert reply.status_code == 422
+    assert "body.number" in reply.json()["error"]["given"]
+    assert "Jane" not in reply.text
+    assert client.put("/form").json()["error"]["code"] == "method_not_allowed"
