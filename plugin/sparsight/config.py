@@ -74,7 +74,7 @@ class GateConfig(_Strict):
     sentinel_seed: int = Field(20261122, description="of the sentinel set; changing it makes another set")
     margin: float = Field(0.03, ge=0, description="accuracy that may be lost on the sentinel set (lower 95 % bound)")
     min_feedback: int = Field(6, ge=1, description="held-out corrections needed before anything is promoted")
-    min_gain: float = Field(0.01, description="lower 95 % bound of the reward gained on held-out corrections exceeds it")
+    min_gain: float = Field(0.01, description="lower 95 % bound of the reward gained on held-out corrections is above")
     bootstrap: int = Field(2000, ge=100, description="resamples of the paired intervals")
     sign_off: bool = Field(False, description="a person must confirm each promotion")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -50,6 +51,7 @@ for module in (clinical, research, operate):
 
 def main() -> None:
     """Run a command. A SparsightError ends it with exit code 1 and one clear message (as JSON under --json)."""
+    warnings.filterwarnings("ignore", module="pydicom")  # they quote what tags hold
     try:
         app()
     except SparsightError as error:

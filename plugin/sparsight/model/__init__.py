@@ -38,7 +38,7 @@ __all__ = [
 
 def load_reader(name: str | Path) -> NanoReader:
     """Load a reader: `nano`, or the folder of a nano reader trained elsewhere. Raises WeightsError, ConfigError."""
-    from sparsight.model.nano.reader import NanoReader  # noqa: PLC0415 - transformers takes seconds to import
+    from sparsight.model.nano.reader import NanoReader
 
     return NanoReader.load(_folder(name))
 

@@ -30,11 +30,11 @@ def bootstrap_mean(
     x = np.asarray(values, dtype=np.float64)
     if x.size == 0:
         return Interval(float("nan"), float("nan"), float("nan"), 0)
-    if groups is None:
-        sums, counts = x, np.ones_like(x)
-    else:
-        _, index = np.unique(groups, return_inverse=True)
-        sums, counts = np.bincount(index, weights=x), np.bincount(index).astype(np.float64)
+    sums, counts = x, np.ones_like(x)
+    if groups is not None:
+        index = np.unique(groups, return_inverse=True)[1]
+        sums = np.asarray(np.bincount(index, weights=x), np.float64)
+        counts = np.bincount(index).astype(np.float64)
     mean = float(x.mean())
     if len(sums) < 2:
         return Interval(mean, -np.inf, np.inf, x.size)

@@ -16,7 +16,8 @@ def test_same(one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("yes", "no"), ("left", "right"), ("1", "11"), ("1.5", "15"), ("mass", "masses"), ("結節", "腫瘤")]
+    ("one", "other"),
+    [("yes", "no"), ("left", "right"), ("1", "11"), ("1.5", "15"), ("mass", "masses"), ("結節", "腫瘤")],
 )
 def test_different(one: str, other: str) -> None:
     assert normalise(one) != normalise(other)

@@ -66,7 +66,9 @@ def cases(n: int) -> list[Case]:
         voxels[0, 0, 0] += 1e-3 * i  # every volume its own hash
         volume = ImageVolume(voxels, np.eye(4), "OT", (127.5, 255.0))
         answer = "yes" if i % 2 else "no"
-        made.append(Case(f"a-long-name-{i}", volume, QUESTION, answer, f"g{i}", "exists", finding=mask if i % 2 else None))
+        made.append(
+            Case(f"a-long-name-{i}", volume, QUESTION, answer, f"g{i}", "exists", finding=mask if i % 2 else None)
+        )
     return made
 
 

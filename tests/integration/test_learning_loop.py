@@ -1,0 +1,101 @@
+"""Corrections of each kind, on the shipped reader and a policy that knows nothing, lead to a promotion and back.
+
+The fresh policy scores every token alike, so there is something to learn that a few corrections can teach. The
+clinician is simulated and knows the finding, as a radiologist would; studies kept out of training decide.
+"""
+
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from sparsight.config import Config
+from sparsight.model import TokenPolicy, base_policy_path
+from sparsight.service import Service
+from sparsight.sim import SceneConfig, Simulator
+from sparsight.types import Case, Episode, Feedback, Mark
+
+pytestmark = [pytest.mark.learning, pytest.mark.slow]
+
+CORRECTIONS = 30
+
+
+@pytest.fixture(scope="module")
+def blank_reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped reader beside a policy that has learned nothing."""
+    folder = tmp_path_factory.mktemp("reader")
+    shipped = base_policy_path("nano")
+    shutil.copytree(shipped.parent, folder, dirs_exist_ok=True)
+    torch.manual_seed(0)
+    policy = TokenPolicy.from_arrays(load_file(shipped))
+    for part in (policy.look, policy.film, policy.mix):
+        part.reset_parameters()
+    torch.nn.init.zeros_(policy.out.weight)
+    torch.nn.init.zeros_(policy.out.bias)
+    save_file(policy.to_arrays(), folder / "policy.safetensors")
+    return folder
+
+
+@pytest.fixture
+def service(tmp_path: Path, blank_reader: Path) -> Iterator[Service]:
+    service = Service(Config.load(home=tmp_path, serve={"reader": str(blank_reader)}, learn={"kl": 0.01}))
+    yield service
+    service.close()
+
+
+def lessons() -> list[Case]:
+    """Questions whose answer rests on a finding, one a scene, anatomy and scenes never trained on."""
+    simulator = Simulator(SceneConfig(question_kinds=("what", "exists", "brightness")))
+    found: list[Case] = []
+    index = 0
+    while len(found) < CORRECTIONS:
+        case = next((c for c in simulator.scene("test", index, 77).cases if c.finding is not None), None)
+        found += [case] if case else []
+        index += 1
+    return found
+
+
+def by_answer(case: Case, episode: Episode) -> Feedback:
+    verdict = "accept" if episode.answer.text == case.answer else "amend"
+    return Feedback(f"a-{episode.id}", episode.id, "r1", verdict, datetime.now(UTC), answer=case.answer)
+
+
+def by_mask(case: Case, episode: Episode) -> Feedback:
+    mark = Mark("missed", mask=case.finding, mask_ijk_to_lps=case.volume.ijk_to_lps)
+    return Feedback(f"m-{episode.id}", episode.id, "r1", "amend", datetime.now(UTC), marks=(mark,))
+
+
+def by_box(case: Case, episode: Episode) -> Feedback:
+    assert case.finding is not None
+    k, j, i = np.nonzero(case.finding)
+    box = ((float(i.min()), float(j.min()), float(k.min())), (float(i.max()), float(j.max()), float(k.max())))
+    answer = case.answer
+    return Feedback(
+        f"b-{episode.id}", episode.id, "r1", "amend", datetime.now(UTC), answer, (Mark("relevant", box_mm=box),)
+    )
+
+
+@pytest.mark.parametrize("correct", [by_answer, by_mask, by_box], ids=["answers", "masks", "boxes and answers"])
+def test_corrections_change_the_policy_and_rollback_restores_it(service: Service, correct: object) -> None:
+    cases = lessons()
+    before = [service.ask(case.volume, case.question).episode for case in cases]
+    for case, episode in zip(cases, before, strict=True):
+        service.correct(correct(case, episode))  # type: ignore[operator]
+    learned = service.learn()
+    assert learned.promoted, learned.reasons
+    assert learned.held_out == 9
+    after = service.ask(cases[0].volume, cases[0].question).episode
+    assert after.policy == learned.candidate.id  # type: ignore[union-attr]
+    assert not np.array_equal(after.selection.keep, before[0].selection.keep)
+    service.rollback()
+    again = service.ask(cases[0].volume, cases[0].question).episode
+    assert again.policy_sha256 == before[0].policy_sha256
+    assert np.array_equal(again.selection.scores, before[0].selection.scores)
+    assert again.answer.text == before[0].answer.text
+    assert again.answer.confidence == pytest.approx(before[0].answer.confidence, abs=0)
+    assert service.store.verify() == []
