@@ -72,5 +72,12 @@ def free_params(params: dict[str, Any]) -> dict[str, Any]:
 def known(value: str, among: Collection[str], what: str) -> str:
     """Raises NotFoundError unless `value` is one of those the server has."""
     if value not in among:
-        raise NotFoundError(f"an unknown {what}", expected=f"a {what} the server has", todo="GET /info/ lists them")
+        raise unknown(what)
     return value
+
+
+def unknown(what: str) -> NotFoundError:
+    """The error for a name that the server does not have."""
+    return NotFoundError(
+        f"an unknown {what}", expected="one that the server has", todo="GET /info/ and /datastore/ list them"
+    )

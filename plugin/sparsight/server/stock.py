@@ -103,7 +103,9 @@ def _driven(endpoint: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _known_image(app: Any, image: str) -> str:
-    return guard.known(guard.safe_id(image, "image id"), app.datastore().list_images(), "image")
+    if not app.datastore().has(guard.safe_id(image, "image id")):  # looks again where the list is older than the image
+        raise guard.unknown("image")
+    return image
 
 
 def _checked_inference(original: Callable[..., Any]) -> Callable[..., Any]:
