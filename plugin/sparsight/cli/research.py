@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,14 +13,16 @@ from sparsight.cli.output import Json, console, emit_json, progress_bar
 from sparsight.cli.session import Session
 from sparsight.errors import BudgetError, InputError
 
+_SIZES = {"small": 200, "full": 1000}  # questions per suite
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     app.command()(evaluate)
     app.command()(train)
     bench = typer.Typer(no_args_is_help=True, help="Measure: each benchmark writes JSON (and pictures).")
+    bench.command()(evidence)
     bench.command()(latency)
-    bench.callback()(lambda: None)  # keeps `bench latency` a sub-command while it is the only one
     app.add_typer(bench, name="bench")
 
 
@@ -78,6 +81,35 @@ def train(
         console.print_json(data=report)
 
 
+def evidence(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder for evidence.json and evidence.md.")] = Path("bench-evidence"),
+    data: Annotated[Path | None, typer.Option(help="Folder of data folders: adds the real sets.")] = None,
+    size: Annotated[str, typer.Option(help="small (200 questions a suite) or full (1,000).")] = "small",
+    budgets: Annotated[str, typer.Option(help="Shares of the tokens, comma-separated.")] = "0.02,0.05,0.1,0.25",
+    seed: Annotated[int, typer.Option(help="Of cases, random draws and intervals.")] = 0,
+    json: Json = False,
+) -> None:
+    """Compare visual streams at the same budgets on unseen simulated and real cases."""
+    from sparsight.bench import evidence as bench
+
+    if size not in _SIZES:
+        raise InputError(f"--size {size[:20]}", expected=" or ".join(_SIZES), todo="choose one of them")
+    shares = _budgets(budgets)
+    session: Session = context.obj
+    with session.service() as service, progress_bar("bench evidence", quiet=json) as tell:
+        ours = service.live_selector()
+        report = bench.run(service.reader, ours, n=_SIZES[size], budgets=shares, data=data, seed=seed, on_step=tell)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "evidence.json").write_text(dumps(report, indent=2) + "\n", encoding="utf-8")
+    (out / "evidence.md").write_text(bench.page(report), encoding="utf-8")
+    if json:
+        emit_json(report)
+    else:
+        _print_rows(report["rows"])
+        console.print(f"written to {out}")
+
+
 def latency(
     context: typer.Context,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON here.")] = None,
@@ -92,7 +124,7 @@ def latency(
     with progress_bar("bench latency", quiet=json) as tell:
         report = measure(session.config(), repeats=repeats, series=series, on_step=tell)
     if out:
-        out.write_text(__import__("json").dumps(report, indent=2), encoding="utf-8")
+        out.write_text(dumps(report, indent=2) + "\n", encoding="utf-8")
     if json:
         emit_json(report)
         return
@@ -103,13 +135,14 @@ def latency(
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
-    table = Table("selector", "budget", "n", "accuracy", "95 % interval", "recall", "pointing")
+    table = Table("suite", "selector", "budget", "n", "accuracy", "95 % interval", "recall", "pointing")
     for row in rows:
         low, high = row["accuracy_ci"]
         recall, pointing = (
             "-" if value is None else f"{value:.3f}" for value in (row["evidence_recall"], row["pointing_hit"])
         )
         table.add_row(
+            row.get("suite", ""),
             row["selector"],
             f"{row['budget']:g}",
             str(row["n"]),
