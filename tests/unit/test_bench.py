@@ -1,4 +1,4 @@
-"""The benchmark's cases are the same at every run and come from the splits they claim; its page says what was measured."""
+"""The benchmark's cases are the same at every run and from the splits they claim; its page says what was measured."""
 
 from pathlib import Path
 from types import SimpleNamespace
