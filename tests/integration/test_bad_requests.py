@@ -1,6 +1,7 @@
 """Whatever a client sends, it gets a 4xx that says what was wrong: never a 5xx, a traceback or a foreign file."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -118,6 +119,14 @@ def test_studies_are_read_only(client, server):
     refused(client.put("/model/sparsight", files={"file": ("a.pt", b"x")}), 422)
     refused(client.put("/session/", params={"uncompress": True}, files={"files": ("a.zip", b"x")}), 422)
     assert sorted(p.name for p in server.folder.iterdir()) == ["chest.png", "ct", "head.nii.gz"]
+
+
+def test_dropped_routes(client):
+    refused(client.post("/reload"), 404, 405)
+    refused(client.get("/docs"), 404)
+    assert client.get("/").headers["location"] == "/sparsight/"
+    if shutil.which("nvidia-smi") is None:
+        refused(client.get("/logs/gpu"), 404)
 
 
 def test_other_origins_may_read_nothing_and_change_nothing(client):

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from monailabel.config import settings
 from monailabel.utils.async_tasks.task import AsyncTask
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp
 
 from sparsight.compat import allow_monailabel
@@ -26,6 +27,12 @@ from sparsight.server.routes import router
 logger = logging.getLogger(__name__)
 
 _FORM_OVERHEAD = 2**20  # bytes of a multipart body beside the file itself
+_DROPPED = {
+    "/": "a page that loads scripts from elsewhere",
+    "/docs": "the same",
+    "/docs/oauth2-redirect": "of the same",
+    "/reload": "builds the app anew for whoever asks, without a token",
+}
 _SPARE_THREADS = 32  # for everything that is not a question
 
 
@@ -43,10 +50,12 @@ def stock_app() -> ASGIApp:
         app.user_middleware[:] = [m for m in app.user_middleware if m.cls is not CORSMiddleware]
     allowed = frozenset(str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS)
     app.max_body_size = config.serve.max_upload_bytes + _FORM_OVERHEAD
+    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") not in _DROPPED]
     app.router.lifespan_context = _with_our_lifespan(app.router.lifespan_context, config)
     problems.install(app)
     app.include_router(router)
     add_page(app)
+    app.add_api_route("/", lambda: RedirectResponse("/sparsight/"), include_in_schema=False)
     return Entrance(app, allowed=allowed, max_bytes=app.max_body_size)
 
 
