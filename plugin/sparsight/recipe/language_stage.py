@@ -61,40 +61,41 @@ class Mixture:
             self.asked.append(asked)
             self.saliency.append([saliency(f.float()).half() for f in pool.features])
 
-    def draw(self, rng: np.random.Generator, progress: float) -> tuple[Tensor, Tensor, list[Written]]:
+    def batch(self, rng: np.random.Generator, progress: float, size: int) -> list[tuple[Tensor, Tensor, list[Written]]]:
+        """Draw `size` images. All keep equally many tokens: padding to the longest would cost thrice as much."""
+        if progress < 1 / 3:
+            k = int(rng.integers(24, 73))
+        else:
+            k = round(float(np.exp(rng.uniform(np.log(12), np.log(_MAX_VISUAL + 1)))))
+        return [self.draw(rng, progress, k) for _ in range(size)]
+
+    def draw(self, rng: np.random.Generator, progress: float, k: int) -> tuple[Tensor, Tensor, list[Written]]:
         """Features (K, C), positions (K, 24), questions. progress: share of the training done."""
         p = int(rng.choice(len(self.pools), p=self.rates))
         pool = self.pools[p]
         i = int(rng.integers(len(pool.pixels)))
-        keep = subset(self.saliency[p][i].float(), pool.geometry[i].shape, rng, progress)
+        keep = subset(self.saliency[p][i].float(), pool.geometry[i].shape, k, rng, progress)
         asked = self.asked[p][i]
         chosen = [asked[q] for q in rng.permutation(len(asked))[:_MAX_QUESTIONS]]
         return pool.features[i][keep].float(), encode_positions(pool.geometry[i].shape, keep), chosen
 
 
-def subset(saliency: Tensor, shape: tuple[int, int, int], rng: np.random.Generator, progress: float) -> Tensor:
-    """Kept tokens (K,), ascending. First third: 24..72 salient ones; then 2 % to all of them, chosen in four ways.
+def subset(saliency: Tensor, shape: tuple[int, int, int], k: int, rng: np.random.Generator, progress: float) -> Tensor:
+    """Kept tokens (at most k,), ascending: salient ones in the first third of the training, then chosen in four ways.
 
     Salient (with Gumbel noise), random, one blob (what a question about one finding keeps), nothing.
     """
-    n = len(saliency)
-    most = min(n, _MAX_VISUAL)
-    gumbel = torch.from_numpy(rng.gumbel(size=n).astype(np.float32))
-    if progress < 1 / 3:
-        k = min(int(rng.integers(24, 73)), n)
-        scores = saliency + gumbel
+    gumbel = torch.from_numpy(rng.gumbel(size=len(saliency)).astype(np.float32))
+    way = rng.random() if progress >= 1 / 3 else 1.0
+    if way < 0.04:
+        k, scores = 0, gumbel
+    elif way < 0.2:
+        scores = gumbel
+    elif way < 0.35:
+        scores = _blob(shape, int((saliency + gumbel).argmax())) + 0.1 * gumbel
     else:
-        k = round(float(np.exp(rng.uniform(np.log(12), np.log(most + 1)))))
-        way = rng.random()
-        if way < 0.04:
-            k, scores = 0, gumbel
-        elif way < 0.2:
-            scores = gumbel
-        elif way < 0.35:
-            scores = _blob(shape, int((saliency + gumbel).argmax())) + 0.1 * gumbel
-        else:
-            scores = saliency + gumbel
-    return scores.topk(min(k, most)).indices.sort().values
+        scores = saliency + gumbel
+    return scores.topk(min(k, len(saliency))).indices.sort().values
 
 
 def _blob(shape: tuple[int, int, int], centre: int) -> Tensor:

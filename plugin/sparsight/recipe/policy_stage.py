@@ -17,6 +17,7 @@ from sparsight.config import LearnConfig
 from sparsight.model import plackett_luce
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.policy import TokenPolicy
+from sparsight.model.protocols import ScoreRequest
 from sparsight.recipe.pool import Pool
 from sparsight.rl.trainer import Example, Step, train_policy
 
@@ -55,6 +56,17 @@ def warm_start(policy: TokenPolicy, reader: NanoReader, examples: Sequence[Examp
     policy.eval()
 
 
+class _Half(NanoReader):
+    """The same reader, scoring in bfloat16: rewards in half the time, to within a few thousandths."""
+
+    def __init__(self, reader: NanoReader) -> None:
+        self.__dict__ = reader.__dict__
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().score(requests)
+
+
 def train_selector(
     reader: NanoReader,
     examples: Sequence[Example],
@@ -79,5 +91,5 @@ def train_selector(
         kl=0.0,
         entropy=0.003,
     )
-    train_policy(policy, reader, examples, config=config, seed=seed, on_step=on_step, checkpoint=checkpoint)
+    train_policy(policy, _Half(reader), examples, config=config, seed=seed, on_step=on_step, checkpoint=checkpoint)
     return policy

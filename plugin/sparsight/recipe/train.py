@@ -199,7 +199,7 @@ class _Recipe:
 
         def loss_of(step: int, rng: np.random.Generator) -> torch.Tensor:
             progress = step / self.size.language_steps
-            drawn = [mixture.draw(rng, progress) for _ in range(self.size.language_batch)]
+            drawn = mixture.batch(rng, progress, self.size.language_batch)
             with torch.autocast("cpu", torch.bfloat16):
                 loss = packed_loss(language, drawn, rng, progress)
                 if progress < _NAMING:
