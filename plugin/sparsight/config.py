@@ -55,8 +55,8 @@ class ServeConfig(_Strict):
 class LearnConfig(_Strict):
     """How corrections become a candidate policy. configs/learn.yaml."""
 
-    steps: int = Field(60, ge=1, description="policy-gradient steps")
-    batch: int = Field(16, ge=1, description="questions per step, corrections and replay together")
+    steps: int = Field(40, ge=1, description="policy-gradient steps")
+    batch: int = Field(12, ge=1, description="questions per step, corrections and replay together")
     group: int = Field(8, ge=2, description="G, subsets sampled per question")
     replay: float = Field(0.5, ge=0, lt=1, description="share of a batch that replays earlier cases")
     budgets: tuple[float, ...] = Field((0.05, 0.1, 0.2), description="shares of the tokens that subsets are drawn at")
