@@ -42,6 +42,8 @@ function element(tag, text, attributes = {}) {
   return made;
 }
 
+const short = (id) => (id.length > 24 ? `…${id.slice(-14)}` : id);  // DICOM UIDs differ at their end
+
 // --- asking ---
 
 async function ask(event) {
@@ -73,7 +75,9 @@ async function show(answer) {
   $("view-tools").hidden = false;
   $("empty").hidden = true;
   $("slice").max = state.geometry.shape[0] - 1;
-  $("view-title").textContent = `Study ${answer.study}`;
+  $("view-title").textContent = `Study ${short(answer.study)}`;
+  $("view-title").title = answer.study;
+  $("slice-tools").hidden = state.geometry.shape[0] < 2;
   await turnTo(state.geometry.slices[0]);
 }
 
@@ -101,6 +105,7 @@ function describe(answer) {
   const list = element("dl", null);
   for (const [name, text, warn] of rows) list.append(element("dt", name), element("dd", text, warn ? { class: "warning" } : {}));
   const parts = [element("p", answer.question, { class: "quiet" }), element("p", answer.abstained ? "No answer" : answer.answer, { class: "said" })];
+  if (answer.abstained && answer.answer) parts.push(element("p", `It leaned towards: ${answer.answer}`, { class: "quiet" }));
   if (answer.reasoning) parts.push(element("p", answer.reasoning, { class: "reasoning" }));
   $("answer").replaceChildren(...parts, list);
 }
@@ -350,7 +355,7 @@ async function begin() {
   listen();
   const link = new URLSearchParams(location.search);  // ?study=…&question=… asks at once
   const studies = (await attempt(() => call("studies"))) ?? [];
-  $("study").replaceChildren(...studies.map(({ id, modality }) => element("option", `${id} (${modality})`, { value: id })));
+  $("study").replaceChildren(...studies.map(({ id, modality }) => element("option", `${modality} ${short(id)}`, { value: id, title: id })));
   const suggest = () => { $("question").value = studies.find(({ id }) => id === $("study").value)?.question ?? ""; };
   $("study").addEventListener("change", suggest);
   if (link.get("study")) $("study").value = link.get("study");
