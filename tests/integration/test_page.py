@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -20,6 +21,13 @@ OPTIONS = [
     "--disable-background-networking", "--disable-component-update", "--window-size=1500,1000",
     "--remote-debugging-pipe", "about:blank",
 ]  # fmt: skip
+LAUNCH = """
+import fcntl, os, sys
+down, up = (fcntl.fcntl(int(fd), fcntl.F_DUPFD, 20) for fd in sys.argv[1:3])
+os.dup2(down, 3)
+os.dup2(up, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Browser:
@@ -28,11 +36,10 @@ class Browser:
     def __init__(self, program: str, profile: Path) -> None:
         down_read, down_write = os.pipe()
         up_read, up_write = os.pipe()
-        script = f'exec "$0" "$@" 3<&{down_read} 4>&{up_write}'
-        command = ["sh", "-c", script, program, *OPTIONS, f"--user-data-dir={profile}"]
-        self.process = subprocess.Popen(
-            command, pass_fds=(down_read, up_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        command = [sys.executable, "-c", LAUNCH, str(down_read), str(up_write), program, *OPTIONS]
+        command.append(f"--user-data-dir={profile}")
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, pass_fds=(down_read, up_write), **quiet)
         os.close(down_read)
         os.close(up_write)
         self._down, self._up = os.fdopen(down_write, "wb", 0), os.fdopen(up_read, "rb")
