@@ -166,12 +166,13 @@ class StudiesDatastore(LocalDatastore):
         ]
 
     def json(self) -> dict[str, Any]:
-        """The whole index."""
+        """The index of the studies that are there; labels of one that is gone are kept, and shown when it is back."""
         with self._current():
-            for image_id in self.list_images():
+            listed = self.list_images()
+            for image_id in listed:
                 self._object(image_id)
             index: dict[str, Any] = super().json()
-        return index
+        return {**index, "objects": {image_id: index["objects"][image_id] for image_id in listed}}
 
     def refresh(self) -> None:
         """Read the list of studies again."""

@@ -126,8 +126,10 @@ def test_new_images_appear_and_gone_ones_disappear(datastore, folder):
     shutil.copy(folder / "a.png", folder / "new.png")
     assert datastore.has("new")
     (folder / "new.png").unlink()
+    datastore.json()
     datastore.refresh()
     assert "new" not in datastore.list_images()
+    assert set(datastore.json()["objects"]) == set(datastore.list_images())
     with pytest.raises(ImageNotFoundException):
         datastore.get_image_uri("new")
 
