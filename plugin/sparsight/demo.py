@@ -27,6 +27,7 @@ from sparsight.types import Case
 
 _SEED = 2026
 _LESSONS = 24  # pictures that the simulated clinician corrects with ONCE=1
+_HTTP = httpx.Client(trust_env=False)  # never through a proxy: it is this machine
 _console = Console(stderr=True, highlight=False)
 
 
@@ -91,7 +92,7 @@ def _ask(url: str, lesson: tuple[str, Case]) -> Any:
     study, case = lesson
     question = case.question
     body = {"study": study, "question": question.text, "kind": question.kind, "choices": list(question.choices)}
-    return _json(httpx.post(f"{url}/sparsight/ask", json=body, timeout=120))
+    return _json(_HTTP.post(f"{url}/sparsight/ask", json=body, timeout=120))
 
 
 def _loop(url: str, lessons: list[tuple[str, Case]]) -> dict[str, Any]:
@@ -109,9 +110,9 @@ def _loop(url: str, lessons: list[tuple[str, Case]]) -> dict[str, Any]:
             "answer": case.answer,
             "marks": [{"kind": "relevant", "box_mm": _box(case)}] if case.finding is not None and n % 2 == 0 else [],
         }
-        rewards.append(_json(httpx.post(f"{url}/sparsight/feedback", json=body, timeout=60))["reward"]["total"])
+        rewards.append(_json(_HTTP.post(f"{url}/sparsight/feedback", json=body, timeout=60))["reward"]["total"])
     learned = _learn(url)
-    policies = _json(httpx.get(f"{url}/sparsight/policies", timeout=30))
+    policies = _json(_HTTP.get(f"{url}/sparsight/policies", timeout=30))
     return {
         "corrections": len(lessons),
         "right_before_learning": right,
@@ -123,10 +124,10 @@ def _loop(url: str, lessons: list[tuple[str, Case]]) -> dict[str, Any]:
 
 
 def _learn(url: str, seconds: float = 600) -> Any:
-    httpx.post(f"{url}/sparsight/learn", timeout=60).raise_for_status()
+    _HTTP.post(f"{url}/sparsight/learn", timeout=60).raise_for_status()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        state = _json(httpx.get(f"{url}/sparsight/learn", timeout=60))
+        state = _json(_HTTP.get(f"{url}/sparsight/learn", timeout=60))
         if state["state"] != "running":
             return state
         time.sleep(0.5)
@@ -147,7 +148,7 @@ def _json(response: httpx.Response) -> Any:
 
 
 def _save(url: str, path: Path) -> Path:
-    response = httpx.get(url, timeout=60)
+    response = _HTTP.get(url, timeout=60)
     response.raise_for_status()
     path.write_bytes(response.content)
     return path

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from sparsight.imaging.load import load
 from sparsight.imaging.studies import StudySource
 from sparsight.model.protocols import Reader
 from sparsight.types import ImageVolume, TokenGrid
+
+Turn = Callable[[], AbstractContextManager[None]]  # takes and gives back the machine
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,14 +42,15 @@ class EncodedStudies:
         self._kept: OrderedDict[tuple[str, str], Encoded] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, study: str | ImageVolume, reader: Reader, on_stage: Callable[[str], None]) -> Encoded:
+    def get(self, study: str | ImageVolume, reader: Reader, on_stage: Callable[[str], None], turn: Turn) -> Encoded:
         """Load and encode, unless that was done before. study: an id of the source (or, without one, a path); a volume.
 
-        A study that changed on disk is loaded anew: its fingerprint is part of the key.
+        A study that changed on disk is loaded anew: its fingerprint is part of the key. Only encoding takes a turn at
+        the machine: a slow PACS holds up nobody else.
         Raises NotFoundError, ImageError, GeometryError.
         """
         if isinstance(study, ImageVolume):
-            return self._encode((study.sha256, reader.id), None, study, reader, 0.0, on_stage)
+            return self._encode((study.sha256, reader.id), None, study, reader, 0.0, on_stage, turn)
         study_id, fingerprint, loader = self._locate(study)
         key = (fingerprint, reader.id)
         if hit := self._hit(key, 0.0):
@@ -54,7 +58,7 @@ class EncodedStudies:
         on_stage("load")
         start = time.perf_counter()
         volume = loader()
-        return self._encode(key, study_id, volume, reader, _ms_since(start), on_stage)
+        return self._encode(key, study_id, volume, reader, _ms_since(start), on_stage, turn)
 
     def volume(self, study_id: str) -> ImageVolume:
         """The study without its tokens. Raises NotFoundError where it can no longer be had."""
@@ -83,13 +87,15 @@ class EncodedStudies:
         reader: Reader,
         load_ms: float,
         on_stage: Callable[[str], None],
+        turn: Turn,
     ) -> Encoded:
-        if hit := self._hit(key, load_ms):
-            return hit
-        on_stage("encode")
-        start = time.perf_counter()
-        grid = reader.encode(volume)
-        timings = {"load": load_ms, "encode": _ms_since(start)}
+        with turn():
+            if hit := self._hit(key, load_ms):  # somebody else encoded it while we waited
+                return hit
+            on_stage("encode")
+            start = time.perf_counter()
+            grid = reader.encode(volume)
+            timings = {"load": load_ms, "encode": _ms_since(start)}
         # a file name may hold a patient's name: without a served id the content names the study
         study_id = study_id or volume.series_uid or f"sha256-{volume.sha256[:16]}"
         made = Encoded(study_id, volume, grid, timings)

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,8 +20,8 @@ from safetensors.numpy import load_file
 
 from sparsight import evidence
 from sparsight.config import Config
-from sparsight.errors import BudgetError, ConflictError, NotFoundError, QuestionError, WeightsError
-from sparsight.imaging.grid import tokens_to_labelmap
+from sparsight.errors import BudgetError, ConflictError, GeometryError, NotFoundError, QuestionError, WeightsError
+from sparsight.imaging.grid import box_to_tokens, tokens_to_labelmap
 from sparsight.imaging.studies import open_studies
 from sparsight.model import PolicySelector, TokenPolicy, base_policy_path, load_reader
 from sparsight.model.protocols import Reader, ScoreRequest, Selector
@@ -151,8 +152,9 @@ class Service:
         start = time.perf_counter()
         parse_question(question.text, choices=question.choices, max_chars=self.config.serve.max_question_chars)
         share = _check_budget(self.config.serve.budget if budget is None else budget)
+        study_ = self._encoded.get(study, self.reader, lambda stage: tell(Progress(stage)), self._turnstile.turn)
+        _check_region(question, study_.grid)
         with self._turnstile.turn():
-            study_ = self._encoded.get(study, self.reader, lambda stage: tell(Progress(stage)))
             policy, selector = self._policy()
             tell(Progress("select"))
             selection, select_ms = _timed(lambda: self._select(selector, study_.grid, question, share))
@@ -251,14 +253,15 @@ class Service:
             )
         offered = [info for info in self.studies.list() if info.id not in exclude]
         seen = self.store.corrected(info.id for info in offered)
+        in_turn = partial(self._turnstile.turn, Priority.BATCH)
         best: NextCase | None = None
         for info in offered:
             if info.id in seen:
                 continue
             text = self.suggest(info.modality)
-            with self._turnstile.turn(Priority.BATCH):
+            study = self._encoded.get(info.id, self.reader, lambda stage: None, in_turn)
+            with in_turn():
                 _, selector = self._policy()
-                study = self._encoded.get(info.id, self.reader, lambda stage: None)
                 worth = acquire(self.reader, selector, study.grid, parse_question(text), self._k(study.grid))
             case = NextCase(info.id, text, worth.score, worth.reason)
             best = case if best is None or case.score > best.score else best
@@ -281,7 +284,12 @@ class Service:
     def reopen(self, episode_id: str) -> Asked:
         """An earlier episode with its study again. Raises NotFoundError, also where the study is gone."""
         episode = self.store.episode(episode_id)
-        return Asked(episode, self._encoded.volume(episode.study), self._grid(episode))
+        volume = self._encoded.volume(episode.study)
+        if volume.sha256 != episode.volume_sha256:
+            raise NotFoundError(
+                "a study that changed since it was asked about", expected="the same images", todo="ask about it again"
+            )
+        return Asked(episode, volume, self._grid(episode))
 
     def suggest(self, modality: str) -> str:
         """A first question for a study of this modality (serve.yaml: suggested_questions)."""
@@ -351,6 +359,13 @@ class Service:
         kept = self.store.features(episode.volume_sha256, episode.reader)
         features = torch.from_numpy(kept.features.astype(np.float32))
         return TokenGrid(features, kept.shape, kept.patch, kept.uvw_to_ijk, kept.uvw_to_lps, episode.reader)
+
+
+def _check_region(question: Question, grid: TokenGrid) -> None:
+    if question.region is not None and not box_to_tokens(grid, question.region).any():
+        raise GeometryError(
+            "a region outside the image", expected="a box in LPS mm that meets it", todo="see box_mm of an answer"
+        )
 
 
 def _check_budget(budget: float) -> float:

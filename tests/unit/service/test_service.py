@@ -107,6 +107,25 @@ class TestAsk:
             assert found.box_mm[1][0] <= 22.5  # half a token beyond the region
             assert found.box_mm[1][1] <= 22.5
 
+    def test_a_region_outside_the_image_is_refused(self, service: Service, picture: ImageVolume) -> None:
+        with pytest.raises(GeometryError):
+            service.ask(picture, replace(QUESTION, region=((500.0, 0.0, 0.0), (510.0, 10.0, 1.0))))
+
+    def test_a_study_that_changed_cannot_be_reopened(self, config: Config, tmp_path: Path) -> None:
+        studies = tmp_path / "studies"
+        studies.mkdir()
+        path = studies / "one.png"
+        Image.fromarray(make_picture(1).voxels[0].astype(np.uint8)).save(path)
+        first = Service(config, studies)
+        episode = first.ask("one", QUESTION).episode
+        assert first.reopen(episode.id).volume.sha256 == episode.volume_sha256
+        first.close()
+        Image.fromarray(make_picture(2).voxels[0].astype(np.uint8)).save(path)
+        again = Service(config, studies)
+        with pytest.raises(NotFoundError, match="changed"):
+            again.reopen(episode.id)
+        again.close()
+
     @pytest.mark.parametrize("study", ["nowhere", "/nowhere/at/all", "../x", "\0"])
     def test_no_such_study(self, service: Service, study: str) -> None:
         with pytest.raises(NotFoundError):
