@@ -66,7 +66,7 @@ class Mixture:
         if progress < 1 / 3:
             k = int(rng.integers(24, 73))
         else:
-            k = round(float(np.exp(rng.uniform(np.log(12), np.log(_MAX_VISUAL + 1)))))
+            k = round(float(np.exp(rng.uniform(np.log(16), np.log(_MAX_VISUAL + 1)))))
         return [self.draw(rng, progress, k) for _ in range(size)]
 
     def draw(self, rng: np.random.Generator, progress: float, k: int) -> tuple[Tensor, Tensor, list[Written]]:
@@ -87,11 +87,11 @@ def subset(saliency: Tensor, shape: tuple[int, int, int], k: int, rng: np.random
     """
     gumbel = torch.from_numpy(rng.gumbel(size=len(saliency)).astype(np.float32))
     way = rng.random() if progress >= 1 / 3 else 1.0
-    if way < 0.04:
+    if way < 0.03:
         k, scores = 0, gumbel
-    elif way < 0.2:
+    elif way < 0.12:
         scores = gumbel
-    elif way < 0.35:
+    elif way < 0.22:
         scores = _blob(shape, int((saliency + gumbel).argmax())) + 0.1 * gumbel
     else:
         scores = saliency + gumbel
