@@ -19,9 +19,8 @@ import yaml
 from sparsight.compat import allow_monailabel
 from sparsight.config import Config
 from sparsight.errors import BusyError, ConfigError, NotFoundError, WeightsError
+from sparsight.server.guard import LOOPBACK
 from sparsight.store import StoreLock
-
-_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
 def serve(
@@ -31,15 +30,14 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     on_start: Callable[[], None] | None = None,
-    expose: bool = False,
 ) -> int:
     """Serve `studies` (folder or DICOMweb URL) until Ctrl-C or SIGTERM; returns the exit code.
 
-    on_start: called when all checks have passed. expose: listen beyond this machine though nobody has to log in.
+    on_start: called when all checks have passed. host: a loopback address, for nobody has to log in.
     Raises NotFoundError (no such folder), BusyError (port taken), ConflictError (a server on this store), ConfigError.
     """
     studies = _checked_studies(studies)
-    if host not in _LOOPBACK and not expose and os.environ.get("MONAI_LABEL_AUTH_ENABLE", "").lower() != "true":
+    if host not in LOOPBACK:  # MONAI Label's authentication does not cover our routes
         raise ConfigError(
             f"host {host} without authentication", expected="a loopback address", todo="use 127.0.0.1 and a tunnel"
         )
