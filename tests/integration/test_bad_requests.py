@@ -124,6 +124,9 @@ def test_studies_are_read_only(client, server):
 def test_dropped_routes(client):
     refused(client.post("/reload"), 404, 405)
     refused(client.get("/docs"), 404)
+    for path in ("studies", "qido/studies", "wado/studies", "stow/studies"):
+        refused(client.get(f"/proxy/dicom/{path}"), 404)
+        refused(client.post(f"/proxy/dicom/{path}"), 404, 405)
     assert client.get("/").headers["location"] == "/sparsight/"
     if shutil.which("nvidia-smi") is None:
         refused(client.get("/logs/gpu"), 404)
