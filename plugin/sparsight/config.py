@@ -33,7 +33,7 @@ class _Strict(BaseModel):
 class ServeConfig(_Strict):
     """How questions are answered. configs/serve.yaml."""
 
-    reader: str = Field("nano", description="name of a file in configs/model, or a path to one")
+    reader: str = Field("nano", description="nano, or a folder with the weights of a nano reader")
     budget: float = Field(0.1, gt=0, le=1, description="share of visual tokens kept when the caller names none")
     max_question_chars: int = Field(2000, ge=1, description="a longer question is refused")
     cache_bytes: int = Field(512 * 2**20, ge=0, description="bytes of encoded studies kept in memory")
@@ -44,8 +44,8 @@ class ServeConfig(_Strict):
             "CR": "Is there a nodule?",
             "DX": "Is there a nodule?",
             "CT": "Is there a nodule?",
-            "MR": "Is there a hyperintense spot?",
-            "default": "Is there any finding?",
+            "MR": "Is there a spot?",
+            "default": "Is there a mass?",
         },
         description="first question offered for a study, by DICOM modality; `default` for the others",
     )

@@ -18,7 +18,17 @@ SparsightError                 what was given, what was expected, what to do; a 
 A message never carries a patient's text: ids of ours, numbers and DICOM keywords only.
 """
 
+import math
 from typing import Any, ClassVar
+
+
+def finite(value: Any) -> Any:
+    """The same JSON value with null for NaN and infinities, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class SparsightError(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sparsight.errors import finite
 from sparsight.service import Asked, Learned
 from sparsight.types import Episode, PolicyVersion, Reward
 
@@ -63,7 +64,7 @@ def policy_json(policy: PolicyVersion) -> dict[str, Any]:
         "sha256": policy.sha256,
         "reader": policy.reader,
         "created": policy.created.isoformat(),
-        "metrics": policy.metrics,
+        "metrics": finite(policy.metrics),
         "reasons": list(policy.reasons),
         "sign_off": policy.sign_off,
     }
@@ -78,5 +79,5 @@ def learn_json(learned: Learned) -> dict[str, Any]:
         "corrections": learned.corrections,
         "held_out": learned.held_out,
         "seconds": round(learned.seconds, 2),
-        "gate": learned.gate,
+        "gate": finite(learned.gate),
     }

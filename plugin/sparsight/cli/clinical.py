@@ -194,7 +194,7 @@ def _print_answer(reply: dict[str, Any]) -> None:
     if reply["reasoning"]:
         console.print(f"  {escape(reply['reasoning'])}", style="italic")
     if reply["grounded"] is False:
-        console.print("  [yellow]not grounded in the image: the answer does not change without its evidence[/]")
+        console.print("  [yellow]not grounded: the answer hardly depends on these regions[/]")
     budget = reply["budget"]
     console.print(f"  rests on {budget['kept']} of {budget['total']} visual tokens ({budget['fraction']:.1%})")
     for region in reply["evidence"][:5]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -11,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from sparsight.errors import finite
 
 console = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
@@ -20,7 +21,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 
 def emit_json(value: dict[str, Any]) -> None:
     """Print one JSON object on stdout; NaN and infinities, which JSON does not know, become null."""
-    typer.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(finite(value), indent=2, ensure_ascii=False))
 
 
 @contextmanager
@@ -34,11 +35,3 @@ def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[str, 
             bar.update(task, description=f"{title}: {stage}", completed=done, total=total or None)
 
         yield tell
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

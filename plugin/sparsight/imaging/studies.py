@@ -65,6 +65,10 @@ class StudySource(Protocol):
         """Read one. Raises NotFoundError, ImageError, GeometryError, or BusyError if the place does not answer."""
         ...
 
+    def info(self, study_id: str) -> StudyInfo:
+        """What is known of one study, under its own id whatever name it was asked by. Raises as `load`."""
+        ...
+
     def fingerprint(self, study_id: str) -> str:
         """A short text that changes when the study does, without reading its pixels. Raises as `load`."""
         ...
@@ -113,6 +117,10 @@ class FolderStudies:
         if is_image_file(entry.paths[0]):
             return read_image_file(entry.paths[0])
         return volume_from_datasets([read_header(path) for path in entry.paths])
+
+    def info(self, study_id: str) -> StudyInfo:
+        """Its entry in the list."""
+        return self._find(study_id).info
 
     def fingerprint(self, study_id: str) -> str:
         """Series or file, number of files, their bytes and the newest change."""
@@ -196,6 +204,10 @@ class DicomWebStudies:
         if not datasets:
             raise _odd_reply("a series without objects")
         return volume_from_datasets(datasets)
+
+    def info(self, study_id: str) -> StudyInfo:
+        """Its entry in the list, asked anew."""
+        return self._find(study_id)
 
     def fingerprint(self, study_id: str) -> str:
         """Series and number of its instances, as the server counts them now."""

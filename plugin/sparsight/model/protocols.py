@@ -36,6 +36,10 @@ class Reader(Protocol):
         """Embed the question for the visual stream: (C_q,) float32, no gradient, the same for the same text."""
         ...
 
+    def check(self, question: Question, answer: str) -> None:
+        """Raise QuestionError where question or answer is longer than the reader takes."""
+        ...
+
     def saliency(self, grid: TokenGrid) -> Tensor:
         """How much each token stands out to the encoder itself, whatever is asked: (N,). A rival of every policy."""
         ...

@@ -20,7 +20,7 @@ def normalise(text: str) -> str:
     The usual normalisation of question answering (Rajpurkar et al. 2016), without their token-level F1.
     A decimal point between digits stays.
     """
-    text = unicodedata.normalize("NFKC", text).casefold()
+    text = unicodedata.normalize("NFKC", text).casefold().replace("\0", " ")
     text = re.sub(r"(?<=\d)[.](?=\d)", "\0", text)
     text = "".join(c if c == "\0" or not unicodedata.category(c).startswith(("P", "S")) else " " for c in text)
     words = _ARTICLES.sub(" ", text.replace("\0", ".")).split()

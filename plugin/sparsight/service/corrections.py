@@ -17,8 +17,15 @@ from sparsight.types import Episode, Feedback, ImageVolume, Mark, Reward, TokenG
 VERSION = f"feedback-{rewards.VERSION}"
 
 
-def check(feedback: Feedback) -> None:
+def check(feedback: Feedback, episode: Episode) -> None:
     """Raise FeedbackError for a correction that says nothing or contradicts itself."""
+    same = feedback.answer is not None and normalise(feedback.answer) == normalise(episode.answer.text)
+    if feedback.answer is not None and same == (feedback.verdict == "reject") and feedback.verdict != "amend":
+        raise FeedbackError(
+            f"{feedback.verdict} with {'the same' if same else 'another'} answer",
+            expected="accept for the answer that was given, amend for another",
+            todo="leave the answer out, or amend",
+        )
     if feedback.answer is not None and not 0 < len(feedback.answer.strip()) <= 2000:
         raise FeedbackError(
             f"a corrected answer of {len(feedback.answer)} characters",
@@ -37,7 +44,8 @@ def right_answer(feedback: Feedback, episode: Episode) -> str | None:
     """The answer that the reviewer holds for right; None where we were not told."""
     if feedback.answer is not None:
         return feedback.answer
-    return episode.answer.text if feedback.verdict == "accept" else None
+    accepted = feedback.verdict == "accept" and not episode.answer.abstained  # an abstention says nothing to accept
+    return episode.answer.text if accepted else None
 
 
 def marks_on(grid: TokenGrid, marks: Sequence[Mark]) -> Marks | None:
@@ -57,16 +65,18 @@ def marks_on(grid: TokenGrid, marks: Sequence[Mark]) -> Marks | None:
     return made
 
 
-def reward_of(feedback: Feedback, episode: Episode, grid: TokenGrid) -> Reward:
+def reward_of(feedback: Feedback, episode: Episode, grid: TokenGrid | None) -> Reward:
     """What the correction says of the answer that was given: mean of the parts that apply, in [-1, 1].
 
     answer: 1 right, -1 wrong, None where only regions were amended. grounding: wanted marks kept minus unwanted ones.
+    grid: needed where there are marks.
     """
     told = right_answer(feedback, episode)
     answer: float | None = -1.0 if feedback.verdict == "reject" else None
     if told is not None:
         answer = 1.0 if normalise(told) == normalise(episode.answer.text) else -1.0
-    grounding = rewards.grounding(episode.selection.keep, marks_on(grid, feedback.marks))
+    marks = marks_on(grid, feedback.marks) if grid is not None else None
+    grounding = rewards.grounding(episode.selection.keep, marks)
     parts = {"answer": answer, "grounding": grounding}
     applicable = [value for value in parts.values() if value is not None]
     return Reward(sum(applicable) / len(applicable) if applicable else 0.0, parts, VERSION)
@@ -88,7 +98,14 @@ def _coverage(grid: TokenGrid, mark: Mark) -> NDArray[np.float32]:
         return coverage
     assert mark.mask is not None
     frame = _frame(grid)
-    affine = frame.ijk_to_lps if mark.mask_ijk_to_lps is None else mark.mask_ijk_to_lps
+    affine = mark.mask_ijk_to_lps
+    if affine is None:  # a picture: it must lie on the image pixel by pixel; the frame may be padded by part of a token
+        over = np.array(frame.shape) - mark.mask.shape
+        if (over < 0).any() or (over > np.ceil(grid.patch[::-1])).any():
+            raise GeometryError(
+                f"a mask of {mark.mask.shape} pixels", expected="the size of the image", todo="draw it on the image"
+            )
+        affine = frame.ijk_to_lps
     return token_coverage(grid, resample_mask(mark.mask, affine, frame))
 
 

@@ -40,6 +40,7 @@ class EncodedStudies:
     def __init__(self, source: StudySource | None, max_bytes: int) -> None:
         self.source, self._max_bytes = source, max_bytes
         self._kept: OrderedDict[tuple[str, str], Encoded] = OrderedDict()
+        self._opened: tuple[str, ImageVolume] | None = None  # the last study loaded for its pictures alone
         self._lock = threading.Lock()
 
     def get(self, study: str | ImageVolume, reader: Reader, on_stage: Callable[[str], None], turn: Turn) -> Encoded:
@@ -70,7 +71,14 @@ class EncodedStudies:
             raise NotFoundError(
                 "a study asked about by path", expected="a study source", todo="name the folder with --studies"
             )
-        return self.source.load(study_id)
+        fingerprint = self.source.fingerprint(study_id)
+        with self._lock:
+            if self._opened is not None and self._opened[0] == fingerprint:
+                return self._opened[1]
+        volume = self.source.load(study_id)
+        with self._lock:
+            self._opened = (fingerprint, volume)
+        return volume
 
     def _hit(self, key: tuple[str, str], load_ms: float) -> Encoded | None:
         with self._lock:
@@ -109,7 +117,7 @@ class EncodedStudies:
         """(id, fingerprint, loader). With a source only its ids count: a client of a server must not name paths."""
         if self.source is not None:
             source = self.source
-            return study, f"{study}:{source.fingerprint(study)}", lambda: source.load(study)
+            return source.info(study).id, source.fingerprint(study), lambda: source.load(study)
         path = Path(study)
         if not path.exists():
             raise NotFoundError(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sparsight.config import Config
-from sparsight.errors import NotFoundError, WeightsError
+from sparsight.errors import SparsightError
 from sparsight.model import PolicySelector, TokenPolicy
 from sparsight.model.protocols import Reader, ScoreRequest
 from sparsight.rl import gate, rewards, sentinel
@@ -106,9 +106,11 @@ class Learner:
                 continue
             try:
                 grid = self.grid_of(episode)
-            except (NotFoundError, WeightsError):  # its tokens are gone: counted, not learned
+                marks = marks_on(grid, feedback.marks)
+                if answer is not None:
+                    self.reader.check(episode.question, answer)
+            except SparsightError:  # its tokens are gone or the reader cannot use it: counted, not learned
                 continue
-            marks = marks_on(grid, feedback.marks)
             question = episode.question
             if answer is not None and question.choices and answer not in question.choices:
                 question = replace(question, choices=(*question.choices, answer))
@@ -165,7 +167,9 @@ class Learner:
                 version.id, reasons=decision.reasons, record=lambda policy: self.store.record("gate", policy)
             )
         if self.config.gate.sign_off:
-            return version  # a candidate that waits for its signature
+            return self.registry.approve(  # it waits for its signature
+                version.id, reasons=decision.reasons, record=lambda policy: self.store.record("gate", policy)
+            )
         return self.registry.promote(
             version.id,
             reasons=decision.reasons,

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from sparsight import evidence
 from sparsight.config import Config
-from sparsight.errors import BudgetError, ConflictError, GeometryError, NotFoundError, QuestionError, WeightsError
+from sparsight.errors import BudgetError, ConflictError, GeometryError, InputError, NotFoundError, QuestionError
 from sparsight.imaging.grid import box_to_tokens, tokens_to_labelmap
 from sparsight.imaging.studies import open_studies
 from sparsight.model import PolicySelector, TokenPolicy, base_policy_path, load_reader
@@ -44,6 +44,7 @@ from sparsight.types import (
 )
 
 _T = TypeVar("_T")
+_LOOKED_AT = 16  # studies of which the next case is the best: each must be loaded and encoded
 _YES_NO = re.compile(r"\s*(is|are|was|were|does|do|did|has|have|had|can|could|will)\b(?!.*\bor\b)", re.IGNORECASE)
 
 
@@ -120,12 +121,10 @@ class Service:
         self.config = config
         self.reader: Reader = load_reader(config.serve.reader)
         self.store = Store(config.database or config.home / "store.db", config.home)
-        self.registry = PolicyRegistry(config.home)
-        base = self.registry.install_base(
+        self.registry = registry_of(config, self.reader)
+        self.registry.install_base(
             base_policy_path(config.serve.reader), reader=self.reader.id, record=self._log("promote")
         )
-        if self.registry.live().reader != self.reader.id:  # tokens of another encoder mean nothing to its policy
-            self.registry.promote(base.id, reasons=("the reader was replaced",), record=self._log("promote"))
         self.studies = open_studies(studies) if studies is not None else None
         self._encoded = EncodedStudies(self.studies, config.serve.cache_bytes)
         self._turnstile = Turnstile(config.serve.max_waiting)
@@ -171,6 +170,7 @@ class Service:
             threshold=self.config.serve.necessity_nats,
         )
         tell(Progress("evidence"))
+        self._keep_tokens(study_)
         timings = {**study_.timings_ms, "select": select_ms, **answer.timings_ms, "necessity": check_ms}
         timings["total"] = (time.perf_counter() - start) * 1000
         episode = Episode(
@@ -190,7 +190,6 @@ class Service:
             config_sha256=self.config.sha256,
             timings_ms=timings,
         )
-        self._keep_tokens(study_)
         self.store.save_episode(episode)
         return Asked(episode, study_.volume, study_.grid)
 
@@ -200,8 +199,10 @@ class Service:
         The same key with the same content is the same correction. Raises NotFoundError, ConflictError, FeedbackError.
         """
         episode = self.store.episode(feedback.episode)
-        corrections.check(feedback)
-        reward = corrections.reward_of(feedback, episode, self._grid(episode))
+        corrections.check(feedback, episode)
+        if feedback.answer is not None:
+            self.reader.check(episode.question, feedback.answer)
+        reward = corrections.reward_of(feedback, episode, self._grid(episode) if feedback.marks else None)
         self.store.save_feedback(feedback, reward)
         return reward
 
@@ -235,31 +236,44 @@ class Service:
                 expected="a candidate that passed the gate",
                 todo="collect more corrections and learn again",
             )
-        if version.reader != self.reader.id:
-            raise WeightsError(
-                f"a policy of reader {version.reader}", expected=f"one of {self.reader.id}", todo="retrain it"
+        if version.state == "candidate" and not version.reasons:
+            raise ConflictError(
+                f"policy {policy} was never measured", expected="a candidate that passed the gate", todo="learn again"
             )
         if version.state == "candidate" and self.config.gate.sign_off and not sign_off:
             raise ConflictError(
                 "a promotion without a name", expected="a signature", todo="say who signs: --sign-off NAME"
             )
-        return self.registry.promote(policy, reasons=version.reasons, sign_off=sign_off, record=self._log("promote"))
+        return self.registry.promote(
+            policy,
+            reasons=version.reasons,
+            sign_off=sign_off,
+            expect_live=version.parent if version.state == "candidate" else None,
+            record=self._log("promote"),
+        )
 
     def next_case(self, *, exclude: frozenset[str] = frozenset()) -> NextCase | None:
-        """The study where one more correction would teach most, with a question to ask; None when all were seen."""
+        """The study where one more correction would teach most, with a question to ask; None when all were seen.
+
+        At most 16 studies that were not corrected are looked at, drawn anew when the store has grown; a study that
+        cannot be read is passed over.
+        """
         if self.studies is None:
             raise NotFoundError(
                 "no studies are served", expected="a folder or a DICOMweb URL", todo="name it with --studies"
             )
         offered = [info for info in self.studies.list() if info.id not in exclude]
         seen = self.store.corrected(info.id for info in offered)
+        offered = [info for info in offered if info.id not in seen]
+        drawn = np.random.default_rng(self.store.counts()["corrections"]).permutation(len(offered))[:_LOOKED_AT]
         in_turn = partial(self._turnstile.turn, Priority.BATCH)
         best: NextCase | None = None
-        for info in offered:
-            if info.id in seen:
-                continue
+        for info in (offered[i] for i in sorted(drawn)):
             text = self.suggest(info.modality)
-            study = self._encoded.get(info.id, self.reader, lambda stage: None, in_turn)
+            try:
+                study = self._encoded.get(info.id, self.reader, lambda stage: None, in_turn)
+            except (InputError, NotFoundError):
+                continue
             with in_turn():
                 _, selector = self._policy()
                 worth = acquire(self.reader, selector, study.grid, parse_question(text), self._k(study.grid))
@@ -329,14 +343,17 @@ class Service:
         return max(1, min(round(share * grid.n), grid.n, self.reader.max_tokens))
 
     def _select(self, selector: Selector, grid: TokenGrid, question: Question, share: float) -> Selection:
-        return selector.select(grid, question, self._k(grid, share))
+        k = self._k(grid, share)
+        if question.region is not None:
+            k = min(k, int((box_to_tokens(grid, question.region) > 0).sum()))
+        return selector.select(grid, question, k)
 
     def _necessity(self, grid: TokenGrid, question: Question, selection: Selection, answer: Answer) -> float | None:
         """Compare log p(answer | kept) with log p(answer | the rest), nats; the rest: its best tokens that fit."""
         if not answer.text:
             return None
-        rest = np.setdiff1d(np.argsort(-selection.scores, kind="stable")[: self.reader.max_tokens * 2], selection.keep)
-        rest = np.sort(rest[: self.reader.max_tokens])
+        best = np.argsort(-selection.scores, kind="stable")
+        rest = np.sort(best[~np.isin(best, selection.keep)][: self.reader.max_tokens])
         requests = [
             ScoreRequest(grid, question, answer.text, torch.from_numpy(np.ascontiguousarray(keep))[None])
             for keep in (selection.keep, rest)
@@ -359,6 +376,11 @@ class Service:
         kept = self.store.features(episode.volume_sha256, episode.reader)
         features = torch.from_numpy(kept.features.astype(np.float32))
         return TokenGrid(features, kept.shape, kept.patch, kept.uvw_to_ijk, kept.uvw_to_lps, episode.reader)
+
+
+def registry_of(config: Config, reader: Reader) -> PolicyRegistry:
+    """The policies of one reader: tokens of another encoder mean nothing to them, so each reader has its own."""
+    return PolicyRegistry(config.home / "readers" / reader.id)
 
 
 def _check_region(question: Question, grid: TokenGrid) -> None:

@@ -20,7 +20,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize
@@ -193,6 +193,15 @@ class PolicyRegistry:
 
     def hold(self, policy_id: str, *, reasons: Sequence[str], record: Record | None = None) -> PolicyVersion:
         """Keep a candidate from answering, with reasons. Raises ConflictError for the live policy, NotFoundError."""
+        return self._judge(policy_id, "held", reasons, record)
+
+    def approve(self, policy_id: str, *, reasons: Sequence[str], record: Record | None = None) -> PolicyVersion:
+        """Note that a candidate passed the gate, with reasons: it waits for a signature. Raises as `hold`."""
+        return self._judge(policy_id, "candidate", reasons, record)
+
+    def _judge(
+        self, policy_id: str, state: Literal["held", "candidate"], reasons: Sequence[str], record: Record | None
+    ) -> PolicyVersion:
         with self._changing():
             live = self._read_live()
             policy = self.get(policy_id)
@@ -200,11 +209,11 @@ class PolicyRegistry:
                 raise ConflictError(
                     f"policy {policy_id} is live", expected="a candidate", todo="roll back to its parent instead"
                 )
-            held = replace(policy, state="held", reasons=tuple(reasons), sign_off=None)
+            judged = replace(policy, state=state, reasons=tuple(reasons), sign_off=None)
             if record is not None:
-                record(held)
-            self._write_live(_decided(live, policy_id, {"state": "held", "reasons": list(reasons), "sign_off": None}))
-            return held
+                record(judged)
+            self._write_live(_decided(live, policy_id, {"state": state, "reasons": list(reasons), "sign_off": None}))
+            return judged
 
     def rollback(self, *, record: Record | None = None) -> PolicyVersion:
         """Make the live policy's parent answer again, bit for bit. Raises ConflictError when there is none."""

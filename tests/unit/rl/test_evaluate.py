@@ -37,6 +37,9 @@ class SeesOneToken:
     def embed(self, question: Question) -> Tensor:
         return torch.zeros(4)
 
+    def check(self, question: Question, answer: str) -> None:
+        pass
+
     def saliency(self, grid: TokenGrid) -> Tensor:
         return grid.features[:, 0]
 

@@ -1,5 +1,6 @@
 """Ask, correct, learn, promote: what each does, refuses, and leaves behind."""
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparsight.config import Config
+from sparsight.config import Config, ServeConfig
 from sparsight.errors import (
     BudgetError,
     ConflictError,
@@ -21,7 +22,10 @@ from sparsight.errors import (
     QuestionError,
     WeightsError,
 )
-from sparsight.reply import ask_json
+from sparsight.imaging.grid import box_to_tokens
+from sparsight.model import load_reader
+from sparsight.model.nano.reader import NanoReader
+from sparsight.reply import ask_json, learn_json, policy_json
 from sparsight.service import Progress, Service, parse_question
 from sparsight.types import Episode, Feedback, ImageVolume, Mark, Question, Verdict
 
@@ -106,6 +110,12 @@ class TestAsk:
         for found in episode.evidence.regions:
             assert found.box_mm[1][0] <= 22.5  # half a token beyond the region
             assert found.box_mm[1][1] <= 22.5
+
+    def test_nothing_outside_a_small_region_is_kept(self, service: Service, picture: ImageVolume) -> None:
+        region = ((1.0, 1.0, -1.0), (4.0, 4.0, 1.0))
+        asked = service.ask(picture, replace(QUESTION, region=region), budget=0.5)
+        inside = box_to_tokens(asked.grid, region) > 0
+        assert set(asked.episode.selection.keep) == set(np.flatnonzero(inside))
 
     def test_a_region_outside_the_image_is_refused(self, service: Service, picture: ImageVolume) -> None:
         with pytest.raises(GeometryError):
@@ -192,6 +202,34 @@ class TestCorrect:
                 service.correct(feedback(episode, marks=(mark,)))
         assert service.status()["corrections"] == 0
 
+    @pytest.mark.parametrize("verdict", ["accept", "reject"])
+    def test_a_verdict_that_contradicts_its_answer_is_refused(
+        self, service: Service, picture: ImageVolume, verdict: Verdict
+    ) -> None:
+        episode = service.ask(picture, QUESTION).episode
+        said = episode.answer.text
+        answer = said if verdict == "reject" else ("no" if said == "yes" else "yes")
+        with pytest.raises(FeedbackError, match=verdict):
+            service.correct(feedback(episode, verdict=verdict, answer=answer))
+
+    def test_an_answer_longer_than_the_reader_takes_never_enters_the_queue(
+        self, service: Service, picture: ImageVolume
+    ) -> None:
+        episode = service.ask(picture, QUESTION).episode
+        with pytest.raises(QuestionError):
+            service.correct(feedback(episode, answer="mass and nodule " * 60))
+        assert service.status()["corrections"] == 0
+
+    @pytest.mark.parametrize("size", [(48, 60), (96, 110), (200, 120)])
+    def test_a_picture_mask_of_another_size_is_refused(
+        self, service: Service, picture: ImageVolume, size: tuple[int, int]
+    ) -> None:
+        episode = service.ask(picture, QUESTION).episode
+        with pytest.raises(GeometryError):
+            service.correct(feedback(episode, marks=(Mark("missed", mask=np.ones((1, *size), bool)),)))
+        exact = Mark("missed", mask=np.ones((1, 96, 120), bool))
+        assert service.correct(feedback(episode, marks=(exact,))).parts["grounding"] is not None
+
     def test_contradictory_marks_are_refused(self, service: Service, picture: ImageVolume) -> None:
         episode = service.ask(picture, QUESTION).episode
         box = ((5.0, 5.0, -1.0), (30.0, 30.0, 1.0))
@@ -260,11 +298,45 @@ class TestLearn:
         assert np.array_equal(after.selection.scores, before.selection.scores)
         other.close()
 
-    def candidate(self, service: Service) -> str:
+    def candidate(self, service: Service, scale: float = 1.5, *, measured: bool = True) -> str:
         """A policy that passed, as one that waits for its signature."""
         live = service.registry.live()
-        arrays = {name: value * 1.5 for name, value in service.live_selector().policy.to_arrays().items()}
-        return service.registry.add(arrays, parent=live.id, reader=service.reader.id).id
+        arrays = {name: value * scale for name, value in service.live_selector().policy.to_arrays().items()}
+        added = service.registry.add(arrays, parent=live.id, reader=service.reader.id)
+        if measured:
+            service.registry.approve(added.id, reasons=["better"])
+        return added.id
+
+    def test_what_was_never_measured_or_measured_against_another_policy_stays_out(self, service: Service) -> None:
+        with pytest.raises(ConflictError, match="never measured"):
+            service.promote(self.candidate(service, 3.0, measured=False))
+        first, second = self.candidate(service, 1.5), self.candidate(service, 2.0)
+        service.promote(first)
+        with pytest.raises(ConflictError, match="compared with another"):
+            service.promote(second)
+
+    def test_one_study_held_out_still_makes_json(self, service: Service) -> None:
+        self.lessons(service, 4)
+        learned = service.learn()
+        assert learned.held_out == 1
+        json.loads(json.dumps(learn_json(learned), allow_nan=False))
+        json.loads(json.dumps([policy_json(p) for p in service.policies()], allow_nan=False))
+
+    def test_each_reader_keeps_its_own_live_policy(
+        self, service: Service, config: Config, reader_folder: Path, tmp_path: Path
+    ) -> None:
+        promoted = service.promote(self.candidate(service)).id
+        other = tmp_path / "other"
+        shutil.copytree(reader_folder, other)
+        tokenizer = NanoReader.load(other)
+        tokenizer.language.lm.model.norm.weight.data += 0.01
+        tokenizer.save(other)
+        second = Service(config.model_copy(update={"serve": config.serve.model_copy(update={"reader": str(other)})}))
+        assert second.registry.live().parent is None
+        second.close()
+        again = Service(config)
+        assert again.registry.live().id == promoted
+        again.close()
 
     def test_a_signature_is_asked_for_where_configured(self, config: Config) -> None:
         strict = config.model_copy(update={"gate": config.gate.model_copy(update={"sign_off": True})})
@@ -288,6 +360,7 @@ def test_next_case_skips_what_was_corrected(config: Config, tmp_path: Path) -> N
     studies.mkdir()
     for n in range(3):
         Image.fromarray(make_picture(n).voxels[0].astype(np.uint8)).save(studies / f"s{n}.png")
+    (studies / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     service = Service(config, studies)
     first = service.next_case()
     assert first is not None
@@ -297,8 +370,27 @@ def test_next_case_skips_what_was_corrected(config: Config, tmp_path: Path) -> N
     second = service.next_case()
     assert second is not None
     assert second.study != first.study
-    assert service.next_case(exclude=frozenset({"s0", "s1", "s2"})) is None
+    assert service.next_case(exclude=frozenset({"s0", "s1", "s2", "broken"})) is None
     service.close()
+
+
+def test_suggested_questions_use_words_the_shipped_reader_knows() -> None:
+    reader = load_reader("nano")
+    for text in ServeConfig().suggested_questions.values():
+        assert reader.confidence(parse_question(text), 0.99) > reader.spec.calibration.unknown, text
+
+
+def test_necessity_is_measured_against_the_best_of_the_rest(service: Service) -> None:
+    voxels = np.random.default_rng(5).uniform(0, 200, (12, 96, 96)).astype(np.float32)
+    series = ImageVolume(voxels, np.eye(4), "MR", (127.5, 255.0))
+    asked = service.ask(series, QUESTION, budget=0.005)
+    seen: list[Any] = []
+    score = service.reader.score
+    service.reader.score = lambda requests: (seen.extend(requests), score(requests))[1]  # type: ignore[method-assign]
+    service.ask(series, QUESTION, budget=0.005)
+    scores, kept = asked.episode.selection.scores, set(asked.episode.selection.keep)
+    rest = [n for n in np.argsort(-scores, kind="stable") if n not in kept][: service.reader.max_tokens]
+    assert set(seen[-1].keeps[0].tolist()) == set(rest)
 
 
 def test_a_question_object_is_checked_like_a_typed_one(service: Service, picture: ImageVolume) -> None:

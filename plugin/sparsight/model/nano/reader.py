@@ -103,6 +103,11 @@ class NanoReader:
         scores: Tensor = self.head(grid.features).logsumexp(-1)
         return scores
 
+    def check(self, question: Question, answer: str) -> None:
+        """Raise QuestionError where question or answer has too many word pieces."""
+        self._question(question)
+        self._answer(answer)
+
     @torch.no_grad()  # not inference_mode: a policy trains on these
     def embed(self, question: Question) -> Tensor:
         """Mean and last hidden state of the question read without an image: (2 * hidden,)."""
