@@ -19,8 +19,8 @@ import yaml
 from sparsight.compat import allow_monailabel
 from sparsight.config import Config
 from sparsight.errors import BusyError, ConfigError, NotFoundError, WeightsError
+from sparsight.server import state
 from sparsight.server.guard import LOOPBACK
-from sparsight.store import StoreLock
 
 
 def serve(
@@ -42,7 +42,7 @@ def serve(
             f"host {host} without authentication", expected="a loopback address", todo="use 127.0.0.1 and a tunnel"
         )
     _check_port(host, port)
-    with StoreLock(config.home):
+    with state.locked(config.home):  # the application would refuse it too, but later and less clearly
         app = prepare_app(config)
         _set_environment(config, app, studies, port)
         allow_monailabel()

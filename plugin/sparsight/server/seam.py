@@ -65,7 +65,7 @@ def _dropped(path: str) -> bool:
 
 
 def _with_our_lifespan(stock_lifespan: object, config: Config) -> object:
-    """Around MONAI Label's own start and stop: room for waiting questions, weights loaded early, no orphans."""
+    """Around MONAI Label's own start and stop: one server per store, weights loaded early, no orphans."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -73,10 +73,11 @@ def _with_our_lifespan(stock_lifespan: object, config: Config) -> object:
             logging.getLogger(name).setLevel(logging.WARNING)  # at INFO they log the clinician's question
         # waiting questions hold a thread each; the rest of the server must still find one
         anyio.to_thread.current_default_thread_limiter().total_tokens = config.serve.max_waiting + _SPARE_THREADS
-        async with stock_lifespan(app):  # type: ignore[operator]
-            threading.Thread(target=_load, name="sparsight-load", daemon=True).start()
-            yield
-            await anyio.to_thread.run_sync(_stop)
+        with state.locked(config.home):  # the stock command takes it here
+            async with stock_lifespan(app):  # type: ignore[operator]
+                threading.Thread(target=_load, name="sparsight-load", daemon=True).start()
+                yield
+                await anyio.to_thread.run_sync(_stop)
 
     return lifespan
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsight.config import Config
@@ -20,6 +23,7 @@ class _Holder:
         self._lock = threading.Lock()
         self._service: Service | None = None
         self.failure: SparsightError | None = None
+        self.holds_store = False
 
     def get(self) -> Service:
         with self._lock:
@@ -64,6 +68,25 @@ def use(service: Service | None) -> None:
 def is_ready() -> bool:
     """Whether the Service is loaded, so that a question is answered without waiting for weights."""
     return _HOLDER.ready
+
+
+@contextmanager
+def locked(home: Path) -> Iterator[None]:
+    """Hold the store alone while the block runs; within another such block of this process it is held already.
+
+    Raises ConflictError while another process holds it.
+    """
+    if _HOLDER.holds_store:
+        yield
+        return
+    from sparsight.store import StoreLock
+
+    with StoreLock(home):
+        _HOLDER.holds_store = True
+        try:
+            yield
+        finally:
+            _HOLDER.holds_store = False
 
 
 def close() -> None:
