@@ -1,4 +1,7 @@
-"""What is refused before any route sees it: foreign pages, bodies too large, ids that could leave their folder."""
+"""What is refused before any route sees it.
+
+Other machines and names, foreign pages, bodies too large, ids that could leave their folder.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,9 @@ _IDS = {"image", "id", "label", "session_id"}  # query parameters that stock cod
 
 
 class Entrance:
-    """ASGI middleware: 403 for what a page of another origin sends, 413 for a body too large, 422 for unsafe ids.
+    """ASGI middleware that answers for the routes where they must not be reached.
 
+    421 for another machine or name, 403 for what another origin's page sends, 413 for a large body, 422 for unsafe ids.
     allowed: origins beside this server's own. max_bytes: of a body that says its length; Starlette bounds the others.
     """
 
@@ -31,6 +35,8 @@ class Entrance:
         await (refusal or self.app)(scope, receive, send)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
+        if not _for_this_machine(scope, headers):
+            return reply(421, "misdirected", "a request for another host", "a loopback address", "use 127.0.0.1")
         if scope["method"] not in _SAFE and not self._same_origin(headers):
             return reply(403, "forbidden", "a request of another origin's page", "this server's own pages", "allow it")
         length = headers.get("content-length", "0")
@@ -46,6 +52,19 @@ class Entrance:
         """No Origin header means no browser; a form or script of another page always sends one."""
         origin = headers.get("origin")
         return origin is None or origin in self._allowed or urlsplit(origin).netloc == headers.get("host")
+
+
+def _for_this_machine(scope: Scope, headers: Headers) -> bool:
+    """Whether it arrived at a loopback address, whoever started the server, and names one.
+
+    A page whose own name was made to resolve to this machine (DNS rebinding) is of the same origin, but says its name.
+    """
+    arrived_at = scope.get("server")  # (address, port); None of a server that does not know
+    try:
+        named = urlsplit(f"//{headers.get('host', 'localhost')}").hostname  # browsers and HTTP/1.1 always say it
+    except ValueError:
+        return False
+    return named in guard.LOOPBACK and (not arrived_at or arrived_at[0] in guard.LOOPBACK)
 
 
 def _check_ids(scope: Scope) -> None:

@@ -6,7 +6,7 @@ from starlette.responses import PlainTextResponse
 from sparsight.server.entrance import Entrance
 
 
-def status(method="GET", query="", **headers):
+def status(method="GET", query="", server=("127.0.0.1", 8000), **headers):
     """The status a request gets through the entrance; 200 from the application behind it."""
     sent = []
 
@@ -18,6 +18,7 @@ def status(method="GET", query="", **headers):
 
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": method, "path": "/", "query_string": query.encode(), "headers": raw}
+    scope["server"] = server
     entrance = Entrance(PlainTextResponse("in"), allowed=frozenset({"https://viewer.example"}), max_bytes=1000)
     asyncio.run(entrance(scope, receive, send))
     return sent[0]["status"]
@@ -36,6 +37,32 @@ def status(method="GET", query="", **headers):
 def test_only_known_origins_change_things(origin, expected):
     assert status("POST", host="localhost:8000", origin=origin) == expected
     assert status("GET", host="localhost:8000", origin=origin) == 200  # without CORS headers a page cannot read it
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:8000", 200),
+        ("127.0.0.1:9999", 200),
+        ("[::1]:8000", 200),
+        ("evil.example", 421),
+        ("localhost.evil.example:8000", 421),
+        ("localhost@evil.example", 421),
+        ("192.0.2.1:8000", 421),
+        ("[::1", 421),
+        ("", 421),
+    ],
+)
+def test_a_name_that_was_made_to_lead_here_is_refused(host, expected):
+    assert status("POST", host=host, origin=f"http://{host}") == expected
+    assert status("GET", host=host) == expected
+
+
+def test_other_machines_are_refused_however_the_server_was_started():
+    assert status(server=("192.0.2.1", 8000), host="localhost:8000") == 421
+    assert status(server=("::1", 8000), host="localhost:8000") == 200
+    assert status(server=None) == 200
 
 
 def test_no_origin_is_no_browser():
