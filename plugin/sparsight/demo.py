@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from sparsight.config import Config
-from sparsight.errors import BusyError
+from sparsight.errors import BusyError, TrainingError
 from sparsight.server.run import start, wait_until_ready
 from sparsight.sim import PRESETS, Scene, SceneConfig, Simulator
 from sparsight.sim.dicom import write_dicom
@@ -124,12 +124,20 @@ def _loop(url: str, lessons: list[tuple[str, Case]]) -> dict[str, Any]:
 
 
 def _learn(url: str, seconds: float = 600) -> Any:
+    """Learn and wait for it. Raises TrainingError where it did not come to its end, whatever the gate then said."""
     _HTTP.post(f"{url}/sparsight/learn", timeout=60).raise_for_status()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         state = _json(_HTTP.get(f"{url}/sparsight/learn", timeout=60))
-        if state["state"] != "running":
+        if state["state"] == "done":
             return state
+        if state["state"] != "running":
+            error = state["stats"].get("error", {})
+            raise TrainingError(
+                f"learning that {state['state']}: {error.get('given', 'no cause is known')}",
+                expected=error.get("expected", "an end"),
+                todo=error.get("todo", "see server.log"),
+            )
         time.sleep(0.5)
     raise BusyError("learning that did not end", expected=f"an end within {seconds:.0f} s", todo="see server.log")
 
