@@ -56,15 +56,16 @@ def submitted(service: Callable[[], Service], labels: Labels, image_id: str, lab
 
 
 def correction(asked: Asked, label: Path, info: dict[str, Any]) -> Feedback:
-    """The feedback that a label file stands for. The same file on the same answer is the same correction."""
+    """The feedback that a label file stands for. The same file on the same answer by the same client is the same."""
     mask, ijk_to_lps = read_mask(label)
     told = info.get("answer")
     answer = told if isinstance(told, str) and told.strip() else None
-    content = f"{asked.episode.id}:{answer or ''}:".encode() + label.read_bytes()
+    reviewer = pseudonym(info.get("client_id"))
+    content = f"{asked.episode.id}:{reviewer}:{answer or ''}:".encode() + label.read_bytes()
     common: dict[str, Any] = {
         "key": f"label-{hashlib.sha256(content).hexdigest()[:32]}",
         "episode": asked.episode.id,
-        "reviewer": pseudonym(info.get("client_id")),
+        "reviewer": reviewer,
         "created": datetime.now(UTC),
     }
     if mask.any():

@@ -178,6 +178,8 @@ def test_the_same_label_is_the_same_correction(asked, tmp_path):
     first, again = correction(asked, path, {}), correction(asked, path, {})
     other = correction(asked, path, {"answer": "no"})
     assert first.key == again.key != other.key
+    colleague = correction(asked, path, {"client_id": "user-john"})
+    assert colleague.key == correction(asked, path, {"client_id": "user-john"}).key != first.key
     assert other.answer == "no"
 
 
