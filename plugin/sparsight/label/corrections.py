@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsight.errors import GeometryError
+from sparsight.errors import FeedbackError, GeometryError
 from sparsight.imaging.export import read_mask
 from sparsight.imaging.grid import resample_mask
 from sparsight.reply import reward_json
@@ -44,6 +44,8 @@ def submitted(service: Callable[[], Service], labels: Labels, image_id: str, lab
     newest = served.store.episodes(1, study=image_id)
     if named := info.get("episode"):
         newest = [served.episode(str(named))]
+        if newest[0].study != image_id:
+            raise FeedbackError("params.episode is about another image", expected="one about it", todo="leave it out")
     if not newest:
         return {"correction": None, "why": "nothing was asked about this image yet; the label is kept"}
     path = Path(labels.get_label_uri(label_id, tag))

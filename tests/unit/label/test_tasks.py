@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparsight.errors import BudgetError, GeometryError, InputError, QuestionError, TrainingError
+from sparsight.errors import BudgetError, FeedbackError, GeometryError, InputError, QuestionError, TrainingError
 from sparsight.label.answer import AnswerTask, infer
 from sparsight.label.batch import BatchAnswerTask
 from sparsight.label.corrections import correction, on_study, pseudonym, submitted
@@ -206,6 +206,15 @@ def test_only_a_final_label_about_an_answer_is_a_correction(asked, tmp_path):
     silent = FakeService(asked, episodes=False)
     assert "nothing was asked" in submitted(lambda: silent, labels, "head", "head", "final")["why"]
     assert not silent.feedback
+
+
+def test_an_answer_about_another_image_is_not_corrected(asked, tmp_path):
+    path = write(tmp_path / "a.nii.gz", np.ones((12, 10, 4)), np.diag([-1, -1, 1, 1]) @ AFFINE)
+    labels = SimpleNamespace(get_label_info=lambda *_: {"episode": "e7"}, get_label_uri=lambda *_: str(path))
+    service = FakeService(asked)
+    with pytest.raises(FeedbackError):
+        submitted(lambda: service, labels, "chest", "chest", "final")
+    assert not service.feedback
 
 
 def test_pseudonyms_are_stable_and_tell_nothing():
