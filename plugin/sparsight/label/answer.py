@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from sparsight.errors import BudgetError, InputError
@@ -62,15 +62,26 @@ def infer(task: InferTask, request: dict[str, Any], datastore: Datastore) -> dic
     """MONAILabelApp.infer for our task: a study of the datastore goes by its id, without the detour over a file.
 
     The original looks for the id in the working directory first and writes DICOM series out as NIfTI.
+    Raises InputError where evidence is to be saved as a final label.
     """
+    tag = evidence_tag(request)
     image = request.get("image")
     served = isinstance(image, str) and image in datastore.list_images()
     path, reply = task({**request, "study": image} if served else request)
     label: str = path
     if served and request.get("save_label"):
-        tag = str(request.get("label_tag") or "original")
         label = datastore.save_label(image, path, tag, {"model": request["model"], "params": reply})
     return {"label": label, "tag": "original", "file": path, "params": reply}
+
+
+def evidence_tag(request: dict[str, Any]) -> str:
+    """The tag to save evidence under. Raises InputError for `final`: that is a clinician's, and goes to the PACS."""
+    tag = request.get("label_tag") or DefaultLabelTag.ORIGINAL.value
+    if tag == DefaultLabelTag.FINAL.value:
+        raise InputError(
+            "evidence as a final label", expected="another label_tag", todo="submit a label to finalise it"
+        )
+    return str(getattr(tag, "value", tag))
 
 
 def _subject(request: dict[str, Any], service: Service) -> tuple[str | ImageVolume, str]:

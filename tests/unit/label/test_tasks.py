@@ -155,6 +155,16 @@ def test_a_served_study_goes_by_its_id_even_if_a_file_of_that_name_lies_about(ta
     assert saved[0][2] == "draft"
 
 
+def test_evidence_is_never_a_final_label(task, service):
+    datastore = SimpleNamespace(list_images=lambda: ["head"], refresh=lambda: None)
+    request = {"model": "sparsight", "image": "head", "save_label": True, "label_tag": "final"}
+    with pytest.raises(InputError, match="final"):
+        infer(task, request, datastore)
+    with pytest.raises(InputError, match="final"):
+        BatchAnswerTask()(request, datastore, lambda *_: None)
+    assert service.calls == []
+
+
 # --- submitted labels ---
 
 
@@ -286,11 +296,11 @@ def test_a_batch_runs_without_cuda_and_survives_a_bad_image():
         devices.append(request["device"])
         if request["image"] == "bad":
             raise GeometryError("a gap", expected="none", todo="export again")
-        return {"file": None, "params": {"answer": "yes"}}
+        return {"file": None, "params": {"episode": "e1", "question": "Jane Doe?", "answer": "yes"}}
 
     datastore = SimpleNamespace(refresh=lambda: None, list_images=lambda: ["bad", "good"])
     for workers in (1, 2):
         results = BatchAnswerTask()({"max_workers": workers, "multi_gpu": True, "device": "cuda"}, datastore, one)
-        assert results["good"]["params"] == {"answer": "yes"}
+        assert results["good"] == {"file": None, "params": {"state": "answered", "episode": "e1"}}  # it is logged
         assert results["bad"]["params"]["error"]["code"] == "bad_geometry"
     assert len(devices) == 4
