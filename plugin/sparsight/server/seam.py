@@ -34,6 +34,10 @@ _DROPPED = {
     "/reload": "builds the app anew for whoever asks, without a token",
 }
 _PROXY = "/proxy/dicom"  # fails on a folder, blocks the event loop and loses query strings on a PACS
+_TALKATIVE = (  # at INFO they log the clinician's question: requests, and what a background job prints
+    "monailabel.endpoints", "monailabel.interfaces", "monailabel.utils.async_tasks",
+    "task_train", "task_scoring", "task_batch_infer",
+)  # fmt: skip
 _SPARE_THREADS = 32  # for everything that is not a question
 
 
@@ -69,8 +73,8 @@ def _with_our_lifespan(stock_lifespan: object, config: Config) -> object:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        for name in ("monailabel.endpoints", "monailabel.interfaces", "monailabel.utils.async_tasks"):
-            logging.getLogger(name).setLevel(logging.WARNING)  # at INFO they log the clinician's question
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
         # waiting questions hold a thread each; the rest of the server must still find one
         anyio.to_thread.current_default_thread_limiter().total_tokens = config.serve.max_waiting + _SPARE_THREADS
         with state.locked(config.home):  # the stock command takes it here
