@@ -37,10 +37,19 @@ def _making(figures: dict[str, Any], spec: NanoSpec) -> list[str]:
 _HEAD = """# {reader}
 
 The embedded reader of sparsight: a local-token encoder, a language model of three layers, and a token policy; trained
-from answers alone (seed {seed}). Research use only; not a medical device.
+from answers and simulated rationales (seed {seed}). Research use only; not a medical device.
 
-- **Supervision.** Questions with answers. No mask or box reached encoder, language stream or policy. Simulated
-  masks score the evidence below and feed the oracle row; nothing else.
+- **Supervision.** Questions with answers. No mask or box reached encoder, language stream or policy as a target or
+  reward; but:
+  - the language stream also learned to write the simulator's rationales, gold text made from its ground truth, which
+    often names the finding's quadrant ("I see a ring in the upper left."), and the policy's reward is the probability
+    that this reader gives the right answer;
+  - simulated answers follow from where findings were drawn, and some name the place;
+  - where a data folder was given, the answers of its MS FLAIR and BCCD questions say what those sets' masks and boxes
+    hold (is one there, how many, on which side), and the lesion mask of one FLAIR patient served to fill the lesions
+    of that patient's volume before it became a training background.
+
+  Otherwise masks and boxes score the evidence below and feed the oracle row, nothing else.
 - **Spatial priors, all of them.** "Upper left", "left half" or "middle third" in a question name that part of the
   image or of the slices (encoder stage); tokens carry their place as sines and cosines; scores of the policy are
   averaged over 3 x 3 tokens. Left and right are of the image as displayed, except where a data set's own answers
@@ -53,10 +62,15 @@ from answers alone (seed {seed}). Research use only; not a medical device.
   reasoning where the data it learned a question from had none.
 """
 
+_MAJORITY = """Majority: the most frequent answer to each question (in VQA-RAD to each kind of question), counted on
+the very rows it is scored on, so an upper bound of what majority voting would reach. No image: the reader without any
+token."""
+
 
 def _table(name: str, figures: dict[str, Any]) -> list[str]:
     budgets = [b for b in dict.fromkeys(row["budget"] for row in figures["rows"]) if b < 1]
-    lines = [f"### {name}: {figures['n']} questions, accuracy [95 % bootstrap interval], evidence recall", ""]
+    title = f"### {name}: {figures['n']} questions, accuracy [95 % interval, bootstrap over images], evidence recall"
+    lines = [title, ""]
     lines += ["| |" + "".join(f" {b:.1%} |" for b in budgets), "|---|" + "---|" * len(budgets)]
     for selector in dict.fromkeys(row["selector"] for row in figures["rows"]):
         own = {row["budget"]: row for row in figures["rows"] if row["selector"] == selector}
@@ -86,4 +100,4 @@ def _real(figures: dict[str, Any]) -> list[str]:
     lines.append("|---|---|" + "---|" * len(names))
     for source, row in figures.items():
         lines.append(f"| {source} | {row['n']} |" + "".join(f" {row[n]:.3f} |" for n in names))
-    return [*lines, ""]
+    return [*lines, "", _MAJORITY, ""]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.protocols import ScoreRequest
 from sparsight.recipe.pool import Item, Pool
+from sparsight.rl.statistics import bootstrap_mean
 from sparsight.types import TokenGrid
 
 Choose = Callable[[TokenGrid, Item, int], NDArray[np.int64]]  # tokens kept, (K,)
@@ -20,10 +21,9 @@ _QUESTIONS = 32  # per forward
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Per question (Q,): right or not, probability of the choice made, of the right one, evidence recall, pointing.
+    """Per question (Q,): right or not, probability of the choice made, of the right one, evidence recall.
 
-    recall: share of the finding among kept tokens; pointing: whether the token of the highest score is on it; NaN where
-    nothing is there to be seen.
+    recall: share of the finding in kept tokens; NaN where nothing is there to be seen.
     """
 
     right: NDArray[np.bool_]
@@ -61,10 +61,14 @@ def measure(reader: NanoReader, pool: Pool, items: Sequence[Item], choose: Choos
     return Measured(np.array(right), np.array(p_chosen), np.array(p_right), np.array(recall))
 
 
-def interval(values: NDArray[np.float64], *, seed: int = 0, draws: int = 1000) -> tuple[float, float]:
-    """95 % bootstrap interval of a mean over questions, NaN left out."""
-    values = values[~np.isnan(values)]
-    rng = np.random.default_rng(seed)
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(draws)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+def interval(
+    values: NDArray[np.float64], images: NDArray[np.int64] | None = None, *, seed: int = 0, draws: int = 1000
+) -> tuple[float, float]:
+    """95 % bootstrap interval of a mean over questions (Q,), NaN left out.
+
+    images: (Q,) number of each question's image. Images are resampled, with all their questions: questions about one
+    image are right or wrong together. Without it every question is taken to be independent.
+    """
+    known = ~np.isnan(values)
+    found = bootstrap_mean(values[known], groups=None if images is None else images[known], resamples=draws, seed=seed)
+    return found.low, found.high

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.policy import PolicySelector, TokenPolicy
@@ -64,14 +65,17 @@ def _table(
     rows: list[dict[str, Any]] = []
     paired: list[dict[str, Any]] = []
     whole = measure(reader, pool, pool.items, chosen["all"], 1.0)
-    rows.append(_row("all", 1.0, whole))
+    images = np.array([item.image for item in pool.items], np.int64)
+    rows.append(_row("all", 1.0, whole, images))
     for done, budget in enumerate(budgets, start=1):
         results = {n: measure(reader, pool, pool.items, c, budget) for n, c in chosen.items() if n != "all"}
-        rows += [_row(name, budget, result) for name, result in results.items()]
+        rows += [_row(name, budget, result, images) for name, result in results.items()]
         for rival, result in {**results, "all": whole}.items():
             if rival not in ("ours", "oracle"):
                 gain = results["ours"].right.astype(float) - result.right.astype(float)
-                paired.append({"rival": rival, "budget": budget, "gain": float(gain.mean()), "ci": interval(gain)})
+                paired.append(
+                    {"rival": rival, "budget": budget, "gain": float(gain.mean()), "ci": interval(gain, images)}
+                )
         tell(done, len(budgets))
     ours = results["ours"].right
     labels = np.array([item.label for item in pool.items])
@@ -81,13 +85,13 @@ def _table(
     return {"n": len(pool.items), "rows": rows, "paired": paired, "ours by question": by_label}
 
 
-def _row(name: str, budget: float, m: Measured) -> dict[str, Any]:
+def _row(name: str, budget: float, m: Measured, images: NDArray[np.int64]) -> dict[str, Any]:
     seen = m.recall[~np.isnan(m.recall)]
     return {
         "selector": name,
         "budget": budget,
         "accuracy": float(m.right.mean()),
-        "ci": interval(m.right.astype(float)),
+        "ci": interval(m.right.astype(float), images),
         "p_right": float(m.p_right.mean()),
         "recall": float(seen.mean()) if len(seen) else None,
     }
@@ -97,6 +101,7 @@ def _real(reader: NanoReader, policy: TokenPolicy, pool: Pool, tell: Tell) -> di
     """Accuracy per set at 10 % and with all tokens, beside the majority answer and the reader without an image.
 
     Only questions with choices; open answers are scored by what the reader writes elsewhere (`sparsight evaluate`).
+    The majority answer is counted on the rows it is scored on: an upper bound of what majority voting would reach.
     """
     chosen = streams(reader, policy)
     blank: Choose = lambda grid, item, k: np.zeros(0, np.int64)  # noqa: E731
