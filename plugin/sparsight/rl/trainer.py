@@ -66,7 +66,7 @@ class Step:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a run did. history: every step, also those before a resume where they were saved."""
+    """What a run did. history: the steps of this call; those before a resume are not in it, nor in gain and seconds."""
 
     history: tuple[Step, ...]
     seconds: float
@@ -91,10 +91,12 @@ def train_policy(
     on_step: Callable[[Step], None] | None = None,
     checkpoint: Path | None = None,
 ) -> TrainReport:
-    """Train `policy` in place. Every draw depends on (seed, step) only, so a resumed run ends at the same bits.
+    """Train `policy` in place. Random states depend on (seed, step) only.
 
     anchor: the live policy, for the KL term. checkpoint: written every 10 steps and resumed from when it belongs to the
     same run; removed at the end. Ends early when every subset already earns the same, higher reward.
+    A resumed run ends at the same bits as one in one piece, except where a study has more than 12 slices (which of them
+    look promising is ranked anew, by the resumed policy) or where the run ends early (that count starts anew).
     Raises DataError for examples without anything to learn; TrainingError for NaN, for rewards that never differ, or
     for a policy that no longer explores: `policy` then holds its last good weights.
     """
