@@ -153,13 +153,13 @@ class Region:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the answer rests on. necessity: log p(answer | kept) - log p(answer | the rest), clipped (method.md)."""
+    """What the answer rests on. necessity: log p(answer | kept) - log p(answer | the rest), nats (docs/method.md)."""
 
     regions: tuple[Region, ...]
     kept: int
     total: int
     necessity: float | None
-    grounded: bool | None  # does the answer change, or lose its support, without its evidence; None: not tested
+    grounded: bool | None  # necessity is at least serve.necessity_nats; the answer is not read again; None: not tested
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class Episode:
 
     id: str
     created: datetime  # UTC
-    study: str  # the id it was asked under: never a path with a name in it
+    study: str  # the id it was asked under; for a file of a served folder its name, which may hold a patient's
     series_uid: str
     volume_sha256: str
     question: Question
