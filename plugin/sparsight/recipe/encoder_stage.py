@@ -1,8 +1,8 @@
 """Stage 1: the encoder learns what findings look like from answers alone, by multiple-instance learning.
 
 Every token has one logit per finding. A log-sum-exp over the part of the image that the question names says how likely
-the finding is there; cross-entropy with the answer does the rest (Study B: 600 steps; image-level pooling or training
-end to end from scratch stayed at the prior).
+the finding is there; cross-entropy with the answer does the rest (in an earlier small study of ours image-level
+pooling, or training end to end from scratch, stayed at the prior).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Stage 2: the language stream learns to answer from few tokens, on features of the frozen encoder.
 
-What it took in Study B: pruned input from the first step (a reader used to all tokens caps everything later), subsets
-that hold the evidence more often than not before random ones, all questions of an image behind one visual prefix, and
-part of the answers without reasoning, so that p(answer) is one prefill.
+What it took in an earlier small study of ours: pruned input from the first step (a reader used to all tokens caps
+everything later), subsets that hold the evidence more often than not before random ones, all questions of an image
+behind one visual prefix, and part of the answers without reasoning, so that p(answer) is one prefill.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def train_selector(
     checkpoint: Path,
     on_step: Callable[[Step], None],
 ) -> TokenPolicy:
-    """A policy for this reader: Study B's settings, budgets from 2 % to 20 %."""
+    """A policy for this reader: settings of an earlier small study of ours, budgets from 2 % to 20 %."""
     torch.manual_seed(seed)
     policy = TokenPolicy(reader.encoder.channels, 2 * reader.spec.hidden)
     warm_start(policy, reader, examples, seed, min(_WARM_STEPS, 10 * steps))

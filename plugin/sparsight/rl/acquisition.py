@@ -1,4 +1,4 @@
-"""How much one more correction on a study would teach (method.md, "Active learning")."""
+"""How much one more correction on a study would teach (docs/method.md, "Next case")."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ _MIN_STRATUM = 20  # below this a stratum's interval says nothing
 
 
 def decide(*, sentinel: Paired, held_out: Paired, config: GateConfig) -> Decision:
-    """Candidate against live on two sets that it was not trained on (method.md, "Gate before promotion").
+    """Candidate against live on two sets that it was not trained on (docs/method.md, "The gate").
 
     sentinel: 0/1 correct on the frozen set. Overall, the lower bound of the gain must not be below -margin; a stratum
     of at least 20 questions, whose interval is wide, must not be shown to be worse (mean below -margin and high < 0).
