@@ -69,7 +69,9 @@ def load_policy(weights: str | Path | Mapping[str, NDArray[np.float32]]) -> Toke
 
 def _folder(name: str | Path) -> Path:
     if str(name) == "nano":
-        return Path(__file__).parent / "nano" / "weights"
+        from sparsight.model.nano.weights import SHIPPED
+
+        return SHIPPED
     folder = Path(name)
     if not folder.is_dir():
         raise ConfigError("an unknown reader", expected="nano, or a folder of weights", todo="set reader in serve.yaml")
