@@ -22,7 +22,7 @@ from sparsight.label.answer import AnswerTask, infer  # noqa: E402
 from sparsight.label.batch import BatchAnswerTask  # noqa: E402
 from sparsight.label.corrections import submitted  # noqa: E402
 from sparsight.label.datastore import StudiesDatastore  # noqa: E402
-from sparsight.label.learn import LearnTask  # noqa: E402
+from sparsight.label.learn import LearnTask, give_way  # noqa: E402
 from sparsight.label.scoring import Grounding  # noqa: E402
 from sparsight.label.strategy import TeachMost  # noqa: E402
 from sparsight.server.state import service  # noqa: E402
@@ -56,6 +56,12 @@ class Radiology(MONAILabelApp):  # type: ignore[misc]
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         return infer(self._infers[request["model"]], request, datastore or self.datastore())
+
+    def train(self, request: dict[str, Any]) -> dict[str, Any]:
+        if not self._server_mode:  # else it was asked for synchronously, in the server's own process
+            give_way()
+        result: dict[str, Any] = super().train(request)
+        return result
 
     def on_save_label(self, image_id: str, label_id: str, tag: str = "final") -> dict[str, Any]:
         return submitted(service, self.datastore(), image_id, label_id, tag)

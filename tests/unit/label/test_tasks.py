@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from sparsight.errors import BudgetError, FeedbackError, GeometryError, InputErr
 from sparsight.label.answer import AnswerTask, infer
 from sparsight.label.batch import BatchAnswerTask
 from sparsight.label.corrections import correction, on_study, pseudonym, submitted
-from sparsight.label.learn import LearnTask
+from sparsight.label.learn import LearnTask, give_way
 from sparsight.label.scoring import agreement
 from sparsight.label.strategy import TeachMost
 from sparsight.service import Learned, NextCase, Progress
@@ -268,8 +269,25 @@ def test_learning_that_stops_says_why(tmp_path):
         task({}, None)
     assert task.stats()["stage"] == "failed"
     assert task.stats()["error"]["code"] == "training_stopped"
+    task = LearnTask(lambda: {}["Jane Doe"], description="d", stats_file=tmp_path / "s.json")
+    with pytest.raises(KeyError):
+        task({}, None)
+    assert task.stats()["stage"] == "failed"
+    assert "KeyError" in task.stats()["error"]["given"]
+    assert "Jane" not in json.dumps(task.stats())
     (tmp_path / "s.json").write_text("{")
     assert task.stats() == {}
+
+
+def test_learning_gives_way_where_the_system_knows_priorities(monkeypatch):
+    lowered = []
+    monkeypatch.setattr(os, "nice", lowered.append, raising=False)
+    give_way()
+    assert lowered
+    assert lowered[0] > 0
+    monkeypatch.delattr(os, "nice")
+    give_way()
+    assert len(lowered) == 1
 
 
 def test_the_strategy_leaves_out_what_is_labelled_or_named(service):
