@@ -92,6 +92,8 @@ def _load() -> None:
         state.service()
     except SparsightError as error:
         logger.error("the service did not load: %s", error)
+    except Exception:
+        logger.exception("the service did not load")
 
 
 def _stop() -> None:

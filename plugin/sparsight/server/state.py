@@ -35,6 +35,11 @@ class _Holder:
                 except SparsightError as error:
                     self.failure = error
                     raise
+                except Exception as error:  # its text may hold anything; the log has it
+                    self.failure = SparsightError(
+                        f"a {type(error).__name__} while loading", expected="a service that loads", todo="read the log"
+                    )
+                    raise
                 self.failure = None
             return self._service
 

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from sparsight.errors import ConflictError
+from sparsight.errors import ConflictError, WeightsError
 from sparsight.server import state
 from sparsight.store import StoreLock
 
@@ -32,3 +32,18 @@ def test_a_store_that_is_held_elsewhere_is_refused_and_may_be_tried_again(tmp_pa
         pass
     with state.locked(tmp_path):
         assert not free(tmp_path)
+
+
+def test_whatever_keeps_the_service_from_loading_is_said(monkeypatch):
+    class Failing:
+        def __init__(self, *_):
+            raise error
+
+    monkeypatch.setattr(state, "_HOLDER", state._Holder())
+    monkeypatch.setattr("sparsight.service.Service", Failing)
+    for error, said in ((RuntimeError("Jane Doe"), "a RuntimeError"), (WeightsError("a", expected="b", todo="c"), "a")):
+        with pytest.raises(type(error)):
+            state.service()
+        assert state.failure().given.startswith(said)
+        assert "Jane" not in str(state.failure())
+        assert not state.is_ready()
