@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from http.client import responses
 from json import JSONDecodeError
 from typing import Any
 
@@ -41,10 +42,14 @@ async def _validation(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _http(_: Request, error: Exception) -> JSONResponse:
-    """Stock code says 500 for what is the client's mistake; by now those are checked, so what is left is ours."""
+    """Stock code says 500 for what is the client's mistake; by now those are checked, so what is left is ours.
+
+    Its details repeat what was sent: the status says it in general words.
+    """
     assert isinstance(error, HTTPException)
     code = _CODES.get(error.status_code, "error" if error.status_code < 500 else "internal")
-    response = reply(error.status_code, code, str(error.detail), "a request as in /openapi.json", "see docs/api.md")
+    given = responses.get(error.status_code, "refused").lower()
+    response = reply(error.status_code, code, given, "a request as in /openapi.json", "see docs/api.md")
     response.headers.update(error.headers or {})
     return response
 

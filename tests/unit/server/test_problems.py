@@ -14,7 +14,7 @@ RAISED = {
     "busy": BusyError("32 questions are waiting", expected="fewer", todo="wait"),
     "stock": MONAILabelException(MONAILabelError.INVALID_INPUT, "no model 'Jane Doe'"),
     "image": ImageNotFoundException("Image Jane Doe not found"),
-    "http": HTTPException(404, "Label NOT Found"),
+    "http": HTTPException(404, "Session (Jane Doe) Not Found"),
     "json": json.JSONDecodeError("Expecting value", "Jane Doe", 0),
     "defect": RuntimeError("Jane Doe"),
 }
