@@ -133,6 +133,13 @@ def test_the_whole_loop(browser, server, client, tmp_path):
     browser.run("document.activeElement.blur()")
     browser.key("c")
     browser.wait("/Recorded. Reward [+-]/.test(document.getElementById('reward').textContent)")
+    browser.run(
+        "for (const n of [1, 2]) document.querySelector('[data-verdict=accept]').click();"
+        "document.dispatchEvent(new KeyboardEvent('keydown', {key: 'r', repeat: true}))"
+    )
+    browser.wait("!document.getElementById('amend').disabled")
+    browser.run("document.querySelector('[data-verdict=accept]').click()")
+    browser.wait("!document.getElementById('amend').disabled")
     picture = base64.b64decode(browser.call("Page.captureScreenshot")["data"])
     (tmp_path / "page.png").write_bytes(picture)
     assert len(picture) > 50_000
@@ -142,7 +149,10 @@ def test_the_whole_loop(browser, server, client, tmp_path):
         for e in browser.events
         if e.get("method") == "Network.requestWillBeSent" and e["params"]["request"].get("hasPostData")
     ]
-    [box] = [mark["box_mm"] for body in posted for mark in body.get("marks", [])]
+    reviews = [body for body in posted if "verdict" in body]
+    assert [body["verdict"] for body in reviews] == ["amend", "accept", "accept"]
+    assert reviews[1]["key"] == reviews[2]["key"] != reviews[0]["key"]
+    [box] = [mark["box_mm"] for body in posted for mark in body.get("marks", []) if body["verdict"] == "amend"]
     (low, high) = box  # head.nii.gz: 64 x 56 x 12 voxels of 2 x 2 x 3 mm
     assert [round(h - lo, 1) for lo, h in zip(low, high, strict=True)] == pytest.approx([25.6, 22.4, 3], abs=2)
     geometry = client.get(f"/sparsight/episodes/{posted[-1]['episode']}/geometry").json()

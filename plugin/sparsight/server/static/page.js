@@ -2,7 +2,7 @@
 const $ = (id) => document.getElementById(id);
 const COLOURS = { evidence: "#7df9ff", relevant: "#5fd38d", missed: "#ffb020", irrelevant: "#ff7a70" };
 
-const state = { answer: null, geometry: null, slice: 0, evidence: true, marks: [], kind: null, drag: null, picture: null };
+const state = { answer: null, geometry: null, slice: 0, evidence: true, marks: [], kind: null, drag: null, picture: null, sent: null };
 
 // --- talking to the server ---
 
@@ -49,7 +49,7 @@ const short = (id) => (id.length > 24 ? `…${id.slice(-14)}` : id);  // DICOM U
 async function ask(event) {
   event?.preventDefault();
   const request = { study: $("study").value, question: $("question").value, budget: Number($("budget").value) / 100 };
-  if (!request.study || !request.question.trim()) return;
+  if ($("ask").disabled || !request.study || !request.question.trim()) return;
   $("ask").disabled = true;
   const start = performance.now();
   const clock = setInterval(() => say(`looking at the study, ${((performance.now() - start) / 1000).toFixed(0)} s`), 500);
@@ -64,7 +64,7 @@ async function ask(event) {
 }
 
 async function show(answer) {
-  Object.assign(state, { answer, geometry: null, marks: [], kind: null, drag: null });
+  Object.assign(state, { answer, geometry: null, marks: [], kind: null, drag: null, sent: null });
   state.geometry = await attempt(() => call(`episodes/${answer.episode}/geometry`));
   describe(answer);
   $("feedback").hidden = false;
@@ -226,20 +226,31 @@ function marksChanged() {
 }
 
 async function correct(verdict) {
+  if ($("amend").disabled) return;  // one is being sent
   const answer = $("right").value.trim();
   if (verdict === "amend" && !answer && !state.marks.length) {
     say("write the right answer or mark a region first", true);
     return;
   }
-  const request = { episode: state.answer.episode, verdict, marks: state.marks.map(toMillimetres), reviewer: "page", key: crypto.randomUUID?.() };
+  const request = { episode: state.answer.episode, verdict, marks: state.marks.map(toMillimetres), reviewer: "page" };
   if (answer && verdict !== "accept") request.answer = answer;
-  const reply = await attempt(() => call("feedback", request));
+  const content = JSON.stringify(request);
+  if (state.sent?.content !== content) state.sent = { content, key: crypto.randomUUID() };  // the same sent again is one
+  const reply = await sending(() => call("feedback", { ...request, key: state.sent.key }));
   if (!reply) return;
   const total = reply.reward.total;
   const parts = Object.entries(reply.reward.parts).filter(([, value]) => value !== null).map(([name, value]) => `${name} ${value.toFixed(2)}`);
   $("reward").textContent = `Recorded. Reward ${total >= 0 ? "+" : ""}${total.toFixed(2)}${parts.length ? ` (${parts.join(", ")})` : ""}`;
   $("reward").className = total >= 0 ? "good" : "bad";
   say("correction recorded");
+}
+
+async function sending(work) {
+  const buttons = document.querySelectorAll("#feedback button");
+  for (const button of buttons) button.disabled = true;
+  const reply = await attempt(work);
+  for (const button of buttons) button.disabled = false;
+  return reply;
 }
 
 // --- learning ---
@@ -308,6 +319,7 @@ const KEYS = {
 };
 
 function onKey(event) {
+  if (event.repeat && !event.key.startsWith("Arrow")) return;  // a key held down is one press, save for turning slices
   if (event.ctrlKey && event.key === "Enter") return ask(event);
   const writing = ["INPUT", "TEXTAREA", "SELECT"].includes(event.target.tagName);
   if (writing || event.altKey || event.metaKey) return;
