@@ -30,3 +30,23 @@ def real_data() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return folder
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave without tearing the interpreter down where itk was loaded.
+
+    After many lazily loaded itk modules, finalisation of the test process (not of the program, which loads a few) ends
+    in a segmentation fault inside SWIG's module clean-up, https://github.com/swig/swig/issues/2881, and would turn a
+    passed run into a failed one. Everything was reported by then.
+    """
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if "itk" in sys.modules and reporter is not None and hasattr(config, "exit_status"):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(config.exit_status))
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Keep the exit status for pytest_unconfigure."""
+    session.config.exit_status = int(exitstatus)  # type: ignore[attr-defined]

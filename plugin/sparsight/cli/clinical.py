@@ -199,7 +199,7 @@ def _print_answer(reply: dict[str, Any]) -> None:
     console.print(f"  rests on {budget['kept']} of {budget['total']} visual tokens ({budget['fraction']:.1%})")
     for region in reply["evidence"][:5]:
         (x0, y0, z0), (x1, y1, z1) = region["box_mm"]
-        box = f"x {x0:.0f}..{x1:.0f}, y {y0:.0f}..{y1:.0f}, z {z0:.0f}..{z1:.0f} mm (LPS)"
+        box = f"x {round(x0)}..{round(x1)}, y {round(y0)}..{round(y1)}, z {round(z0)}..{round(z1)} mm (LPS)"
         console.print(f"  {region['weight']:>5.0%}  {box}, slice {region['slice']}")
     for name in ("overlay", "labelmap"):
         if name in reply:
