@@ -1,4 +1,4 @@
-"""Train the nano reader and its policy from scratch: answers only, no mask or box reaches anything that learns.
+"""Train the nano reader and its policy from scratch on questions and answers; no mask or box is a target or a reward.
 
 1 encoder (answers by place), 2 language stream (frozen features, pruned input), 3 policy (RL), 4 calibration and card.
 Each stage leaves its checkpoint in `out`, so a second call goes on where the first one stopped.
