@@ -33,7 +33,6 @@ _DROPPED = {
     "/docs/oauth2-redirect": "of the same",
     "/reload": "builds the app anew for whoever asks, without a token",
 }
-_PROXY = "/proxy/dicom"  # fails on a folder, blocks the event loop and loses query strings on a PACS
 _TALKATIVE = (  # at INFO they log the clinician's question: requests, and what a background job prints
     "monailabel.endpoints", "monailabel.interfaces", "monailabel.utils.async_tasks",
     "task_train", "task_scoring", "task_batch_infer",
@@ -55,17 +54,13 @@ def stock_app() -> ASGIApp:
         app.user_middleware[:] = [m for m in app.user_middleware if m.cls is not CORSMiddleware]
     allowed = frozenset(str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS)
     app.max_body_size = config.serve.max_upload_bytes + _FORM_OVERHEAD
-    app.router.routes[:] = [route for route in app.router.routes if not _dropped(getattr(route, "path", ""))]
+    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") not in _DROPPED]
     app.router.lifespan_context = _with_our_lifespan(app.router.lifespan_context, config)
     problems.install(app)
     app.include_router(router)
     add_page(app)
     app.add_api_route("/", lambda: RedirectResponse("/sparsight/"), include_in_schema=False)
     return Entrance(app, allowed=allowed, max_bytes=app.max_body_size)
-
-
-def _dropped(path: str) -> bool:
-    return path in _DROPPED or path.startswith(_PROXY)
 
 
 def _with_our_lifespan(stock_lifespan: object, config: Config) -> object:

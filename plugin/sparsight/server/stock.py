@@ -32,6 +32,7 @@ from monailabel.endpoints import (
     logs,
     model,
     ohif,
+    proxy,
     scoring,
     session,
     train,
@@ -60,6 +61,7 @@ def apply() -> None:
     model.update_model = _refuse_model_upload
     session.create_session = _checked_session(session.create_session)
     ohif.get_ohif = ohif_file
+    proxy.router.routes.clear()  # it fails on a folder, blocks the event loop and loses query strings on a PACS
     if shutil.which("nvidia-smi") is None:  # stock then answers 500
         logs.router.routes[:] = [route for route in logs.router.routes if getattr(route, "name", "") != "gpu_info"]
     for module in (
