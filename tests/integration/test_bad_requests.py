@@ -136,6 +136,7 @@ def test_other_origins_may_read_nothing_and_change_nothing(client):
     foreign = {"Origin": "https://evil.example"}
     assert "access-control-allow-origin" not in client.get("/info/", headers=foreign).headers
     refused(client.post("/sparsight/policies/rollback", headers=foreign), 403)
+    refused(client.get("/sparsight/episodes", headers={"Host": "evil.example"}), 421)  # a name made to lead here
     refused(client.post("/infer/sparsight", params={"image": "head"}, headers=foreign), 403)
     own = {"Origin": str(client.base_url).rstrip("/")}
     assert client.post("/sparsight/next_case", headers=own).status_code == 200

@@ -12,8 +12,9 @@ import psutil
 import pytest
 
 from sparsight.config import Config
-from sparsight.errors import WeightsError
+from sparsight.errors import ConflictError, WeightsError
 from sparsight.server.run import environment, free_port, prepare_app, start, wait_until_ready
+from sparsight.store import StoreLock
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -47,6 +48,8 @@ def test_stock_command_with_our_seam_and_ctrl_c(config, studies_folder, tmp_path
         reply = httpx.post(f"{url}/infer/sparsight", params={"image": "chest", "output": "json"}, timeout=60)
         assert reply.status_code == 200, reply.text
         assert reply.json()["reader"].startswith("nano-")
+        with pytest.raises(ConflictError):
+            StoreLock(config.home).acquire()
         child = learning_process(server, url)
         server.send_signal(signal.SIGINT)
         assert server.wait(30) == 0, (tmp_path / "log").read_text()[-2000:]
