@@ -22,7 +22,7 @@ from sparsight.types import Case, Episode, Feedback, Mark
 
 pytestmark = [pytest.mark.learning, pytest.mark.slow]
 
-CORRECTIONS = 30
+CORRECTIONS = 60
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def blank_reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def service(tmp_path: Path, blank_reader: Path) -> Iterator[Service]:
-    service = Service(Config.load(home=tmp_path, serve={"reader": str(blank_reader)}, learn={"kl": 0.01}))
+    service = Service(Config.load(home=tmp_path, serve={"reader": str(blank_reader)}))
     yield service
     service.close()
 
@@ -88,7 +88,7 @@ def test_corrections_change_the_policy_and_rollback_restores_it(service: Service
         service.correct(correct(case, episode))  # type: ignore[operator]
     learned = service.learn()
     assert learned.promoted, learned.reasons
-    assert learned.held_out == 9
+    assert learned.held_out == 18
     after = service.ask(cases[0].volume, cases[0].question).episode
     assert after.policy == learned.candidate.id  # type: ignore[union-attr]
     assert not np.array_equal(after.selection.keep, before[0].selection.keep)
