@@ -53,7 +53,7 @@ def reader_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     reader = NanoReader(*build(spec, tokenizer.get_vocab_size()), tokenizer, spec, "0" * 64)
     reader.save(folder)
     question_size = len(reader.embed(parse_question(QUESTIONS[0])))
-    save_file(TokenPolicy(32, question_size).to_arrays(), folder / "policy.safetensors")
+    save_file(TokenPolicy(spec.channels + spec.logits, question_size).to_arrays(), folder / "policy.safetensors")
     return folder
 
 

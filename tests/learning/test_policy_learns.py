@@ -86,7 +86,7 @@ def test_the_shipped_policy_is_clearly_above_random(share: float) -> None:
 def test_a_policy_learns_from_answers_alone_from_scratch(seed: int) -> None:
     torch.manual_seed(seed)
     width = reader().embed(questions("train", 40, seed)[0].question).numel()
-    policy = TokenPolicy(reader().encoder.channels, width)
+    policy = TokenPolicy(reader().encoder.width, width)
     report = train_policy(policy, reader(), questions("train", 40, seed), config=CONFIG, seed=seed)
     unseen = questions("test", 40, seed)
     gain = p_right(PolicySelector(policy, reader()), unseen, 0.1) - p_right(RandomSelector(), unseen, 0.1)

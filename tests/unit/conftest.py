@@ -25,7 +25,7 @@ def reader_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     reader = NanoReader(*build(spec, tokenizer.get_vocab_size()), tokenizer, spec, "0" * 64)
     reader.save(folder)
     wide = reader.embed(Question("is there a nodule?")).shape[0]
-    policy = TokenPolicy(32, wide)
+    policy = TokenPolicy(reader.encoder.width, wide)
     torch.nn.init.normal_(policy.out.weight)
     save_file(policy.to_arrays(), folder / "policy.safetensors")
     return folder

@@ -20,10 +20,11 @@ from sparsight.recipe.supervision import REGIONS, Weak, read_answer, region_mask
 
 _SHARPNESS = 4.0  # token logits are multiplied by it: near a maximum, still with gradient for all
 _OUT = -1e4
+ATTRIBUTES = 3  # edge, brightness, size
 
 
 class WeakHeads(nn.Module):
-    """Logits of a token: one per finding (kept in the reader as its saliency), and edge, brightness, size.
+    """Logits of a token: one per finding, and edge, brightness, size; they end up as channels of the encoder.
 
     The first `kinds` findings are the answers that "what is it" can have.
     """
@@ -32,22 +33,26 @@ class WeakHeads(nn.Module):
         super().__init__()
         self.kinds = kinds
         self.findings = nn.Linear(channels, findings)
-        self.attributes = nn.Linear(channels, 3)
+        self.attributes = nn.Linear(channels, ATTRIBUTES)
         self.bias = nn.Parameter(torch.full((findings,), 6.5))  # log N: absent until something stands out
         nn.init.normal_(self.findings.weight, std=0.1)
         nn.init.normal_(self.attributes.weight, std=0.01)
 
-    @torch.no_grad()
-    def log_odds(self) -> nn.Linear:
-        """The heads of the kinds as one layer: what a token alone says for "there is one", in nats of log-odds.
+    @property
+    def outputs(self) -> int:
+        """Logits of a token: findings and attributes."""
+        return self.findings.out_features + self.attributes.out_features
 
-        Sharpness and bias folded in. The other findings (questions about whole images) are left out: they are high
-        everywhere, and would drown what is small.
+    @torch.no_grad()
+    def fold_into(self, encoder: LocalEncoder) -> None:
+        """Write what was learned to `encoder.logits`: what a token alone says for each finding, in nats of log-odds.
+
+        Sharpness and bias are folded in; edge, brightness and size come last, as they are.
         """
-        folded = nn.Linear(self.findings.in_features, self.kinds)
-        folded.weight.copy_(_SHARPNESS * self.findings.weight[: self.kinds])
-        folded.bias.copy_(_SHARPNESS * self.findings.bias[: self.kinds] - self.bias[: self.kinds])
-        return folded
+        folded = torch.cat([_SHARPNESS * self.findings.weight, self.attributes.weight])
+        bias = torch.cat([_SHARPNESS * self.findings.bias - self.bias, self.attributes.bias])
+        encoder.logits.weight.copy_(folded)
+        encoder.logits.bias.copy_(bias)
 
     def loss(self, features: Tensor, shape: tuple[int, int, int], asked: Sequence[tuple[int, Weak]]) -> Tensor:
         """Mean cross-entropy of weak labels. features: (B, N, C); asked: (row of the batch, label)."""
@@ -120,6 +125,6 @@ class WeakBatches:
         images = [members[i] for i in rng.choice(len(members), n, replace=False)]
         pixels = torch.cat([self.pool.image(i) for i in images])
         with torch.autocast("cpu", torch.bfloat16):
-            features = encoder(pixels)
+            features = encoder.look(pixels)
         features = features.float().reshape(n, -1, encoder.channels)
         return heads.loss(features, shape, [(row, w) for row, i in enumerate(images) for w in self.labels[i]])

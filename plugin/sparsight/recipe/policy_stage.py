@@ -79,7 +79,7 @@ def train_selector(
 ) -> TokenPolicy:
     """A policy for this reader: settings of an earlier small study of ours, budgets from 2 % to 20 %."""
     torch.manual_seed(seed)
-    policy = TokenPolicy(reader.encoder.channels, 2 * reader.spec.hidden)
+    policy = TokenPolicy(reader.encoder.width, 2 * reader.spec.hidden)
     warm_start(policy, reader, examples, seed, min(_WARM_STEPS, 10 * steps))
     config = LearnConfig(
         steps=steps,

@@ -28,9 +28,9 @@ from sparsight.model.policy import TokenPolicy
 from sparsight.recipe import sources
 from sparsight.recipe.calibrate import calibrate
 from sparsight.recipe.card import write_card
-from sparsight.recipe.encoder_stage import WeakBatches, WeakHeads
+from sparsight.recipe.encoder_stage import ATTRIBUTES, WeakBatches, WeakHeads
 from sparsight.recipe.fit import LossOf, fit
-from sparsight.recipe.language_stage import Mixture, naming_loss, packed_loss
+from sparsight.recipe.language_stage import Mixture, answer_loss, naming_loss
 from sparsight.recipe.policy_stage import examples_of, train_selector
 from sparsight.recipe.pool import Pool
 from sparsight.recipe.report import report
@@ -52,19 +52,20 @@ class Size:
     volumes: int
     rl_scenes: int  # further images, unseen by the language stream, that the policy learns on
     rl_volumes: int
-    encoder_steps: int  # of each of its two phases: easy images, then all
+    encoder_easy: int  # steps on easy images
+    encoder_all: int  # steps on all of them
     encoder_batch: int
     language_steps: int
-    language_batch: int
+    language_tokens: int  # in a batch
     policy_steps: int
     policy_batch: int
     test_scenes: int  # about four questions each
 
 
 SIZES = {
-    "full": Size(6_000, 7_000, 200, 1200, 24, 450, 64, 2600, 24, 250, 32, 300),
-    "small": Size(3_000, 3_000, 50, 600, 8, 250, 64, 450, 16, 80, 16, 100),
-    "tiny": Size(30, 30, 8, 20, 2, 3, 8, 6, 4, 4, 4, 8),  # for tests: runs everything, learns nothing
+    "full": Size(6_000, 10_000, 400, 1200, 60, 450, 1200, 64, 2600, 9_000, 250, 32, 300),
+    "small": Size(3_000, 3_000, 50, 600, 8, 250, 250, 64, 450, 5_000, 80, 16, 100),
+    "tiny": Size(30, 30, 8, 20, 2, 3, 3, 8, 6, 600, 4, 4, 8),  # for tests: runs everything, learns nothing
 }
 
 
@@ -99,8 +100,8 @@ class _Recipe:
         # What a stage depends on names its checkpoint: changing a later stage keeps the earlier ones.
         of = asdict(self.size)
         given = f"seed {seed} data {bool(data)} scenes {of['easy']} + {of['scenes']}"
-        given = f"{given} encoder {of['encoder_steps']} x {of['encoder_batch']}"
-        language = f"{given} volumes {of['volumes']} language {of['language_steps']} x {of['language_batch']}"
+        given = f"{given} encoder {of['encoder_easy']} + {of['encoder_all']} x {of['encoder_batch']}"
+        language = f"{given} volumes {of['volumes']} language {of['language_steps']} x {of['language_tokens']}"
         self.runs = {"encoder": given, "language": language}
         self.seconds: dict[str, float] = {}
         self.handler = logging.FileHandler(out / "train.log")
@@ -149,25 +150,26 @@ class _Recipe:
         ]
         tokenizer = train_tokenizer([t for text in texts() for t in (text, text.lower())] + written)
         questions = [i.question.text for name in ("sim", "volumes", "real") for i in pools[name].items]
-        spec = NanoSpec(findings=KINDS, words=known_words(questions))
+        findings = sources.findings_of(pools["real"])
+        spec = NanoSpec(logits=len(findings) + ATTRIBUTES, findings=KINDS, words=known_words(questions))
         torch.manual_seed(seed)
-        encoder, _, language = build(spec, tokenizer.get_vocab_size())
-        head = self._encoder(encoder, pools)
+        encoder, language = build(spec, tokenizer.get_vocab_size())
+        self._encoder(encoder, findings, pools)
         for pool in pools.values():
             pool.encode(encoder)
-        self._language(language, head, pools, tokenizer)
-        reader = NanoReader(encoder, head, language, tokenizer, spec, "0" * 64)
+        self._language(encoder, language, pools, tokenizer)
+        reader = NanoReader(encoder, language, tokenizer, spec, "0" * 64)
         policy = self._policy(reader, pools["real"])
         return reader, policy, pools
 
-    def _encoder(self, encoder: LocalEncoder, pools: dict[str, Pool]) -> nn.Linear:
+    def _encoder(self, encoder: LocalEncoder, findings: tuple[str, ...], pools: dict[str, Pool]) -> None:
         """First easy images only, then all: from the start on all of them it does not leave the prior."""
-        findings = sources.findings_of(pools["real"])
         heads = WeakHeads(encoder.channels, len(findings), len(KINDS))
         both = nn.ModuleDict({"encoder": encoder.to(memory_format=torch.channels_last), "heads": heads})
         phases: dict[str, dict[str, float]] = {"easy": {"easy": 1.0}, "all": {"easy": 0.2, "sim": 0.65, "real": 0.15}}
         with self._stage("encoder"):
             for phase, mix in phases.items():
+                steps = self.size.encoder_easy if phase == "easy" else self.size.encoder_all
                 batches = {
                     name: WeakBatches(pools[name], findings, self.size.encoder_batch)
                     for name in mix
@@ -176,22 +178,22 @@ class _Recipe:
                 fit(
                     both,
                     _drawn_loss(encoder, heads, batches, mix),
-                    steps=self.size.encoder_steps,
+                    steps=steps,
                     lr=3e-3 if phase == "easy" else 2e-3,
-                    warm=max(1, self.size.encoder_steps // 10),
+                    warm=max(1, steps // 10),
                     seed=self.seed + len(phase),
                     run=f"{phase} {self.runs['encoder']}",
                     checkpoint=self.out / f"encoder-{phase}.safetensors",
                     on_step=self._log(f"encoder ({phase})"),
                 )
-        return heads.log_odds().eval()
+        heads.fold_into(encoder)
 
-    def _language(self, language: NanoLanguage, head: nn.Linear, pools: dict[str, Pool], tokenizer: Any) -> None:
+    def _language(self, encoder: LocalEncoder, language: NanoLanguage, pools: dict[str, Pool], tokenizer: Any) -> None:
         mixed = [(pools[n], rate) for n, rate in (("easy", 0.25), ("sim", 0.5), ("volumes", 0.1), ("real", 0.15))]
         with torch.no_grad():
             mixture = Mixture(
                 [(pool, rate) for pool, rate in mixed if pool.pixels],
-                lambda features: head(features).logsumexp(-1),
+                lambda features: encoder.odds(features, len(KINDS)).logsumexp(-1),
                 tokenizer,
             )
 
@@ -199,11 +201,12 @@ class _Recipe:
 
         def loss_of(step: int, rng: np.random.Generator) -> torch.Tensor:
             progress = step / self.size.language_steps
-            drawn = mixture.batch(rng, progress, self.size.language_batch)
+            rows = mixture.batch(rng, progress, self.size.language_tokens)
             with torch.autocast("cpu", torch.bfloat16):
-                loss = packed_loss(language, drawn, rng, progress)
+                loss = answer_loss(language, rows)
                 if progress < _NAMING:
-                    loss = loss + 0.3 * naming_loss(language, torch.cat([v for v, _, _ in drawn]), head, names)
+                    features = torch.cat([row.visual for row in rows])
+                    loss = loss + 0.3 * naming_loss(language, features, encoder.odds(features, len(KINDS)), names)
             return loss
 
         with self._stage("language"):

@@ -1,25 +1,32 @@
 import pytest
 import torch
 
-from sparsight.model.nano.language import Row, visual_row
+from sparsight.model.nano.language import Batch, Row, visual_row
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.nano.tokenizer import ANSWER, END_ANSWER, QUESTION
 from sparsight.model.positions import encode_positions
 
 
 @pytest.fixture
-def features() -> torch.Tensor:
-    return torch.randn(60, 32, generator=torch.Generator().manual_seed(0))
+def features(reader: NanoReader) -> torch.Tensor:
+    return torch.randn(60, reader.encoder.width, generator=torch.Generator().manual_seed(0))
 
 
-TEXT = [QUESTION, 40, 41, 42, ANSWER, 50, END_ANSWER]
+ASKED = [QUESTION, 40, 41, 42]
+TEXT = [ANSWER, 50, END_ANSWER]
+
+
+def batch(visual: torch.Tensor, seen: torch.Tensor | None = None) -> Batch:
+    """One row of visual embeddings (1, K, hidden)."""
+    seen = torch.ones(visual.shape[:2], dtype=torch.bool) if seen is None else seen
+    return Batch(torch.tensor([ASKED]), visual, seen, torch.tensor([TEXT]))
 
 
 def states(reader: NanoReader, features: torch.Tensor, keep: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     language = reader.language
     visual = language.see(features[keep], encode_positions((1, 6, 10), keep))[None]
     with torch.no_grad():
-        return language.hidden(visual, seen[None], torch.tensor([TEXT]))[0]
+        return language.hidden(batch(visual, seen[None]))[0, -len(TEXT) :]
 
 
 def test_dropping_tokens_equals_masking_them(reader: NanoReader, features: torch.Tensor) -> None:
@@ -32,15 +39,25 @@ def test_dropping_tokens_equals_masking_them(reader: NanoReader, features: torch
 
 
 def test_where_a_kept_token_was_changes_what_is_read(reader: NanoReader, features: torch.Tensor) -> None:
-    language, seen = reader.language, torch.ones(1, 2, dtype=torch.bool)
+    language = reader.language
     with torch.no_grad():
         here, there = (
-            language.hidden(
-                language.see(features[:2], encode_positions((1, 6, 10), at))[None], seen, torch.tensor([TEXT])
-            )
+            language.hidden(batch(language.see(features[:2], encode_positions((1, 6, 10), at))[None]))[0, -1]
             for at in (torch.tensor([0, 1]), torch.tensor([0, 59]))
         )
     assert not torch.allclose(here, there, atol=1e-3)
+
+
+def test_the_question_reaches_every_visual_token(reader: NanoReader, features: torch.Tensor) -> None:
+    """It stands before them: what a token is worth can depend on what is asked."""
+    visual = reader.language.see(features[:5], encode_positions((1, 6, 10), torch.arange(5)))[None]
+    with torch.no_grad():
+        this, other = (
+            reader.language.hidden(Batch(torch.tensor([asked]), visual, torch.ones(1, 5, dtype=torch.bool), text))
+            for asked, text in ((ASKED, torch.tensor([TEXT])), ([QUESTION, 40, 43, 42], torch.tensor([TEXT])))
+        )
+    visual_part = slice(len(ASKED), len(ASKED) + 5)
+    assert ((this - other)[0, visual_part].abs().amax(-1) > 1e-4).all()
 
 
 def test_equal_positions_do_not_cut_attention(reader: NanoReader, features: torch.Tensor) -> None:
@@ -48,15 +65,16 @@ def test_equal_positions_do_not_cut_attention(reader: NanoReader, features: torc
     keep = torch.arange(5)
     at = encode_positions((1, 6, 10), keep)
     visual = reader.language.see(features[keep], at)[None].detach().requires_grad_()
-    out = reader.language.hidden(visual, torch.ones(1, 5, dtype=torch.bool), torch.tensor([TEXT]))
-    out[0, -1].sum().backward()
+    reader.language.hidden(batch(visual))[0, -1].sum().backward()
     assert (visual.grad[0].abs().sum(-1) > 0).all()
 
 
 def test_padding_changes_no_score(reader: NanoReader, features: torch.Tensor) -> None:
     rows = [
-        Row(*visual_row(features, (1, 6, 10), torch.arange(k)), TEXT[:-2] + [50] * n + [END_ANSWER], n + 1)
-        for k, n in ((0, 1), (3, 4), (40, 2), (60, 1))
+        Row(
+            [*ASKED, *asked], *visual_row(features, (1, 6, 10), torch.arange(k)), [ANSWER, *[50] * n, END_ANSWER], n + 1
+        )
+        for k, n, asked in ((0, 1, []), (3, 4, [44]), (40, 2, [44, 45, 46]), (60, 1, []))
     ]
     with torch.no_grad():
         together = reader.language.log_probs(rows)
@@ -66,18 +84,15 @@ def test_padding_changes_no_score(reader: NanoReader, features: torch.Tensor) ->
 
 def test_cached_decoding_equals_decoding_anew(reader: NanoReader, features: torch.Tensor) -> None:
     visual, at = visual_row(features, (1, 6, 10), torch.arange(0, 60, 5))
+    language = reader.language
     with torch.no_grad():
-        stream = reader.language.continue_text(Row(visual, at, TEXT[:4]), END_ANSWER, 8)
+        stream = language.continue_text(Row(ASKED, visual, at, TEXT[:1]), END_ANSWER, 8)
         said = list(stream)
-        ids = list(TEXT[:4])
+        ids = list(TEXT[:1])
         for token in said:
-            logits = reader.language.lm.lm_head(
-                reader.language.hidden(
-                    reader.language.see(visual, at)[None], torch.ones(1, 12, dtype=torch.bool), torch.tensor([ids])
-                )[0, -1]
-            )
+            logits = language.lm.lm_head(language.hidden(language.pad([Row(ASKED, visual, at, ids)]))[0, -1])
             assert int(logits.argmax()) == token
             ids.append(token)
         assert said
-        total = reader.language.log_probs([Row(visual, at, ids, len(said))])[0]
+        total = language.log_probs([Row(ASKED, visual, at, ids, len(said))])[0]
     assert float(total) == pytest.approx(stream.log_prob, abs=1e-3)

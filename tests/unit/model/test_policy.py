@@ -13,13 +13,13 @@ QUESTION = Question("Is there a nodule?", "yes_no", ("yes", "no"))
 @pytest.fixture
 def selector(reader: NanoReader) -> PolicySelector:
     torch.manual_seed(0)
-    policy = TokenPolicy(32, reader.embed(QUESTION).numel(), hidden=32)
+    policy = TokenPolicy(reader.encoder.width, reader.embed(QUESTION).numel(), hidden=32)
     torch.nn.init.normal_(policy.out.weight)
     return PolicySelector(policy, reader, "p1")
 
 
 def test_a_fresh_policy_prefers_nothing(reader: NanoReader, volume: ImageVolume) -> None:
-    scores = PolicySelector(TokenPolicy(32, 128), reader).scores(reader.encode(volume), QUESTION)
+    scores = PolicySelector(TokenPolicy(reader.encoder.width, 128), reader).scores(reader.encode(volume), QUESTION)
     assert float(scores.std()) == 0.0
 
 
@@ -39,10 +39,10 @@ def test_greedy_keeps_the_best_and_a_seed_draws(reader, selector, volume) -> Non
 
 def test_scores_of_some_slices_are_those_of_the_whole_volume(selector) -> None:
     torch.manual_seed(1)
-    shape, features, question = (5, 4, 6), torch.randn(1, 120, 32), torch.randn(1, 128)
+    shape, features, question = (5, 4, 6), torch.randn(1, 120, 39), torch.randn(1, 128)
     whole = selector.policy(features, shape, question).reshape(5, 24)
     some = selector.policy(
-        features.reshape(1, 5, 24, 32)[:, [1, 4]].flatten(1, 2), shape, question, torch.tensor([1, 4])
+        features.reshape(1, 5, 24, 39)[:, [1, 4]].flatten(1, 2), shape, question, torch.tensor([1, 4])
     )
     assert torch.allclose(some.reshape(2, 24), whole[[1, 4]], atol=1e-6)
 

@@ -34,7 +34,7 @@ def test_a_volume_is_encoded_slice_by_slice(reader: NanoReader, volume: ImageVol
     assert grid.shape == (20, 20, 24)
     assert grid.features.dtype == torch.float32
     one = reader.encode(volume).features
-    assert torch.allclose(grid.features.reshape(20, 480, 32)[13], one, atol=1e-4)
+    assert torch.allclose(grid.features.reshape(20, 480, -1)[13], one, atol=1e-4)
 
 
 def test_reading_streams_its_reasoning_and_is_the_same_twice(reader: NanoReader, volume: ImageVolume) -> None:

@@ -9,10 +9,9 @@ from sparsight.model.nano.encoder import LocalEncoder
 from sparsight.model.nano.language import NanoLanguage, Row
 from sparsight.model.nano.tokenizer import ANSWER, END_ANSWER, END_THINK, QUESTION, THINK, train_tokenizer
 from sparsight.model.positions import encode_positions
-from sparsight.recipe import language_stage
-from sparsight.recipe.encoder_stage import WeakBatches, WeakHeads
+from sparsight.recipe.encoder_stage import ATTRIBUTES, WeakBatches, WeakHeads
 from sparsight.recipe.fit import fit
-from sparsight.recipe.language_stage import naming_loss, packed_loss, subset, write
+from sparsight.recipe.language_stage import answer_loss, naming_loss, subset, write
 from sparsight.recipe.pool import Item, Pool
 from sparsight.recipe.supervision import REGIONS, Weak
 from sparsight.sim import KINDS, Simulator
@@ -40,39 +39,39 @@ def test_the_encoders_loss_is_low_where_the_answer_is_and_high_elsewhere() -> No
     assert loss(Weak("which_region", (0,), 3, options=(1, 2, 3, 4))) > 2
 
 
-def test_log_odds_are_those_the_loss_is_taken_of() -> None:
-    heads, token = WeakHeads(4, 3, 2), torch.tensor([1.0, -2.0, 0.5, 3.0])
+def test_the_encoder_says_the_log_odds_that_the_loss_is_taken_of() -> None:
+    heads, encoder = WeakHeads(4, 3, 2), LocalEncoder(4, 3 + ATTRIBUTES)
     with torch.no_grad():
         heads.findings.bias.normal_(generator=torch.Generator().manual_seed(0))
-        odds = heads.log_odds()(token)
-        loss = heads.loss(token[None, None], (1, 1, 1), [(0, Weak("present", (1,), 1))])
-    assert odds.shape == (2,)
+        heads.fold_into(encoder)
+        tokens = encoder(torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(1)))  # (1, 1, 1, 4 + 6)
+        odds = encoder.odds(tokens, 2)[0, 0, 0]
+        loss = heads.loss(tokens[0, :, :, :4], (1, 1, 1), [(0, Weak("present", (1,), 1))])
+    assert tokens.shape[-1] == encoder.width == 4 + heads.outputs
     assert float(loss) == pytest.approx(float(-torch.nn.functional.logsigmoid(odds[1])), rel=1e-4)
+    assert torch.allclose(tokens[0, 0, 0, 4:6], (odds / 8).tanh(), atol=1e-6)
 
 
 def test_naming_is_rewarded_where_something_is_seen(language: NanoLanguage) -> None:
-    head, names = torch.nn.Linear(16, 2), torch.tensor([20, 30])
-    features = torch.randn(12, 16, generator=torch.Generator().manual_seed(0))
-    loss = naming_loss(language, features, head, names)
+    names = torch.tensor([20, 30])
+    features, odds = torch.randn(12, 16, generator=torch.Generator().manual_seed(0)), torch.randn(12, 2)
+    loss = naming_loss(language, features, odds, names)
     assert torch.isfinite(loss)
     loss.backward()
-    assert all(p.grad is None for p in head.parameters())  # the encoder's opinion is fixed
     assert language.project[0].weight.grad is not None
     language.zero_grad()
-    with torch.no_grad():
-        head.weight.zero_()
-        head.bias.fill_(-50.0)  # nothing is seen anywhere
-        assert float(naming_loss(language, features, head, names)) < 1e-3
+    with torch.no_grad():  # nothing is seen anywhere
+        assert float(naming_loss(language, features, torch.full((12, 2), -50.0), names)) < 1e-3
 
 
 def test_a_pool_encodes_as_the_reader_does_and_keeps_no_mask_for_training() -> None:
-    pool, encoder = Pool(), LocalEncoder(32)
+    pool, encoder = Pool(), LocalEncoder(32, 7)
     for index in range(3):
         pool.add(Simulator().scene("train", index).cases, "sim")
     pool.encode(encoder)
     assert all(item.share is None for item in pool.items)
     with torch.no_grad():
-        alone = encoder(pool.image(2)).reshape(-1, 32)
+        alone = encoder(pool.image(2)).reshape(-1, encoder.width)
     assert torch.allclose(pool.grid(2).features, alone, atol=0.02)  # float16
     scored = Pool()
     scored.add(Simulator().scene("test", 1).cases, "sim", scoring=True)
@@ -85,7 +84,7 @@ def test_the_encoder_learns_from_answers_alone() -> None:
     for index in range(12):
         pool.add(Simulator().scene("train", index).cases, "sim")
     batches = WeakBatches(pool, KINDS, 6)
-    encoder, heads = LocalEncoder(32), WeakHeads(32, len(KINDS), len(KINDS))
+    encoder, heads = LocalEncoder(32, 10), WeakHeads(32, len(KINDS), len(KINDS))
     optimizer = torch.optim.Adam([*encoder.parameters(), *heads.parameters()], lr=3e-3)
     losses = []
     for step in range(40):
@@ -103,29 +102,35 @@ def language() -> NanoLanguage:
     return NanoLanguage(16, 400, hidden=64, layers=2, heads=2).eval()
 
 
-def test_questions_behind_one_image_do_not_see_each_other(
-    language: NanoLanguage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(language_stage, "_DIRECT", 1.0)
-    tokenizer = train_tokenizer(["Is there a nodule? yes no ring Where is it"] * 3, size=400)
-    items = [Item(0, Question(q), a, "", "", "") for q, a in (("Is there a nodule?", "yes"), ("Where is it?", "ring"))]
-    written = [write(item, tokenizer) for item in items]
+def test_the_loss_is_of_the_answer_and_its_reasoning_alone(language: NanoLanguage) -> None:
+    tokenizer = train_tokenizer(["Is there a nodule? yes no ring Where is it I see"] * 3, size=400)
+    items = [
+        Item(0, Question(q), a, t, "", "")
+        for q, a, t in (("Is there a nodule?", "yes", ""), ("Where is it, is it there?", "ring", "I see a ring"))
+    ]
     features, at = torch.randn(9, 16), encode_positions((1, 3, 3))
+    rows = [Row(w.question, features, at, w.direct, len(w.direct) - 1) for w in (write(i, tokenizer) for i in items)]
     with torch.no_grad():
-        together = float(packed_loss(language, [(features, at, written)], np.random.default_rng(0)))
-        rows = [Row(features, at, list(w.direct), len(w.direct) - w.question - 1) for w in written]
+        loss = float(answer_loss(language, rows))
         alone = -float(language.log_probs(rows).sum()) / sum(r.scored for r in rows)
-    assert together == pytest.approx(alone, abs=1e-4)
+    assert loss == pytest.approx(alone, abs=1e-4)
+    written = write(items[1], tokenizer)
+    reasoned = Row(written.question, features, at, written.reasoned, len(written.reasoned) - 1)
+    said = Row(written.question, features, at, written.reasoned, len(written.direct) - 1)
+    with torch.no_grad():  # an answer's token counts three times
+        both, answer = (-float(language.log_probs([row])[0]) for row in (reasoned, said))
+        n, m = reasoned.scored, said.scored
+        assert float(answer_loss(language, [reasoned])) == pytest.approx((both + 2 * answer) / (n + 2 * m), abs=1e-4)
 
 
 def test_what_is_written_has_the_form_that_is_read() -> None:
     tokenizer = train_tokenizer(["Is there a nodule? I see a nodule. yes no"] * 3, size=400)
     with_reason = write(Item(0, Question("Is there a nodule?"), "yes", "I see a nodule.", "", ""), tokenizer)
-    special = [t for t in with_reason.reasoned if t < 6]
-    assert special == [QUESTION, THINK, END_THINK, ANSWER, END_ANSWER]
-    assert [t for t in with_reason.direct if t < 6] == [QUESTION, ANSWER, END_ANSWER]
+    assert [t for t in with_reason.question if t < 6] == [QUESTION]
+    assert [t for t in with_reason.reasoned if t < 6] == [THINK, END_THINK, ANSWER, END_ANSWER]
+    assert [t for t in with_reason.direct if t < 6] == [ANSWER, END_ANSWER]
     none = write(Item(0, Question("Is there a nodule?"), "yes", "", "", ""), tokenizer)
-    assert none.reasoned[none.question : none.question + 2] == (THINK, END_THINK)
+    assert none.reasoned[:2] == [THINK, END_THINK]
 
 
 def test_subsets_are_salient_first_then_of_every_kind() -> None:

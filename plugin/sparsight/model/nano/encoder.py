@@ -13,6 +13,7 @@ from torch.nn import functional
 
 LONG_SIDE = 192  # pixels
 PATCH = 8  # pixels
+_NATS = 8.0  # log-odds are divided by it before tanh: from "hardly" to "surely" without saturating
 _BLUR = 9  # pixels; the high-pass channel is what differs from this neighbourhood's mean
 
 
@@ -49,11 +50,13 @@ class LocalEncoder(nn.Module):
     """Grey values in [0, 1] to one feature vector per 8 x 8 patch.
 
     Channels in: grey and high-pass. Receptive field: 5 (stem) -> 9 -> 17 -> 33 -> 49 pixels, + 8 for the high-pass.
+    Channels out: what the last layer sees, and what answers taught it to call that, one logit per finding, squashed.
     """
 
-    def __init__(self, channels: int = 96) -> None:
+    def __init__(self, channels: int = 96, logits: int = 7) -> None:
         super().__init__()
-        self.channels = channels
+        self.channels, self.width = channels, channels + logits
+        self.logits = nn.Linear(channels, logits)  # log-odds of "there is one" by finding; see recipe.encoder_stage
         half, quarter = channels // 2, channels // 4
         self.stem = nn.Conv2d(2, quarter, 5, stride=2, padding=2)
         self.down1 = nn.Conv2d(quarter, half, 3, stride=2, padding=1)
@@ -68,7 +71,16 @@ class LocalEncoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Encode slices. pixels: (B, h, w) in [0, 1], h and w multiples of 8; returns (B, h/8, w/8, C)."""
+        """Encode slices. pixels: (B, h, w) in [0, 1], h and w multiples of 8; returns (B, h/8, w/8, width)."""
+        x = self.look(pixels)
+        return torch.cat([x, (self.logits(x) / _NATS).tanh()], dim=-1)
+
+    def odds(self, tokens: Tensor, findings: int) -> Tensor:
+        """Log-odds of the first findings by token, in nats: (..., width) to (..., findings)."""
+        return functional.linear(tokens[..., : self.channels], self.logits.weight, self.logits.bias)[..., :findings]
+
+    def look(self, pixels: Tensor) -> Tensor:
+        """Slices (B, h, w) to features without logits (B, h/8, w/8, channels)."""
         grey = pixels.unsqueeze(1)
         local = functional.avg_pool2d(grey, _BLUR, stride=1, padding=_BLUR // 2, count_include_pad=False)
         x = functional.gelu(self.stem(torch.cat([grey - 0.5, 4 * (grey - local)], dim=1)))

@@ -1,7 +1,8 @@
-"""The language stream: a small decoder-only model that reads [kept visual tokens | question | reasoning | answer].
+"""The language stream: a small decoder-only model that reads [question | kept visual tokens | reasoning | answer].
 
-Positions never depend on what was kept. A visual token carries an encoding of its (slice, row, column) in the study and
-stands at rotary position 0, all of them together; text counts on from 1. So dropping a token equals masking it.
+The question comes first, so that each visual token can tell whether it is what was asked for. Positions never depend on
+what was kept. A visual token carries an encoding of its (slice, row, column) in the study and stands at the rotary
+position after the question, all of them together; the text after them counts on. So dropping a token equals masking it.
 The attention mask is always passed: without it transformers takes equal positions for new packed sequences.
 """
 
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparsight.model.nano.tokenizer import PAD
@@ -23,15 +25,47 @@ _ROWS_TOKENS = 24_576  # tokens of one padded forward: bounds memory
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One sequence. visual: (K, C) kept features; at: (K, 24) their positions; text: ids, the answer's part last.
+    """One sequence. question: ids; visual: (K, C) kept features; at: (K, 24) their positions; text: ids after them.
 
     scored: how many of the last ids count as the answer.
     """
 
+    question: list[int]
     visual: Tensor
     at: Tensor
     text: list[int]
     scored: int = 0
+
+    @property
+    def length(self) -> int:
+        """Of the whole sequence."""
+        return len(self.question) + len(self.visual) + len(self.text)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows padded to the same lengths: question (B, Q) and text (B, T) ids, PAD on the right; visual (B, K, hidden).
+
+    seen: (B, K) bool, False for padding.
+    """
+
+    question: Tensor
+    visual: Tensor
+    seen: Tensor
+    text: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """What may be attended to: (B, Q + K + T) int64."""
+        return torch.cat([self.question != PAD, self.seen, self.text != PAD], dim=1).long()
+
+    @property
+    def positions(self) -> Tensor:
+        """Rotary positions, the same whatever was kept: (B, Q + K + T) int64."""
+        asked = (self.question != PAD).sum(1, keepdim=True)  # (B, 1)
+        q, t = (torch.arange(part.shape[1]).expand(len(asked), -1) for part in (self.question, self.text))
+        k = self.seen.shape[1]
+        return torch.cat([q, asked.expand(-1, k), t + asked + 1], dim=1)
 
 
 def visual_row(features: Tensor, shape: tuple[int, int, int], keep: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +88,7 @@ class NanoLanguage(nn.Module):
                 num_hidden_layers=layers,
                 num_attention_heads=heads,
                 num_key_value_heads=heads,
-                max_position_embeddings=MAX_TEXT + 1,
+                max_position_embeddings=MAX_TEXT + 2,
                 tie_word_embeddings=True,
                 pad_token_id=PAD,
                 bos_token_id=None,
@@ -68,22 +102,32 @@ class NanoLanguage(nn.Module):
         seen: Tensor = self.project(visual) + self.place(at)
         return seen
 
-    def hidden(self, visual: Tensor, seen: Tensor, text: Tensor) -> Tensor:
-        """Last hidden states of the text part: (B, T, hidden).
+    def embeds(self, batch: Batch) -> Tensor:
+        """Input embeddings: (B, Q + K + T, hidden)."""
+        words = self.lm.get_input_embeddings()
+        return torch.cat([words(batch.question), batch.visual, words(batch.text)], dim=1)
 
-        visual: (B, K, hidden) embeddings; seen: (B, K) bool, False for padding; text: (B, T) ids, PAD on the right.
-        """
-        k, t = visual.shape[1], text.shape[1]
-        embeds = torch.cat([visual, self.lm.get_input_embeddings()(text)], dim=1)
-        mask = torch.cat([seen, text != PAD], dim=1).long()
-        positions = torch.cat([torch.zeros(k, dtype=torch.long), torch.arange(1, t + 1)]).expand(len(text), -1)
-        output = self.lm.model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False)
-        states: Tensor = output.last_hidden_state[:, k:]
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states: (B, Q + K + T, hidden)."""
+        output = self.lm.model(
+            inputs_embeds=self.embeds(batch),
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+            use_cache=False,
+        )
+        states: Tensor = output.last_hidden_state
         return states
+
+    def embed(self, question: list[int]) -> Tensor:
+        """Question ids to (2 * hidden,): mean and last hidden state, before any image."""
+        none = torch.zeros(1, 0, dtype=torch.long)
+        ids = torch.tensor([question])
+        states = self.hidden(Batch(ids, torch.zeros(1, 0, self.place.out_features), none.bool(), none))[0]
+        return torch.cat([states.mean(0), states[-1]])
 
     def log_probs(self, rows: Sequence[Row]) -> Tensor:
         """Log-probability of the last `scored` ids of each row, one prefill each, many rows per forward: (R,)."""
-        order = sorted(range(len(rows)), key=lambda r: len(rows[r].visual) + len(rows[r].text))
+        order = sorted(range(len(rows)), key=lambda r: rows[r].length)
         result = torch.empty(len(rows))
         start = 0
         while start < len(order):
@@ -96,29 +140,33 @@ class NanoLanguage(nn.Module):
         return result
 
     def _log_probs(self, rows: list[Row]) -> Tensor:
-        visual, seen, text = self._pad(rows)
-        states = self.hidden(visual, seen, text)
+        batch = self.pad(rows)
+        t = batch.text.shape[1]
+        states = self.hidden(batch)[:, -t:]
         last = max(row.scored for row in rows)
         ends = torch.tensor([len(row.text) for row in rows])
         at = (ends.unsqueeze(1) - last - 1 + torch.arange(last)).clamp_min(0)  # (R, last): states that predict them
         states = states.gather(1, at.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
-        targets = text.gather(1, at + 1)
+        targets = batch.text.gather(1, at + 1)
         log_p = self.lm.lm_head(states).float().log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
         scored = torch.tensor([row.scored for row in rows]).unsqueeze(1)
         total: Tensor = (log_p * (torch.arange(last) >= last - scored)).sum(1)
         return total
 
-    def _pad(self, rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
-        k, t = max(len(row.visual) for row in rows), max(len(row.text) for row in rows)
+    def pad(self, rows: Sequence[Row]) -> Batch:
+        """Rows of any lengths as one batch; visual tokens are projected."""
+        k = max(len(row.visual) for row in rows)
         visual = torch.zeros(len(rows), k, rows[0].visual.shape[-1])
         at = torch.zeros(len(rows), k, DIM)
         seen = torch.zeros(len(rows), k, dtype=torch.bool)
-        text = torch.full((len(rows), t), PAD)
         for r, row in enumerate(rows):
             n = len(row.visual)
             visual[r, :n], at[r, :n], seen[r, :n] = row.visual, row.at, True
-            text[r, : len(row.text)] = torch.tensor(row.text)
-        return self.see(visual, at), seen, text
+        question, text = (
+            pad_sequence([torch.tensor(ids) for ids in part], batch_first=True, padding_value=PAD)
+            for part in ([row.question for row in rows], [row.text for row in rows])
+        )
+        return Batch(question, self.see(visual, at), seen, text)
 
     def continue_text(self, row: Row, stop: int, limit: int) -> TokenStream:
         """Greedy decoding after a row, with a key-value cache; ends before `stop` or after `limit` tokens."""
@@ -130,18 +178,15 @@ class TokenStream:
 
     def __init__(self, model: NanoLanguage, row: Row, stop: int, limit: int) -> None:
         self._model, self._row, self._stop = model, row, stop
-        self._limit = min(limit, MAX_TEXT - len(row.text))
+        self._limit = min(limit, MAX_TEXT - len(row.question) - len(row.text))
         self.log_prob = 0.0
 
     def __iter__(self) -> Iterator[int]:
         lm, row = self._model.lm, self._row
-        visual, _, text = self._model._pad([row])
-        embeds = torch.cat([visual, lm.get_input_embeddings()(text)], dim=1)
-        k, length = visual.shape[1], len(row.text)
-        positions = torch.cat([torch.zeros(k, dtype=torch.long), torch.arange(1, length + 1)])[None]
+        batch = self._model.pad([row])
+        embeds, mask, positions = self._model.embeds(batch), batch.mask, batch.positions
         past = None
-        for step in range(self._limit):
-            mask = torch.ones(1, k + length + step, dtype=torch.long)
+        for _ in range(self._limit):
             out = lm(
                 inputs_embeds=embeds,
                 attention_mask=mask,
@@ -158,8 +203,12 @@ class TokenStream:
                 return
             yield token
             embeds = lm.get_input_embeddings()(torch.tensor([[token]]))
-            positions = torch.tensor([[length + step + 1]])
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+            positions = positions[:, -1:] + 1
 
 
 def _padded(rows: list[Row]) -> int:
-    return len(rows) * (max(len(row.visual) for row in rows) + max(len(row.text) for row in rows))
+    return len(rows) * sum(
+        max(len(part) for part in parts)
+        for parts in ([r.question for r in rows], [r.visual for r in rows], [r.text for r in rows])
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsight.errors import BudgetError, QuestionError, WeightsError
 from sparsight.imaging.grid import prepare
@@ -45,14 +45,12 @@ class NanoReader:
     def __init__(
         self,
         encoder: LocalEncoder,
-        saliency: nn.Linear,
         language: NanoLanguage,
         tokenizer: Tokenizer,
         spec: NanoSpec,
         sha256: str,
     ) -> None:
         self.encoder = encoder.eval().to(memory_format=torch.channels_last)
-        self.head = saliency.eval()
         self.language = language.eval()
         self.tokenizer, self.spec, self.sha256 = tokenizer, spec, sha256
         self.id = f"nano-{sha256[:8]}"
@@ -62,9 +60,9 @@ class NanoReader:
     def load(cls, folder: Path) -> NanoReader:
         """Read a reader from its files. Raises WeightsError if a file is missing, altered or of another model."""
         tensors, tokenizer, spec, sha256 = load_nano(folder)
-        encoder, head, language = build(spec, tokenizer.get_vocab_size())
+        encoder, language = build(spec, tokenizer.get_vocab_size())
         try:
-            for name, part in (("encoder", encoder), ("head", head), ("language", language)):
+            for name, part in (("encoder", encoder), ("language", language)):
                 prefix = f"{name}."
                 own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
                 missing = part.load_state_dict(own, strict=False)
@@ -74,11 +72,11 @@ class NanoReader:
             raise WeightsError(
                 "weights whose sizes differ from the manifest", expected="one nano reader", todo="reinstall sparsight"
             ) from error
-        return cls(encoder, head, language, tokenizer, spec, sha256)
+        return cls(encoder, language, tokenizer, spec, sha256)
 
     def save(self, folder: Path) -> str:
         """Write the reader's files; returns their sha256."""
-        parts = {"encoder": self.encoder, "head": self.head, "language": self.language}
+        parts = {"encoder": self.encoder, "language": self.language}
         tensors = {
             f"{name}.{key}": value.contiguous()
             for name, part in parts.items()
@@ -92,7 +90,7 @@ class NanoReader:
         """Turn a study into tokens, slice by slice: (D * gh * gw, C)."""
         prepared = prepare(volume, long_side=LONG_SIDE, patch=PATCH)
         pixels, at = torch.from_numpy(prepared.pixels), prepared.geometry
-        features = torch.empty(len(pixels), at.shape[1], at.shape[2], self.encoder.channels)
+        features = torch.empty(len(pixels), at.shape[1], at.shape[2], self.encoder.width)
         for k in range(0, len(pixels), _SLICES):
             features[k : k + _SLICES] = self.encoder(pixels[k : k + _SLICES])
         return TokenGrid(features.flatten(0, 2), at.shape, at.patch, at.uvw_to_ijk, at.uvw_to_lps, reader=self.id)
@@ -100,7 +98,7 @@ class NanoReader:
     @torch.inference_mode()
     def saliency(self, grid: TokenGrid) -> Tensor:
         """How much each token looks like any finding the encoder learned from answers, whatever is asked: (N,)."""
-        scores: Tensor = self.head(grid.features).logsumexp(-1)
+        scores: Tensor = self.encoder.odds(grid.features, len(self.spec.findings)).logsumexp(-1)
         return scores
 
     def check(self, question: Question, answer: str) -> None:
@@ -111,17 +109,16 @@ class NanoReader:
     @torch.no_grad()  # not inference_mode: a policy trains on these
     def embed(self, question: Question) -> Tensor:
         """Mean and last hidden state of the question read without an image: (2 * hidden,)."""
-        return embed_ids(self.language, self._question(question))
+        return self.language.embed(self._question(question))
 
     @torch.inference_mode()
     def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
         """Log p(answer | Z_S, q) of each subset, without reasoning: the answer form trained for one prefill."""
         rows: list[Row] = []
         for request in requests:
-            text = [*self._question(request.question), ANSWER]
-            answer = self._answer(request.answer)
+            ids, answer = self._question(request.question), self._answer(request.answer)
             visual, at = visual_row(request.grid.features, request.grid.shape, request.keeps)
-            rows += [Row(v, p, text + answer, len(answer)) for v, p in zip(visual, at, strict=True)]
+            rows += [Row(ids, v, p, [ANSWER, *answer], len(answer)) for v, p in zip(visual, at, strict=True)]
         scores = self.language.log_probs(rows)
         return list(torch.split(scores, [len(request.keeps) for request in requests]))
 
@@ -147,18 +144,21 @@ class NanoReader:
         visual, at = visual_row(grid.features, grid.shape, torch.from_numpy(np.asarray(selection.keep)))
         started = time.perf_counter()
         emit = _Stream(self.tokenizer, on_token)
-        thought = emit.run(self.language.continue_text(Row(visual, at, [*ids, THINK]), END_THINK, _REASONING_TOKENS))
+        thought = emit.run(self.language.continue_text(Row(ids, visual, at, [THINK]), END_THINK, _REASONING_TOKENS))
         decoded = time.perf_counter()
-        reasoned = [*ids, THINK, *thought, END_THINK, ANSWER]
+        reasoned = [THINK, *thought, END_THINK, ANSWER]
         choices = _YES_NO if question.kind == "yes_no" else question.choices
         if choices:
-            choice, p = self._choose(visual, at, [reasoned, [*ids, ANSWER]], choices)
-            text = choices[choice]
-        else:
-            said = list(self.language.continue_text(Row(visual, at, reasoned), END_ANSWER, _ANSWER_TOKENS))
+            answers = [self._answer(choice) for choice in choices]
             rows = [
-                Row(visual, at, [*prompt, *said, END_ANSWER], len(said) + 1) for prompt in (reasoned, [*ids, ANSWER])
+                Row(ids, visual, at, text + answer, len(answer)) for text in (reasoned, [ANSWER]) for answer in answers
             ]
+            likely = self.language.log_probs(rows).reshape(2, len(choices)).softmax(-1).mean(0)
+            choice = int(likely.argmax())
+            text, p = choices[choice], float(likely[choice])
+        else:
+            said = list(self.language.continue_text(Row(ids, visual, at, reasoned), END_ANSWER, _ANSWER_TOKENS))
+            rows = [Row(ids, visual, at, [*text, *said, END_ANSWER], len(said) + 1) for text in (reasoned, [ANSWER])]
             choice, p = None, float(self.language.log_probs(rows).exp().mean())
             text = decode_text(self.tokenizer, said)
         if on_token:
@@ -183,16 +183,6 @@ class NanoReader:
         p = min(max(p, 1e-6), 1 - 1e-6)
         return 1 / (1 + math.exp(-(calibration.slope * math.log(p / (1 - p)) + calibration.offset)))
 
-    def _choose(
-        self, visual: Tensor, at: Tensor, prompts: list[list[int]], choices: tuple[str, ...]
-    ) -> tuple[int, float]:
-        """Index and probability of the likeliest choice: mean over the prompts, normalised over the choices."""
-        answers = [self._answer(choice) for choice in choices]
-        rows = [Row(visual, at, prompt + answer, len(answer)) for prompt in prompts for answer in answers]
-        p = self.language.log_probs(rows).reshape(len(prompts), len(choices)).softmax(-1).mean(0)
-        best = int(p.argmax())
-        return best, float(p[best])
-
     def _question(self, question: Question) -> list[int]:
         ids = encode_text(self.tokenizer, question.text.strip().lower())
         if not 0 < len(ids) <= _QUESTION_TOKENS:
@@ -208,19 +198,10 @@ class NanoReader:
         return [*ids, END_ANSWER]
 
 
-def build(spec: NanoSpec, vocabulary: int) -> tuple[LocalEncoder, nn.Linear, NanoLanguage]:
-    """The three parts with fresh weights: encoder, its finding heads, language stream."""
-    encoder = LocalEncoder(spec.channels)
-    head = nn.Linear(spec.channels, max(len(spec.findings), 1))
-    language = NanoLanguage(spec.channels, vocabulary, hidden=spec.hidden, layers=spec.layers, heads=spec.heads)
-    return encoder, head, language
-
-
-def embed_ids(language: NanoLanguage, ids: list[int]) -> Tensor:
-    """Question ids to (2 * hidden,): mean and last hidden state without an image."""
-    none = torch.zeros(1, 0, language.place.out_features)
-    states = language.hidden(none, torch.zeros(1, 0, dtype=torch.bool), torch.tensor([ids]))[0]
-    return torch.cat([states.mean(0), states[-1]])
+def build(spec: NanoSpec, vocabulary: int) -> tuple[LocalEncoder, NanoLanguage]:
+    """The two parts with fresh weights: encoder and language stream."""
+    encoder = LocalEncoder(spec.channels, spec.logits)
+    return encoder, NanoLanguage(encoder.width, vocabulary, hidden=spec.hidden, layers=spec.layers, heads=spec.heads)
 
 
 class _Stream:

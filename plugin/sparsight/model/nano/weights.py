@@ -42,7 +42,8 @@ class NanoSpec:
     hidden: int = 128
     layers: int = 3
     heads: int = 4
-    findings: tuple[str, ...] = ()  # names of the encoder's answer-trained heads, in order
+    logits: int = 7  # the encoder's answer-trained logits of each token
+    findings: tuple[str, ...] = ()  # names of the first of them; their sum is the reader's saliency
     words: tuple[str, ...] = ()
     calibration: Calibration = Calibration()
 
