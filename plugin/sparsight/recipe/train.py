@@ -63,7 +63,7 @@ class Size:
 
 
 SIZES = {
-    "full": Size(6_000, 10_000, 400, 1200, 60, 450, 1200, 64, 2600, 9_000, 250, 32, 300),
+    "full": Size(6_000, 20_000, 400, 1200, 60, 400, 2_000, 64, 2600, 9_000, 250, 32, 300),
     "small": Size(3_000, 3_000, 50, 600, 8, 250, 250, 64, 450, 5_000, 80, 16, 100),
     "tiny": Size(30, 30, 8, 20, 2, 3, 3, 8, 6, 600, 4, 4, 8),  # for tests: runs everything, learns nothing
 }
@@ -153,10 +153,12 @@ class _Recipe:
         findings = sources.findings_of(pools["real"])
         spec = NanoSpec(logits=len(findings) + ATTRIBUTES, findings=KINDS, words=known_words(questions))
         torch.manual_seed(seed)
-        encoder, language = build(spec, tokenizer.get_vocab_size())
+        encoder, _ = build(spec, tokenizer.get_vocab_size())
         self._encoder(encoder, findings, pools)
         for pool in pools.values():
             pool.encode(encoder)
+        torch.manual_seed(seed + 2)
+        _, language = build(spec, tokenizer.get_vocab_size())
         self._language(encoder, language, pools, tokenizer)
         reader = NanoReader(encoder, language, tokenizer, spec, "0" * 64)
         policy = self._policy(reader, pools["real"])
@@ -164,6 +166,7 @@ class _Recipe:
 
     def _encoder(self, encoder: LocalEncoder, findings: tuple[str, ...], pools: dict[str, Pool]) -> None:
         """First easy images only, then all: from the start on all of them it does not leave the prior."""
+        torch.manual_seed(self.seed + 1)  # each stage by itself: the sizes of a later one change nothing here
         heads = WeakHeads(encoder.channels, len(findings), len(KINDS))
         both = nn.ModuleDict({"encoder": encoder.to(memory_format=torch.channels_last), "heads": heads})
         phases: dict[str, dict[str, float]] = {"easy": {"easy": 1.0}, "all": {"easy": 0.2, "sim": 0.65, "real": 0.15}}

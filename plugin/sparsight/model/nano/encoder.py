@@ -1,6 +1,6 @@
 """From pixels to tokens: a small convolutional network whose tokens see only their neighbourhood.
 
-The receptive field is bounded on purpose (57 pixels of 192): evidence that a token carries was seen at that token. So
+The receptive field is bounded on purpose (65 pixels of 192): evidence that a token carries was seen at that token. So
 normalisation works over the channels of one place (never over the image or the batch, which would let all of the
 image into every token), and volumes are encoded slice by slice.
 """
@@ -33,7 +33,7 @@ class _PlaceNorm(nn.Module):
 
 
 class _Block(nn.Module):
-    """Residual 3 x 3 convolution: (B, C, h, w) to the same; adds 16 pixels to the receptive field."""
+    """Residual 3 x 3 convolution: (B, C, h, w) to the same; adds twice its stride to the receptive field."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -49,17 +49,18 @@ class _Block(nn.Module):
 class LocalEncoder(nn.Module):
     """Grey values in [0, 1] to one feature vector per 8 x 8 patch.
 
-    Channels in: grey and high-pass. Receptive field: 5 (stem) -> 9 -> 17 -> 33 -> 49 pixels, + 8 for the high-pass.
+    Channels in: grey and high-pass. Receptive field: 5 (stem) -> 9 -> 17 -> 25 -> 41 -> 57 pixels, + 8 for the high-pass.
     Channels out: what the last layer sees, and what answers taught it to call that, one logit per finding, squashed.
     """
 
-    def __init__(self, channels: int = 96, logits: int = 7) -> None:
+    def __init__(self, channels: int = 128, logits: int = 7) -> None:
         super().__init__()
         self.channels, self.width = channels, channels + logits
         self.logits = nn.Linear(channels, logits)  # log-odds of "there is one" by finding; see recipe.encoder_stage
         half, quarter = channels // 2, channels // 4
         self.stem = nn.Conv2d(2, quarter, 5, stride=2, padding=2)
         self.down1 = nn.Conv2d(quarter, half, 3, stride=2, padding=1)
+        self.fine = _Block(half)
         self.norm1 = _PlaceNorm(half)
         self.down2 = nn.Conv2d(half, channels, 3, stride=2, padding=1)
         self.blocks = nn.Sequential(_Block(channels), _Block(channels))
@@ -84,7 +85,7 @@ class LocalEncoder(nn.Module):
         grey = pixels.unsqueeze(1)
         local = functional.avg_pool2d(grey, _BLUR, stride=1, padding=_BLUR // 2, count_include_pad=False)
         x = functional.gelu(self.stem(torch.cat([grey - 0.5, 4 * (grey - local)], dim=1)))
-        x = functional.gelu(self.norm1(self.down1(x)))
+        x = functional.gelu(self.norm1(self.fine(self.down1(x))))
         x = self.norm2(self.blocks(self.down2(x)))
         tokens: Tensor = x.permute(0, 2, 3, 1)
         return tokens
