@@ -148,7 +148,7 @@ class Asker:
         if n > 3:
             return None
         words = {"kinds": self.focus if n == 1 else plural(self.focus), "number": NUMBERS[n]}
-        asked_of = {**words, "places": ", ".join(f.quadrant for f in concerns)}
+        asked_of = {**words, "places": ", ".join(sorted((f.quadrant for f in concerns), key=QUADRANTS.index))}
         made = self._asked("count", COUNTS[n], concerns, asked_of, choices=COUNTS, rationale=int(n > 0))
         text = fill(self._pick(TEMPLATES["count"]), kinds=plural(self.focus))
         return Asked(made.kind, Question(text, "choice", COUNTS), made.answer, made.rationale, made.concerns)

@@ -37,7 +37,10 @@ RATIONALES: dict[str, tuple[str, ...]] = {
     "what": ("The finding {region} is {a}.",),
     "where": ("I see {a} in the {quadrant}.",),
     "side": ("I see {a} in the {quadrant}. That is the {side} side.",),
-    "count": ("I see {number} {kinds}.", "I see {number} {kinds}: {places}."),
+    "count": (
+        "I see {number} {kinds}.",
+        "{kinds} in the {places}: {number}.",
+    ),
     "larger": ("The {kind} in the {quadrant} is larger than the {other} in the {place}.",),
     "larger_side": ("The {kind} on the {side} is the larger one.",),
     "more": ("I count {left} on the left and {right} on the right.",),

@@ -49,7 +49,7 @@ class _Block(nn.Module):
 class LocalEncoder(nn.Module):
     """Grey values in [0, 1] to one feature vector per 8 x 8 patch.
 
-    Channels in: grey and high-pass. Receptive field: 5 (stem) -> 9 -> 17 -> 25 -> 41 -> 57 pixels, + 8 for the high-pass.
+    Channels in: grey and high-pass. Receptive field: 5 (stem), 9, 17, 25, 41, 57 pixels, and 8 for the high-pass.
     Channels out: what the last layer sees, and what answers taught it to call that, one logit per finding, squashed.
     """
 
