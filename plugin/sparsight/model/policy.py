@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from sparsight.errors import WeightsError
 from sparsight.model import plackett_luce
+from sparsight.model.budget import BUDGETS, BudgetHead
 from sparsight.model.positions import DIM, encode_positions
 from sparsight.model.protocols import Reader
 from sparsight.model.selectors import check_budget, restrict, top_k
@@ -26,6 +27,7 @@ class TokenPolicy(nn.Module):
 
     About 80,000 parameters, always float32. Scores are averaged over 3 x 3 neighbours of a slice: without it RL likes
     tokens beside the finding, to which the encoder's receptive field leaks (the answer is right, the evidence is off).
+    `budget` says how many tokens to keep where the caller does not.
     """
 
     def __init__(self, channels: int, question: int, hidden: int = 128) -> None:
@@ -34,6 +36,7 @@ class TokenPolicy(nn.Module):
         self.film = nn.Linear(question, 2 * hidden)
         self.mix = nn.Linear(hidden, hidden)
         self.out = nn.Linear(hidden, 1)
+        self.budget = BudgetHead(question)
         nn.init.zeros_(self.out.weight)  # starts uniform: every subset equally likely
         nn.init.zeros_(self.out.bias)
 
@@ -76,7 +79,7 @@ class TokenPolicy(nn.Module):
         except (KeyError, ValueError, RuntimeError) as error:
             raise WeightsError(
                 f"{len(arrays)} arrays that are not a token policy",
-                expected="look, film, mix and out of one TokenPolicy",
+                expected="look, film, mix, out and budget of one TokenPolicy",
                 todo="choose another policy version",
             ) from error
         return policy.eval()
@@ -105,6 +108,12 @@ class PolicySelector:
         with torch.inference_mode():
             scores = self.policy(grid.features[None], grid.shape, self.reader.embed(question)[None])[0]
         return restrict(scores, grid, question)
+
+    def budget(self, grid: TokenGrid, question: Question) -> float:
+        """The share of the tokens that the policy itself would keep for this question, one of budget.BUDGETS."""
+        with torch.inference_mode():
+            log_p = self.policy.budget(self.scores(grid, question)[None], self.reader.embed(question)[None])
+        return BUDGETS[int(log_p.argmax())]
 
     def select(self, grid: TokenGrid, question: Question, k: int, *, seed: int | None = None) -> Selection:
         """Keep k tokens. Selection.keep is in token order; log_prob belongs to the ordered draw."""

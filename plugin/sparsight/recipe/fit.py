@@ -28,19 +28,23 @@ def fit(
     run: str,
     checkpoint: Path,
     on_step: OnStep,
+    muon: float = 0.0,
 ) -> None:
     """Minimise a loss in place: AdamW, linear warm-up, cosine to 2 %, gradients clipped at 1.
 
+    muon: peak learning rate of Muon (Jordan et al. 2024) for the hidden matrices, all but embeddings; 0: AdamW for all.
     Random draws depend on (seed, step) only. The checkpoint stays when done: the same run then returns at once.
     Raises TrainingError for a loss that is not a number; the checkpoint before it is kept.
     """
-    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    start = load_checkpoint(checkpoint, run, module, optimizer)
+    optimizers = _optimizers(module, lr, muon)
+    peaks = (lr, muon)
+    start = load_checkpoint(checkpoint, run, module, optimizers)
     module.train()
     for step in range(start, steps):
         rate = min(1.0, (step + 1) / warm) * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / steps)))
-        for group in optimizer.param_groups:
-            group["lr"] = lr * rate
+        for optimizer, peak in zip(optimizers, peaks, strict=False):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * rate
         loss = loss_of(step, np.random.default_rng([seed, step]))
         if not torch.isfinite(loss):
             raise TrainingError(
@@ -48,11 +52,21 @@ def fit(
                 expected="a finite loss",
                 todo="run again: training resumes at its last checkpoint",
             )
-        optimizer.zero_grad(set_to_none=True)
+        module.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         if (step + 1) % _SAVE_EVERY == 0 or step + 1 == steps:
-            save_checkpoint(checkpoint, run, module, optimizer, step + 1)
+            save_checkpoint(checkpoint, run, module, optimizers, step + 1)
         on_step(step + 1, steps, float(loss.detach()))
     module.eval()
+
+
+def _optimizers(module: nn.Module, lr: float, muon: float) -> list[torch.optim.Optimizer]:
+    embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    hidden = [p for p in module.parameters() if muon and p.ndim == 2 and id(p) not in embeddings]
+    turned = {id(p) for p in hidden}
+    others = [p for p in module.parameters() if id(p) not in turned]
+    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)]
+    return [*made, torch.optim.Muon(hidden, lr=muon, weight_decay=0.01)] if hidden else made

@@ -1,7 +1,8 @@
-"""Where a policy's training was when it stopped: safetensors only, written in one piece."""
+"""Where a training was when it stopped: safetensors only, written in one piece."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,18 +12,21 @@ from torch import Tensor, nn
 
 
 def save_checkpoint(
-    path: Path, fingerprint: str, module: nn.Module, optimizer: torch.optim.Optimizer, step: int
+    path: Path, fingerprint: str, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], step: int
 ) -> None:
-    """Write weights, optimizer moments and the step. A kill in between leaves the previous checkpoint whole."""
+    """Write weights, optimizers' moments and the step. A kill in between leaves the previous checkpoint whole."""
     tensors: dict[str, Tensor] = {f"weights.{name}": value for name, value in module.state_dict().items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+    for number, optimizer in enumerate(optimizers):
+        for index, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"{_part(number)}.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     partial = path.with_suffix(".partial")
     save_file({k: v.contiguous().clone() for k, v in tensors.items()}, partial, {"run": fingerprint, "step": str(step)})
     partial.replace(path)
 
 
-def load_checkpoint(path: Path, fingerprint: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def load_checkpoint(
+    path: Path, fingerprint: str, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> int:
     """Restore and return the steps done; 0, and nothing changed, where there is none or it is of another run."""
     try:
         with safe_open(path, "pt") as file:
@@ -32,14 +36,20 @@ def load_checkpoint(path: Path, fingerprint: str, module: nn.Module, optimizer: 
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError):
         return 0
-    weights, state = {}, optimizer.state_dict()
+    states = {_part(number): optimizer.state_dict() for number, optimizer in enumerate(optimizers)}
+    weights = {}
     for name, value in tensors.items():
         part, rest = name.split(".", 1)
         if part == "weights":
             weights[rest] = value
         else:
             index, key = rest.split(".", 1)
-            state["state"].setdefault(int(index), {})[key] = value
+            states[part]["state"].setdefault(int(index), {})[key] = value
     module.load_state_dict(weights)
-    optimizer.load_state_dict(state)
+    for number, optimizer in enumerate(optimizers):
+        optimizer.load_state_dict(states[_part(number)])
     return int(meta["step"])
+
+
+def _part(number: int) -> str:
+    return f"optimizer{number or ''}"

@@ -104,7 +104,7 @@ def train_policy(
     for a policy that no longer explores: `policy` then holds its last good weights.
     """
     run = _Run(policy, reader, list(examples), config, weights, anchor, seed, block)
-    start = load_checkpoint(checkpoint, run.fingerprint, policy, run.optimizer) if checkpoint else 0
+    start = load_checkpoint(checkpoint, run.fingerprint, policy, [run.optimizer]) if checkpoint else 0
     began = time.perf_counter()
     history: list[Step] = []
     good, watch = deepcopy(policy.state_dict()), _Watch()
@@ -116,7 +116,7 @@ def train_policy(
             if (step + 1) % _SAVE_EVERY == 0:
                 good = deepcopy(policy.state_dict())
                 if checkpoint:
-                    save_checkpoint(checkpoint, run.fingerprint, policy, run.optimizer, step + 1)
+                    save_checkpoint(checkpoint, run.fingerprint, policy, [run.optimizer], step + 1)
             if on_step:
                 on_step(done)
             if finished:
