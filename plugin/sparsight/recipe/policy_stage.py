@@ -1,4 +1,5 @@
-"""Stage 3: the policy. A short warm start from the encoder's saliency, then reinforcement learning from answers.
+"""Stage 3: the policy. A short warm start from the encoder's saliency, then reinforcement learning from answers, then
+the budget head.
 
 The saliency knows what a finding looks like, but not what is asked; it was trained from answers too, so no mask enters
 here either. Without the warm start random subsets of 2 % rarely hold the evidence, and all of a group earn the same.
@@ -19,9 +20,11 @@ from sparsight.model.nano.reader import NanoReader
 from sparsight.model.policy import TokenPolicy
 from sparsight.model.protocols import ScoreRequest
 from sparsight.recipe.pool import Pool
+from sparsight.rl.budget import BudgetReport, price, train_budget
 from sparsight.rl.trainer import Example, Step, train_policy
 
 _WARM_STEPS, _WARM_BATCH = 150, 8
+_PRICED, _TARGET = 5, 0.1  # questions per step that the budget head learns from; share of the tokens it may spend
 _SPREAD = 1.5  # log-weight of one standard deviation of saliency: decided, yet still exploring
 
 
@@ -76,7 +79,7 @@ def train_selector(
     seed: int,
     checkpoint: Path,
     on_step: Callable[[Step], None],
-) -> TokenPolicy:
+) -> tuple[TokenPolicy, BudgetReport]:
     """A policy for this reader: settings of an earlier small study of ours, budgets from 2 % to 20 %."""
     torch.manual_seed(seed)
     policy = TokenPolicy(reader.encoder.width, 2 * reader.spec.hidden)
@@ -91,5 +94,8 @@ def train_selector(
         kl=0.0,
         entropy=0.003,
     )
-    train_policy(policy, _Half(reader), examples, config=config, seed=seed, on_step=on_step, checkpoint=checkpoint)
-    return policy
+    half = _Half(reader)
+    train_policy(policy, half, examples, config=config, seed=seed, on_step=on_step, checkpoint=checkpoint)
+    picked = np.random.default_rng([seed, 4]).permutation(len(examples))[: _PRICED * steps]
+    priced = price(policy, half, [examples[i] for i in picked])
+    return policy, train_budget(policy, priced, target=_TARGET, seed=seed)

@@ -104,6 +104,7 @@ class _Recipe:
         language = f"{given} volumes {of['volumes']} language {of['language_steps']} x {of['language_tokens']}"
         self.runs = {"encoder": given, "language": language}
         self.seconds: dict[str, float] = {}
+        self.budget: dict[str, float] = {}
         self.handler = logging.FileHandler(out / "train.log")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
 
@@ -125,6 +126,7 @@ class _Recipe:
             figures = report(reader, policy, test, self.tell)
             self.seconds["measure"] = time.perf_counter() - started
             figures |= {"seed": self.seed, "size": asdict(self.size), "seconds": self.seconds, "reader": reader.id}
+            figures["budget"] = self.budget
             figures["images"] = {name: len(pool.pixels) for name, pool in pools.items()}
             write_card(folder, figures, spec)
         finally:
@@ -245,7 +247,7 @@ class _Recipe:
                 _LOG.info("policy entropy %.3f spread %.3f %s", step.entropy, step.spread, step.parts)
 
         with self._stage("policy"):
-            return train_selector(
+            policy, spent = train_selector(
                 reader,
                 examples,
                 steps=size.policy_steps,
@@ -254,6 +256,9 @@ class _Recipe:
                 checkpoint=self.out / "policy.safetensors",
                 on_step=on_step,
             )
+        self.budget = asdict(spent)
+        _LOG.info("budget %s", self.budget)
+        return policy
 
     def _test_pools(self, reader: NanoReader) -> dict[str, Pool]:
         n = self.size.test_scenes
