@@ -108,11 +108,27 @@ class TokenGrid:
 
 
 @dataclass(frozen=True, eq=False)
+class ContextTokens:
+    """m tokens that are none of the grid's: merged background, or a coarser view of the study.
+
+    features: (m, C) float32, channels of the grid's own tokens. at: (m, 24) float32, where they stand, as
+    model.positions gives it; a merged token stands at the weighted mean of the places it was merged from.
+    """
+
+    features: Tensor
+    at: Tensor
+
+    def __len__(self) -> int:
+        return self.features.shape[-2]
+
+
+@dataclass(frozen=True, eq=False)
 class Selection:
     """The tokens a visual stream kept, and with which probability.
 
     keep: (K,) int64, ascending, distinct. scores: (N,) float32, higher is more relevant.
     log_prob: of the ordered draw that produced it (Plackett-Luce); 0 for a selector that has no distribution.
+    context: further tokens for the reader, out of the same budget. Only rivals make them; episodes store none.
     """
 
     keep: NDArray[np.int64]
@@ -121,11 +137,17 @@ class Selection:
     mode: Literal["greedy", "sampled"]
     policy: str
     seed: int | None = None
+    context: ContextTokens | None = None
+
+    @property
+    def size(self) -> int:
+        """Tokens that the reader is given: K and those of the context."""
+        return len(self.keep) + (0 if self.context is None else len(self.context))
 
     @property
     def fraction(self) -> float:
-        """K / N."""
-        return len(self.keep) / len(self.scores)
+        """Their share of N."""
+        return self.size / len(self.scores)
 
 
 @dataclass(frozen=True)

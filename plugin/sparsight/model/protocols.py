@@ -8,17 +8,21 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sparsight.types import Answer, ImageVolume, Question, Selection, TokenGrid
+from sparsight.types import Answer, ContextTokens, ImageVolume, Question, Selection, TokenGrid
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreRequest:
-    """Ask for log p(answer | kept tokens, question) of each of G subsets. keeps: (G, K) int64; K = 0: no image."""
+    """Ask for log p(answer | kept tokens, question) of each of G subsets. keeps: (G, K) int64; K = 0: no image.
+
+    context: stands beside the kept tokens of each of the G subsets.
+    """
 
     grid: TokenGrid
     question: Question
     answer: str
     keeps: Tensor
+    context: ContextTokens | None = None
 
 
 class Reader(Protocol):

@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparsight.model.nano.tokenizer import PAD
 from sparsight.model.positions import DIM, encode_positions
+from sparsight.types import ContextTokens
 
 MAX_TEXT = 256  # text tokens of question, reasoning and answer together
 _ROWS_TOKENS = 24_576  # tokens of one padded forward: bounds memory
@@ -25,7 +26,7 @@ _ROWS_TOKENS = 24_576  # tokens of one padded forward: bounds memory
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One sequence. question: ids; visual: (K, C) kept features; at: (K, 24) their positions; text: ids after them.
+    """One sequence. question: ids; visual: (K, C) features to read; at: (K, 24) their positions; text: ids after them.
 
     scored: how many of the last ids count as the answer.
     """
@@ -68,9 +69,19 @@ class Batch:
         return torch.cat([q, asked.expand(-1, k), t + asked + 1], dim=1)
 
 
-def visual_row(features: Tensor, shape: tuple[int, int, int], keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (..., K, C) and positions (..., K, 24) of kept tokens. features: (N, C); keep: (..., K) int64."""
-    return features[keep], encode_positions(shape, keep)
+def visual_row(
+    features: Tensor, shape: tuple[int, int, int], keep: Tensor, context: ContextTokens | None = None
+) -> tuple[Tensor, Tensor]:
+    """Features (..., K + m, C) and positions (..., K + m, 24) of kept tokens and m context tokens after them.
+
+    features: (N, C); keep: (..., K) int64. Order does not matter: all visual tokens share one rotary position.
+    """
+    kept, at = features[keep], encode_positions(shape, keep)
+    if context is None:
+        return kept, at
+    more = (part.expand(*keep.shape[:-1], -1, -1) for part in (context.features, context.at))
+    both = [torch.cat([own, extra], dim=-2) for own, extra in zip((kept, at), more, strict=True)]
+    return both[0], both[1]
 
 
 class NanoLanguage(nn.Module):

@@ -117,7 +117,7 @@ class NanoReader:
         rows: list[Row] = []
         for request in requests:
             ids, answer = self._question(request.question), self._answer(request.answer)
-            visual, at = visual_row(request.grid.features, request.grid.shape, request.keeps)
+            visual, at = visual_row(request.grid.features, request.grid.shape, request.keeps, request.context)
             rows += [Row(ids, v, p, [ANSWER, *answer], len(answer)) for v, p in zip(visual, at, strict=True)]
         scores = self.language.log_probs(rows)
         return list(torch.split(scores, [len(request.keeps) for request in requests]))
@@ -136,12 +136,13 @@ class NanoReader:
         The probability behind the confidence is the mean of two readings, with the reasoning and without it: where
         they disagree, the reader is not sure. Raises BudgetError for more than max_tokens kept.
         """
-        if len(selection.keep) > self.max_tokens:
+        if selection.size > self.max_tokens:
             raise BudgetError(
-                f"{len(selection.keep)} tokens kept", expected=f"at most {self.max_tokens}", todo="lower the budget"
+                f"{selection.size} tokens kept", expected=f"at most {self.max_tokens}", todo="lower the budget"
             )
         ids = self._question(question)
-        visual, at = visual_row(grid.features, grid.shape, torch.from_numpy(np.asarray(selection.keep)))
+        keep = torch.from_numpy(np.asarray(selection.keep))
+        visual, at = visual_row(grid.features, grid.shape, keep, selection.context)
         started = time.perf_counter()
         emit = _Stream(self.tokenizer, on_token)
         thought = emit.run(self.language.continue_text(Row(ids, visual, at, [THINK]), END_THINK, _REASONING_TOKENS))
