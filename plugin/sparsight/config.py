@@ -38,6 +38,9 @@ class ServeConfig(_Strict):
     max_question_chars: int = Field(2000, ge=1, description="a longer question is refused")
     cache_bytes: int = Field(512 * 2**20, ge=0, description="bytes of encoded studies kept in memory")
     necessity_nats: float = Field(0.5, ge=0, description="support an answer must lose without its evidence, nats")
+    recheck_budget: float | None = Field(
+        1.0, ge=0, le=1, description="share of the tokens a negative or ungrounded answer is read again from; 0: never"
+    )
     max_waiting: int = Field(32, ge=1, description="questions in the queue before a new one is refused")
     suggested_questions: dict[str, str] = Field(
         default_factory=lambda: {

@@ -6,7 +6,7 @@ from typing import Any
 
 from sparsight.errors import finite
 from sparsight.service import Asked, Learned
-from sparsight.types import Episode, PolicyVersion, Reward
+from sparsight.types import Episode, PolicyVersion, Recheck, Reward
 
 
 def ask_json(asked: Asked) -> dict[str, Any]:
@@ -15,8 +15,12 @@ def ask_json(asked: Asked) -> dict[str, Any]:
 
 
 def episode_json(episode: Episode) -> dict[str, Any]:
-    """One question answered. Boxes in LPS mm as [[min x, y, z], [max x, y, z]]; times in ms."""
-    answer, evidence = episode.answer, episode.evidence
+    """One question answered. Boxes in LPS mm as [[min x, y, z], [max x, y, z]]; times in ms.
+
+    `budget`: what the answer shown was read from, also where that was a re-check; `recheck` tells of the first reading.
+    """
+    answer, evidence, recheck = episode.answer, episode.evidence, episode.recheck
+    first, total = len(episode.selection.keep), evidence.total
     return {
         "episode": episode.id,
         "created": episode.created.isoformat(),
@@ -29,11 +33,8 @@ def episode_json(episode: Episode) -> dict[str, Any]:
         "abstained": answer.abstained,
         "grounded": evidence.grounded,
         "necessity_nats": None if evidence.necessity is None else round(evidence.necessity, 4),
-        "budget": {
-            "kept": evidence.kept,
-            "total": evidence.total,
-            "fraction": round(evidence.kept / evidence.total, 6),
-        },
+        "budget": _budget(recheck.kept if recheck else first, total),
+        "recheck": _recheck(recheck, answer.text, first, total) if recheck else None,
         "evidence": [
             {
                 "box_mm": [[round(x, 3) for x in corner] for corner in region.box_mm],
@@ -47,6 +48,27 @@ def episode_json(episode: Episode) -> dict[str, Any]:
         "policy": {"id": episode.policy, "sha256": episode.policy_sha256},
         "reader": episode.reader,
         "timings_ms": {name: round(value, 2) for name, value in episode.timings_ms.items()},
+    }
+
+
+def _budget(kept: int, total: int) -> dict[str, Any]:
+    return {"kept": kept, "total": total, "fraction": round(kept / total, 6)}
+
+
+def _recheck(recheck: Recheck, answer: str, first: int, total: int) -> dict[str, Any]:
+    """`note` says it in words, the same in every client."""
+    tokens = "all tokens" if recheck.kept == total else f"{recheck.kept} of {total} tokens"
+    said = recheck.first.text[:1].upper() + recheck.first.text[1:]
+    now = f"{'now' if recheck.changed else 'still'} {answer or 'no answer'}"
+    why = "" if recheck.reason == "negative" else ", which hardly depended on its evidence,"
+    return {
+        "reason": recheck.reason,
+        "changed": recheck.changed,
+        "first_answer": recheck.first.text,
+        "first_confidence": round(recheck.first.confidence, 4),
+        "first_budget": _budget(first, total),
+        "budget": _budget(recheck.kept, total),
+        "note": f"{said}{why} was re-checked with {tokens}: {now}",
     }
 
 

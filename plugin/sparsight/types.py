@@ -29,6 +29,7 @@ QuestionKind = Literal["free", "yes_no", "choice"]
 Verdict = Literal["accept", "amend", "reject"]
 MarkKind = Literal["relevant", "irrelevant", "missed"]
 PolicyState = Literal["candidate", "held", "live", "retired"]
+Doubt = Literal["negative", "not grounded"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,15 +179,33 @@ class Evidence:
     """What the answer rests on. necessity: log p(answer | kept) - log p(answer | the rest), nats (docs/method.md)."""
 
     regions: tuple[Region, ...]
-    kept: int
-    total: int
+    kept: int  # tokens that the regions were made of
+    total: int  # N
     necessity: float | None
-    grounded: bool | None  # necessity is at least serve.necessity_nats; the answer is not read again; None: not tested
+    grounded: bool | None  # necessity is at least serve.necessity_nats; None: not tested
+
+
+@dataclass(frozen=True)
+class Recheck:
+    """A first answer that was negative or not grounded; the question was read again from more tokens.
+
+    Episode.answer is the second reading's. kept: tokens it saw, the best of Selection.scores, hence the first ones too.
+    changed: it says something else; then Episode.evidence is its evidence, otherwise that of the first reading.
+    """
+
+    reason: Doubt
+    first: Answer
+    first_necessity: float | None  # nats, as in Evidence
+    kept: int
+    changed: bool
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One question answered: the unit of record, replay and audit."""
+    """One question answered: the unit of record, replay and audit.
+
+    selection: the policy's own choice at the budget that was asked for, also where the answer was re-checked.
+    """
 
     id: str
     created: datetime  # UTC
@@ -203,6 +222,7 @@ class Episode:
     policy_sha256: str
     config_sha256: str
     timings_ms: dict[str, float]
+    recheck: Recheck | None = None
 
 
 @dataclass(frozen=True, eq=False)

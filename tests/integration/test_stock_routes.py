@@ -65,7 +65,9 @@ def test_info_lists_our_tasks(client, studies):
 @pytest.mark.parametrize("study", ["head", "chest", "ct"])
 def test_stock_client_gets_an_answer_and_a_label_map_on_the_studys_grid(server, studies, tmp_path, study):
     client = MONAILabelClient(server.url, tmpdir=str(tmp_path))
-    path, reply = client.infer("sparsight", studies[study], {"question": "Is there a nodule in the upper left?"})
+    path, reply = client.infer(
+        "sparsight", studies[study], {"question": "Is there a nodule in the upper left?", "recheck": False}
+    )
     assert reply["study"] == studies[study]
     assert reply["label_names"] == {"evidence": 1}
     labels = nibabel.load(path)
@@ -84,7 +86,7 @@ def test_stock_client_gets_an_answer_and_a_label_map_on_the_studys_grid(server, 
 
 
 def test_infer_json_carries_the_whole_answer(client):
-    params = {"question": "How many rings?", "budget": "0.05"}  # Slicer sends numbers as text
+    params = {"question": "How many rings?", "budget": "0.05", "recheck": "false"}  # Slicer sends numbers as text
     reply = client.post(
         "/infer/sparsight", params={"image": "chest", "output": "json"}, data={"params": json.dumps(params)}
     )

@@ -33,6 +33,9 @@ def ask(
     ],
     question: Annotated[str, typer.Argument(help="What you want to know.")],
     budget: Annotated[str | None, typer.Option(help="Share of the visual tokens to keep, in (0, 1].")] = None,
+    no_recheck: Annotated[
+        bool, typer.Option("--no-recheck", help="Do not read a negative or ungrounded answer again from more tokens.")
+    ] = False,
     choice: Annotated[list[str] | None, typer.Option(help="A possible answer; repeat it for each.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Write the evidence as a picture (PNG).")] = None,
     labelmap: Annotated[Path | None, typer.Option(help="Write the evidence as a label map (NIfTI or NRRD).")] = None,
@@ -48,7 +51,13 @@ def ask(
     parsed = parse_question(question, choices=tuple(choice or ()))
     session: Session = context.obj
     with session.service(studies) as service, progress_bar("ask", quiet=json) as tell:
-        asked = service.ask(study, parsed, budget=share, on_progress=lambda p: tell(p.stage, p.done, p.total))
+        asked = service.ask(
+            study,
+            parsed,
+            budget=share,
+            recheck=not no_recheck,
+            on_progress=lambda p: tell(p.stage, p.done, p.total),
+        )
     reply = ask_json(asked)
     if overlay:
         regions = asked.episode.evidence.regions
@@ -195,6 +204,8 @@ def _print_answer(reply: dict[str, Any]) -> None:
         console.print(f"  {escape(reply['reasoning'])}", style="italic")
     if reply["grounded"] is False:
         console.print("  [yellow]not grounded: the answer hardly depends on these regions[/]")
+    if reply["recheck"]:
+        console.print(f"  {escape(reply['recheck']['note'])}")
     budget = reply["budget"]
     console.print(f"  rests on {budget['kept']} of {budget['total']} visual tokens ({budget['fraction']:.1%})")
     for region in reply["evidence"][:5]:

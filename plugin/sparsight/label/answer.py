@@ -22,7 +22,7 @@ _EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
 
 
 class AnswerTask(InferTask):
-    """Declared as a segmentation, which is what stock clients list; `question` and `budget` are its options."""
+    """Declared as a segmentation, which is what stock clients list; `question`, `budget`, `recheck` are its options."""
 
     def __init__(self, service: Callable[[], Service], *, description: str, budget: float) -> None:
         super().__init__(
@@ -30,7 +30,7 @@ class AnswerTask(InferTask):
             labels=LABELS,
             dimension=3,
             description=description,
-            config={"question": "", "choices": "", "budget": budget},
+            config={"question": "", "choices": "", "budget": budget, "recheck": True},
         )
         self._service = service
 
@@ -51,7 +51,7 @@ class AnswerTask(InferTask):
         text = _text(request, "question") or service.suggest(modality)
         choices = tuple(c.strip() for c in _text(request, "choices").split(";") if c.strip())
         question = parse_question(text, choices=choices, max_chars=service.config.serve.max_question_chars)
-        asked = service.ask(study, question, budget=_budget(request))
+        asked = service.ask(study, question, budget=_budget(request), recheck=_recheck(request))
         with tempfile.NamedTemporaryFile(prefix="sparsight-", suffix=extension, delete=False) as file:
             path = Path(file.name)
         write_labelmap(path, asked.labelmap(), asked.volume)
@@ -111,3 +111,11 @@ def _budget(request: dict[str, Any]) -> float | None:
         return float(value)
     except (TypeError, ValueError) as error:
         raise BudgetError("a budget that is no number", expected="a share in (0, 1]", todo="for example 0.1") from error
+
+
+def _recheck(request: dict[str, Any]) -> bool:
+    value = request.get("recheck", True)
+    said = value if isinstance(value, bool) else {"true": True, "": True, "false": False}.get(str(value).lower())
+    if said is None:
+        raise InputError("a recheck that is neither", expected="true or false", todo="leave it out")
+    return said

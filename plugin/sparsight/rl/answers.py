@@ -1,9 +1,11 @@
-"""When are two answers the same?"""
+"""When are two answers the same, and when does one say that nothing is there?"""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+
+from sparsight.types import Question
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NUMBERS = {
@@ -12,6 +14,8 @@ _NUMBERS = {
         ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
     )
 }
+_NONE = frozenset({"no", "not", "none", "nothing", "nowhere", "0", "neither", "absent", "negative"})
+_SOUND = frozenset({"normal", "clear", "unremarkable", "healthy"})
 
 
 def normalise(text: str) -> str:
@@ -25,3 +29,16 @@ def normalise(text: str) -> str:
     text = "".join(c if c == "\0" or not unicodedata.category(c).startswith(("P", "S")) else " " for c in text)
     words = _ARTICLES.sub(" ", text.replace("\0", ".")).split()
     return " ".join(_NUMBERS.get(word, word) for word in words)
+
+
+def is_negative(question: Question, answer: str) -> bool:
+    """Whether an answer says that nothing is there: what a language model also says when its evidence was pruned away.
+
+    It begins with a word of nothing (no, none, 0 nodules), is one of normality, or is the yes to a question that ends
+    in one ("Are the lungs clear?").
+    """
+    said = normalise(answer)
+    if said in _SOUND or said.split(" ")[0] in _NONE:
+        return True
+    asked = normalise(question.text).split(" ")
+    return question.kind == "yes_no" and said == "yes" and asked[-1] in _SOUND

@@ -70,7 +70,7 @@ def _with_evidence(picture: NDArray[np.float64], weights: NDArray[np.float32]) -
 
 
 def labelmap_nifti(asked: Asked) -> bytes:
-    """The kept tokens on the study's own grid as .nii.gz bytes: 1 where kept."""
+    """The tokens of the evidence on the study's own grid as .nii.gz bytes: 1 where they lie."""
     with tempfile.TemporaryDirectory(prefix="sparsight-") as folder:
         path = Path(folder) / "evidence.nii.gz"
         write_labelmap(path, asked.labelmap(), asked.volume)

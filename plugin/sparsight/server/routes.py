@@ -64,7 +64,7 @@ def ask(request: AskRequest, service: Served) -> dict[str, Any]:
         kind = request.kind or question.kind
         choices = question.choices or (("yes", "no") if kind == "yes_no" else ())
         question = Question(question.text, kind, choices if kind != "free" else (), request.region)
-    return ask_json(service.ask(request.study, question, budget=request.budget))
+    return ask_json(service.ask(request.study, question, budget=request.budget, recheck=request.recheck))
 
 
 @router.post("/feedback", response_model=FeedbackReply, tags=["Correct"])
@@ -159,7 +159,7 @@ def one_slice(
 
 @router.get("/episodes/{episode}/labelmap.nii.gz", response_class=Response, tags=["Ask"])
 def labelmap(episode: str, service: Served) -> Response:
-    """The kept tokens as voxels, 1 where kept, on the study's own grid."""
+    """The tokens of the evidence as voxels, 1 where they lie, on the study's own grid."""
     return Response(picture.labelmap_nifti(service.reopen(episode)), media_type="application/gzip")
 
 

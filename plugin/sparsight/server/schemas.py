@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from sparsight.types import Box
+from sparsight.types import Box, Doubt
 
 Point = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 Corners = tuple[Point, Point]
@@ -31,6 +31,7 @@ class AskRequest(_Request):
     choices: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default_factory=list, max_length=20)
     region: Corners | None = Field(None, description="ask about this part only, LPS mm")
     budget: float | None = Field(None, gt=0, le=1, description="share of the visual tokens to keep", examples=[0.1])
+    recheck: bool = Field(True, description="read a negative or ungrounded answer again from more tokens")
 
     @model_validator(mode="after")
     def _choices_for_a_choice(self) -> Self:
@@ -45,6 +46,18 @@ class BudgetReply(BaseModel):
     kept: int
     total: int
     fraction: float
+
+
+class RecheckReply(BaseModel):
+    """The first answer was negative or not grounded, so the question was read again from more tokens."""
+
+    reason: Doubt
+    changed: bool = Field(description="the answer shown differs from the first one")
+    first_answer: str
+    first_confidence: float
+    first_budget: BudgetReply = Field(description="what the first answer was read from")
+    budget: BudgetReply = Field(description="what the answer shown was read from")
+    note: str = Field(description="for a person", examples=["No was re-checked with all tokens: still no"])
 
 
 class RegionReply(_Reply):
@@ -71,7 +84,8 @@ class AskReply(_Reply):
     confidence: float = Field(description="calibrated probability that the answer is right, 0..1")
     abstained: bool
     grounded: bool | None = Field(description="does the answer need its evidence; null: not tested")
-    budget: BudgetReply
+    budget: BudgetReply = Field(description="what the answer shown was read from")
+    recheck: RecheckReply | None = Field(description="null: the first reading is shown")
     evidence: list[RegionReply]
     policy: PolicyUsed
     timings_ms: dict[str, float]

@@ -1,6 +1,8 @@
 """The use cases: ask, correct, learn, promote, next_case."""
 
+from sparsight.service.answering import Asked, OnProgress, Progress
 from sparsight.service.learning import Learned
-from sparsight.service.service import Asked, NextCase, OnProgress, Progress, Service, parse_question
+from sparsight.service.question import parse_question
+from sparsight.service.service import NextCase, Service
 
 __all__ = ["Asked", "Learned", "NextCase", "OnProgress", "Progress", "Service", "parse_question"]

@@ -14,7 +14,7 @@ from sparsight.rl.answers import normalise
 from sparsight.rl.rewards import Marks
 from sparsight.types import Episode, Feedback, ImageVolume, Mark, Reward, TokenGrid
 
-VERSION = f"feedback-{rewards.VERSION}"
+VERSION = f"feedback-2-{rewards.VERSION}"
 
 
 def check(feedback: Feedback, episode: Episode) -> None:
@@ -66,15 +66,18 @@ def marks_on(grid: TokenGrid, marks: Sequence[Mark]) -> Marks | None:
 
 
 def reward_of(feedback: Feedback, episode: Episode, grid: TokenGrid | None) -> Reward:
-    """What the correction says of the answer that was given: mean of the parts that apply, in [-1, 1].
+    """What the correction says of the tokens that the policy chose: mean of the parts that apply, in [-1, 1].
 
-    answer: 1 right, -1 wrong, None where only regions were amended. grounding: wanted marks kept minus unwanted ones.
+    answer: of what was answered from them, the first reading where there was a re-check: 1 right, -1 wrong, None where
+    only regions were amended or another answer was rejected. grounding: wanted marks kept minus unwanted ones.
     grid: needed where there are marks.
     """
     told = right_answer(feedback, episode)
-    answer: float | None = -1.0 if feedback.verdict == "reject" else None
+    changed = episode.recheck is not None and episode.recheck.changed
+    answer: float | None = -1.0 if feedback.verdict == "reject" and not changed else None
     if told is not None:
-        answer = 1.0 if normalise(told) == normalise(episode.answer.text) else -1.0
+        first = episode.recheck.first if episode.recheck is not None else episode.answer
+        answer = 1.0 if normalise(told) == normalise(first.text) else -1.0
     marks = marks_on(grid, feedback.marks) if grid is not None else None
     grounding = rewards.grounding(episode.selection.keep, marks)
     parts = {"answer": answer, "grounding": grounding}

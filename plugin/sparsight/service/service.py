@@ -2,80 +2,37 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from sparsight import evidence
 from sparsight.config import Config
-from sparsight.errors import BudgetError, ConflictError, GeometryError, InputError, NotFoundError, QuestionError
-from sparsight.imaging.grid import box_to_tokens, tokens_to_labelmap
+from sparsight.errors import ConflictError, InputError, NotFoundError
 from sparsight.imaging.studies import open_studies
 from sparsight.model import PolicySelector, TokenPolicy, base_policy_path, load_reader
-from sparsight.model.protocols import Reader, ScoreRequest, Selector
+from sparsight.model.protocols import Reader
 from sparsight.rl.acquisition import acquire
 from sparsight.service import corrections
+from sparsight.service.answering import Answering, Asked, OnProgress, Progress, shown, tokens_at
 from sparsight.service.encoded import Encoded, EncodedStudies
 from sparsight.service.learning import Learned, Learner
+from sparsight.service.question import check_budget, check_region, parse_question
 from sparsight.service.turn import Priority, Turnstile
 from sparsight.store import Features, PolicyRegistry, Store
-from sparsight.types import (
-    Answer,
-    Episode,
-    Feedback,
-    ImageVolume,
-    PolicyVersion,
-    Question,
-    Reward,
-    Selection,
-    TokenGrid,
-)
+from sparsight.types import Episode, Feedback, ImageVolume, PolicyVersion, Question, Reward, TokenGrid
 
-_T = TypeVar("_T")
 _LOOKED_AT = 16  # studies of which the next case is the best: each must be loaded and encoded
-_YES_NO = re.compile(r"\s*(is|are|was|were|does|do|did|has|have|had|can|could|will)\b(?!.*\bor\b)", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Something happened during ask or learn: for a progress bar or an event stream."""
-
-    stage: str  # load, encode, select, token, answer, evidence; step, sentinel, gate
-    done: int = 0
-    total: int = 0
-    text: str = ""
-
-
-OnProgress = Callable[[Progress], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """An episode with its study, for pictures and label maps."""
-
-    episode: Episode
-    volume: ImageVolume
-    grid: TokenGrid = field(repr=False)
-
-    def labelmap(self) -> NDArray[np.uint8]:
-        """The kept tokens as voxels: (D, H, W), 1 where kept."""
-        return tokens_to_labelmap(self.grid, self.episode.selection.keep, self.volume.shape)
-
-    def weights(self) -> NDArray[np.float32]:
-        """Weight of each token, (N,), sums to 1 over the kept ones."""
-        return evidence.token_weights(self.episode.selection)
 
 
 @dataclass(frozen=True)
@@ -86,31 +43,6 @@ class NextCase:
     question: str
     score: float
     reason: str
-
-
-def parse_question(text: str, *, choices: tuple[str, ...] = (), max_chars: int = 2000) -> Question:
-    """Make a Question of what a person typed; a question that begins like a yes/no question is one.
-
-    Raises QuestionError if it is empty or longer than max_chars.
-    """
-    text = " ".join(text.split())
-    if not text:
-        raise QuestionError(
-            "an empty question", expected="a question about the image", todo="type what you want to know"
-        )
-    if len(text) > max_chars:
-        raise QuestionError(
-            f"a question of {len(text)} characters",
-            expected=f"at most {max_chars}",
-            todo="ask about one thing at a time",
-        )
-    if choices:
-        if len(set(choices)) < 2 or any(not c.strip() or len(c) > 200 for c in choices):
-            raise QuestionError(
-                f"{len(choices)} choices", expected="two or more different, short ones", todo="name each choice once"
-            )
-        return Question(text, "choice", choices)
-    return Question(text, "yes_no", ("yes", "no")) if _YES_NO.match(text) else Question(text)
 
 
 class Service:
@@ -140,58 +72,56 @@ class Service:
         question: Question,
         *,
         budget: float | None = None,
+        recheck: bool = True,
         on_progress: OnProgress | None = None,
     ) -> Asked:
         """Answer a question about a study and record it.
 
         study: an id of the served studies, a path where none are served, or a volume. budget: share of the tokens to
-        keep, in (0, 1]. Raises QuestionError, BudgetError, NotFoundError, ImageError, GeometryError, BusyError.
+        keep, in (0, 1]. recheck: read a negative or ungrounded answer again from more tokens (serve.recheck_budget).
+        Raises QuestionError, BudgetError, NotFoundError, ImageError, GeometryError, BusyError.
         """
         tell = on_progress or (lambda progress: None)
         start = time.perf_counter()
-        parse_question(question.text, choices=question.choices, max_chars=self.config.serve.max_question_chars)
-        share = _check_budget(self.config.serve.budget if budget is None else budget)
+        serve = self.config.serve
+        parse_question(question.text, choices=question.choices, max_chars=serve.max_question_chars)
+        share = check_budget(serve.budget if budget is None else budget)
         study_ = self._encoded.get(study, self.reader, lambda stage: tell(Progress(stage)), self._turnstile.turn)
-        _check_region(question, study_.grid)
+        volume, grid = study_.volume, study_.grid
+        check_region(question, grid)
         with self._turnstile.turn():
             policy, selector = self._policy()
-            tell(Progress("select"))
-            selection, select_ms = _timed(lambda: self._select(selector, study_.grid, question, share))
-            answer = self.reader.read(
-                question, study_.grid, selection, on_token=lambda text: tell(Progress("token", text=text))
-            )
-            tell(Progress("answer", text=answer.text))
-            necessity, check_ms = _timed(lambda: self._necessity(study_.grid, question, selection, answer))
-        shown = evidence.describe(
-            study_.volume,
-            study_.grid,
-            selection,
-            necessity=necessity,
-            threshold=self.config.serve.necessity_nats,
+            reading = Answering(self.reader, serve, grid, question, tell).answer(selector, share, recheck=recheck)
+        found = evidence.describe(
+            volume,
+            grid,
+            shown(reading.selection, reading.recheck),
+            necessity=reading.necessity,
+            threshold=serve.necessity_nats,
         )
         tell(Progress("evidence"))
         self._keep_tokens(study_)
-        timings = {**study_.timings_ms, "select": select_ms, **answer.timings_ms, "necessity": check_ms}
-        timings["total"] = (time.perf_counter() - start) * 1000
+        timings = {**study_.timings_ms, **reading.timings_ms, "total": (time.perf_counter() - start) * 1000}
         episode = Episode(
             id=f"e{uuid.uuid4().hex[:16]}",
             created=datetime.now(UTC),
             study=study_.id,
-            series_uid=study_.volume.series_uid,
-            volume_sha256=study_.volume.sha256,
+            series_uid=volume.series_uid,
+            volume_sha256=volume.sha256,
             question=question,
-            selection=selection,
-            answer=answer,
-            evidence=shown,
-            grid_shape=study_.grid.shape,
+            selection=reading.selection,
+            answer=reading.answer,
+            evidence=found,
+            grid_shape=grid.shape,
             reader=self.reader.id,
             policy=policy.id,
             policy_sha256=policy.sha256,
             config_sha256=self.config.sha256,
             timings_ms=timings,
+            recheck=reading.recheck,
         )
         self.store.save_episode(episode)
-        return Asked(episode, study_.volume, study_.grid)
+        return Asked(episode, volume, grid)
 
     def correct(self, feedback: Feedback) -> Reward:
         """Record a correction and tell what it is worth to the policy that answered.
@@ -276,7 +206,8 @@ class Service:
                 continue
             with in_turn():
                 _, selector = self._policy()
-                worth = acquire(self.reader, selector, study.grid, parse_question(text), self._k(study.grid))
+                k = tokens_at(self.config.serve.budget, study.grid, self.reader)
+                worth = acquire(self.reader, selector, study.grid, parse_question(text), k)
             case = NextCase(info.id, text, worth.score, worth.reason)
             best = case if best is None or case.score > best.score else best
         return best
@@ -337,30 +268,6 @@ class Service:
                 self._live = (live.id, PolicySelector(policy, self.reader, live.id))
             return live, self._live[1]
 
-    def _k(self, grid: TokenGrid, share: float | None = None) -> int:
-        """Tokens to keep: at least one, at most what one prompt holds."""
-        share = self.config.serve.budget if share is None else share
-        return max(1, min(round(share * grid.n), grid.n, self.reader.max_tokens))
-
-    def _select(self, selector: Selector, grid: TokenGrid, question: Question, share: float) -> Selection:
-        k = self._k(grid, share)
-        if question.region is not None:
-            k = min(k, int((box_to_tokens(grid, question.region) > 0).sum()))
-        return selector.select(grid, question, k)
-
-    def _necessity(self, grid: TokenGrid, question: Question, selection: Selection, answer: Answer) -> float | None:
-        """Compare log p(answer | kept) with log p(answer | the rest), nats; the rest: its best tokens that fit."""
-        if not answer.text:
-            return None
-        best = np.argsort(-selection.scores, kind="stable")
-        rest = np.sort(best[~np.isin(best, selection.keep)][: self.reader.max_tokens])
-        requests = [
-            ScoreRequest(grid, question, answer.text, torch.from_numpy(np.ascontiguousarray(keep))[None])
-            for keep in (selection.keep, rest)
-        ]
-        with_it, without = self.reader.score(requests)
-        return float(with_it[0] - without[0])
-
     def _keep_tokens(self, study: Encoded) -> None:
         """Store what was encoded, so that a correction can be learned when the study is no longer at hand."""
         if study.volume.sha256 in self._tokens_kept:
@@ -381,23 +288,3 @@ class Service:
 def registry_of(config: Config, reader: Reader) -> PolicyRegistry:
     """The policies of one reader: tokens of another encoder mean nothing to them, so each reader has its own."""
     return PolicyRegistry(config.home / "readers" / reader.id)
-
-
-def _check_region(question: Question, grid: TokenGrid) -> None:
-    if question.region is not None and not box_to_tokens(grid, question.region).any():
-        raise GeometryError(
-            "a region outside the image", expected="a box in LPS mm that meets it", todo="see box_mm of an answer"
-        )
-
-
-def _check_budget(budget: float) -> float:
-    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= 1:
-        raise BudgetError(f"a budget of {budget!r}", expected="a share in (0, 1]", todo="for example 0.1")
-    return float(budget)
-
-
-def _timed(call: Callable[[], _T]) -> tuple[_T, float]:
-    """The result and the milliseconds it took."""
-    start = time.perf_counter()
-    result = call()
-    return result, (time.perf_counter() - start) * 1000

@@ -158,15 +158,6 @@ class Store:
         """Read the reward a correction was given. Raises NotFoundError."""
         return reward_from_json(self._one_feedback(key).reward)
 
-    def feedback_for(self, episode_id: str) -> list[Feedback]:
-        """List an episode's corrections, oldest first: several reviewers may contradict each other."""
-        with self._database.read() as connection:
-            if not _has_episode(connection, episode_id):
-                raise _unknown("episode")
-            query = select(tables.feedback.c.body).filter_by(episode_id=episode_id).order_by(tables.feedback.c.seq)
-            bodies = connection.execute(query).scalars().all()
-        return [self._feedback(body) for body in bodies]
-
     def unlearned(self, lineage: Sequence[str]) -> list[Feedback]:
         """List the corrections that no policy of `lineage` has used, oldest first: the queue of the next learning.
 

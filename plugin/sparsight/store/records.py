@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sparsight.errors import FeedbackError, InputError
 from sparsight.store.blobs import Arrays
-from sparsight.types import Answer, Episode, Evidence, Feedback, Mark, Question, Region, Reward, Selection
+from sparsight.types import Answer, Episode, Evidence, Feedback, Mark, Question, Recheck, Region, Reward, Selection
 
 Json = dict[str, Any]
 
@@ -68,6 +68,8 @@ def episode_to_record(episode: Episode) -> tuple[Json, Arrays]:
         "grid_shape": episode.grid_shape,
         **{name: getattr(episode, name) for name in _EPISODE_TEXTS},
     }
+    if episode.recheck is not None:  # absent, as in the records of before there were any: their text stays the same
+        record["recheck"] = asdict(episode.recheck)
     keep, scores = np.asarray(selection.keep, np.int64), np.asarray(selection.scores, np.float32)
     return record, {"keep": keep, "scores": scores}
 
@@ -79,6 +81,7 @@ def episode_from_record(record: Json, arrays: Arrays) -> Episode:
     """Put an episode together again."""
     evidence = record["evidence"]
     regions = tuple(Region(**_tuples(region)) for region in evidence["regions"])
+    recheck = record.get("recheck")
     return Episode(
         id=record["id"],
         created=datetime.fromisoformat(record["created"]),
@@ -88,6 +91,7 @@ def episode_from_record(record: Json, arrays: Arrays) -> Episode:
         evidence=Evidence(**{**evidence, "regions": regions}),
         grid_shape=_tuples(record["grid_shape"]),
         timings_ms=record["timings_ms"],
+        recheck=Recheck(**{**recheck, "first": Answer(**recheck["first"])}) if recheck else None,
         **{name: record[name] for name in _EPISODE_TEXTS},
     )
 

@@ -47,8 +47,10 @@ def run(
 
 def test_ask_correct_learn_and_list(run: Any, picture: Path, tmp_path: Path) -> None:
     overlay, labels = tmp_path / "o.png", tmp_path / "l.nii.gz"
-    code, asked = run("ask", str(picture), "Is there a nodule?", "--overlay", str(overlay), "--labelmap", str(labels))
+    pictures = ("--overlay", str(overlay), "--labelmap", str(labels))
+    code, asked = run("ask", str(picture), "Is there a nodule?", "--no-recheck", *pictures)
     assert code == 0
+    assert asked["recheck"] is None
     assert asked["budget"] == {"kept": 48, "total": 480, "fraction": 0.1}
     assert set(asked["timings_ms"]) >= {"load", "encode", "select", "prefill", "decode", "total"}
     assert all(set(region) == MARKS_JSON for region in asked["evidence"])
@@ -67,6 +69,23 @@ def test_ask_correct_learn_and_list(run: Any, picture: Path, tmp_path: Path) -> 
     assert [p["state"] for p in listed["policies"]] == ["live", "held"]
     assert run("promote", learned["candidate"])[1]["error"]["code"] == "conflict"
     assert run("rollback")[1]["error"]["code"] == "conflict"
+
+
+def test_an_untrained_reader_is_read_again_and_a_person_is_told(
+    run: Any, picture: Path, tmp_path: Path, reader_folder: Path
+) -> None:
+    """Its answers need no evidence, whatever they are."""
+    code, asked = run("ask", str(picture), "Is there a nodule?")
+    assert code == 0
+    assert asked["budget"] == asked["recheck"]["budget"] == {"kept": 480, "total": 480, "fraction": 1.0}
+    assert asked["recheck"]["first_budget"] == {"kept": 48, "total": 480, "fraction": 0.1}
+    assert asked["timings_ms"]["recheck"] > 0
+    from sparsight.cli.main import app
+
+    common = ["--home", str(tmp_path / "home"), "--reader", str(reader_folder)]
+    printed = CliRunner().invoke(app, [*common, "ask", str(picture), "Is there a nodule?"]).stdout
+    assert " was re-checked with all tokens: " in printed.replace("\n", " ").replace("  ", " ")
+    assert "480 of 480" in printed
 
 
 @pytest.mark.parametrize(

@@ -46,13 +46,14 @@ class FakeService:
     """What the tasks call, with what they were called with."""
 
     def __init__(self, asked, episodes=True):
-        self.asked, self.calls, self.feedback = asked, [], []
+        self.asked, self.calls, self.rechecks, self.feedback = asked, [], [], []
         self.config = SimpleNamespace(serve=SimpleNamespace(max_question_chars=2000))
         self.studies = SimpleNamespace(list=lambda: [SimpleNamespace(id="head", modality="MR")])
         self.store = SimpleNamespace(episodes=lambda limit, study: [asked.episode] if episodes else [])
         self.next = NextCase("head", "Is there a spot?", 0.7, "uncertain")
 
-    def ask(self, study, question, budget=None):
+    def ask(self, study, question, *, budget=None, recheck=True):
+        self.rechecks.append(recheck)
         self.calls.append((study, question, budget))
         return self.asked
 
@@ -118,12 +119,24 @@ def test_options(task, service):
 
 
 @pytest.mark.parametrize(
+    ("sent", "meant"),
+    [({}, True), ({"recheck": False}, False), ({"recheck": "False"}, False), ({"recheck": "true"}, True)],
+)
+def test_the_recheck_can_be_turned_off(task, service, sent, meant):
+    path, _ = task({"study": "head", **sent})
+    assert service.rechecks == [meant]
+    Path(path).unlink()
+
+
+@pytest.mark.parametrize(
     ("request_", "error"),
     [
         ({"question": 3}, InputError),
         ({"question": "x" * 2001}, QuestionError),
         ({"budget": "much"}, BudgetError),
         ({"budget": [0.1]}, BudgetError),
+        ({"recheck": "maybe"}, InputError),
+        ({"recheck": [False]}, InputError),
         ({"result_extension": "/../x"}, InputError),
     ],
 )

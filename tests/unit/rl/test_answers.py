@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsight.rl.answers import normalise
+from sparsight.rl.answers import is_negative, normalise
+from sparsight.types import Question
 
 
 @pytest.mark.parametrize(
@@ -26,3 +27,43 @@ def test_different(one: str, other: str) -> None:
 @given(st.text())
 def test_normalising_twice_changes_nothing(text: str) -> None:
     assert normalise(normalise(text)) == normalise(text)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        (Question("Is there a nodule?", "yes_no"), "no"),
+        (Question("Is there a nodule?", "yes_no"), "No."),
+        (Question("How many nodules are there?"), "0"),
+        (Question("How many nodules are there?"), "zero"),
+        (Question("How many nodules are there?"), "none"),
+        (Question("How many nodules are there?", "choice", ("0", "1")), "0"),
+        (Question("What is the finding?"), "No finding is seen"),
+        (Question("What do you see?"), "Normal"),
+        (Question("Are the lungs clear?", "yes_no"), "yes"),
+    ],
+)
+def test_negative(question: Question, answer: str) -> None:
+    assert is_negative(question, answer)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        (Question("Is there a nodule?", "yes_no"), "yes"),
+        (Question("Is there a clear nodule?", "yes_no"), "yes"),
+        (Question("How many nodules are there?"), "10"),
+        (Question("How large is it?"), "0.5 cm"),
+        (Question("What is the finding?"), "nodule"),
+        (Question("What is the finding?"), "normally placed catheter"),
+        (Question("Which side?", "choice", ("left", "right")), "left"),
+        (Question("Is there a nodule?"), ""),
+    ],
+)
+def test_not_negative(question: Question, answer: str) -> None:
+    assert not is_negative(question, answer)
+
+
+@given(st.text(), st.text())
+def test_any_text_is_negative_or_not(asked: str, said: str) -> None:
+    assert is_negative(Question(asked, "yes_no"), said) in (True, False)

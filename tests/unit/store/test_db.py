@@ -41,7 +41,7 @@ def test_an_episode_is_stored_once(store: Store, make_episode: Make) -> None:
 
 @pytest.mark.parametrize("unknown", ["e9", "", "\x00", "\ud800", "' OR 1=1 --", "x" * 100_000])
 def test_an_unknown_id_is_not_found_whatever_it_is(store: Store, unknown: str) -> None:
-    for read in (store.episode, store.feedback, store.reward, store.feedback_for):
+    for read in (store.episode, store.feedback, store.reward):
         with pytest.raises(NotFoundError) as error:
             read(unknown)
         assert len(unknown) < 4 or unknown not in str(error.value)
@@ -93,7 +93,7 @@ def test_a_correction_is_stored_once(
         store.save_feedback(replace(feedback, marks=(replace(feedback.marks[0], mask=moved),)), reward)
     with pytest.raises(FeedbackError):
         store.save_feedback(replace(feedback, key="a name"), reward)
-    assert keys(store.feedback_for("e1")) == ["k1"]
+    assert store.counts()["corrections"] == 1
     assert store.verify() == []
 
 

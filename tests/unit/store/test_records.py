@@ -1,6 +1,7 @@
 """What goes in comes out: any text, any number, any mask."""
 
 import json
+from collections.abc import Callable
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -20,7 +21,7 @@ from sparsight.store.records import (
     reward_from_json,
     reward_to_json,
 )
-from sparsight.types import Answer, Episode, Evidence, Feedback, Mark, Question, Region, Reward, Selection
+from sparsight.types import Answer, Episode, Evidence, Feedback, Mark, Question, Recheck, Region, Reward, Selection
 
 texts = st.text(st.characters(exclude_categories=()), max_size=30) | st.sampled_from(
     ["\x00", "a\ud800b", "👩‍⚕️", "שלום", "\u202e", "'; DROP TABLE episodes; --", "NaN"]
@@ -62,6 +63,14 @@ selections = st.builds(
     st.none() | st.integers(0, 2**63),
 )
 answers = st.builds(Answer, texts, texts, numbers, st.booleans(), st.none() | st.integers(0, 9), timings)
+rechecks = st.builds(
+    Recheck,
+    st.sampled_from(["negative", "not grounded"]),
+    answers,
+    st.none() | numbers,
+    st.integers(0, 10**6),
+    st.booleans(),
+)
 episodes = st.builds(
     Episode,
     id=ids,
@@ -79,6 +88,7 @@ episodes = st.builds(
     policy_sha256=texts,
     config_sha256=texts,
     timings_ms=timings,
+    recheck=st.none() | rechecks,
 )
 masks = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=6))
 marks = st.builds(
@@ -126,6 +136,12 @@ def test_an_episode_survives(episode: Episode) -> None:
     assert text.isascii()
     assert "\x00" not in text
     assert_same(episode_from_record(json.loads(text), arrays), episode)
+
+
+def test_a_record_of_before_the_recheck_is_the_same_text(make_episode: Callable[..., Episode]) -> None:
+    record, arrays = episode_to_record(make_episode())
+    assert "recheck" not in record
+    assert episode_from_record(json.loads(canonical(record)), arrays).recheck is None
 
 
 @settings(max_examples=150, deadline=None)

@@ -1,0 +1,179 @@
+"""From tokens to an answer: select, read, test what it rests on, and read again what should not be believed yet.
+
+With its evidence pruned away a language model says "no" with confidence. So an answer that is negative, or that does
+not need the tokens it was read from, is re-checked at a wider budget before it is shown (docs/method.md).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sparsight import evidence
+from sparsight.config import ServeConfig
+from sparsight.imaging.grid import box_to_tokens, tokens_to_labelmap
+from sparsight.model.protocols import Reader, ScoreRequest, Selector
+from sparsight.rl.answers import is_negative, normalise
+from sparsight.types import Answer, Doubt, Episode, ImageVolume, Question, Recheck, Selection, TokenGrid
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Something happened during ask or learn: for a progress bar or an event stream."""
+
+    stage: str  # load, encode, select, token, recheck (its tokens follow), answer, evidence; step, sentinel, gate
+    done: int = 0
+    total: int = 0
+    text: str = ""
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What came of one question. selection: the policy's choice; necessity: of the tokens that are shown, nats."""
+
+    selection: Selection
+    answer: Answer
+    necessity: float | None
+    recheck: Recheck | None
+    timings_ms: dict[str, float]  # select, decode and prefill of the first reading, necessity, recheck
+
+
+@dataclass(frozen=True, eq=False)
+class Answering:
+    """Answers one question about one study."""
+
+    reader: Reader
+    config: ServeConfig
+    grid: TokenGrid
+    question: Question
+    tell: OnProgress
+
+    def answer(self, selector: Selector, share: float, *, recheck: bool = True) -> Reading:
+        """Answer from `share` of the tokens; where that is in doubt, from more (serve.recheck_budget)."""
+        self.tell(Progress("select"))
+        selection, select_ms = timed(lambda: selector.select(self.grid, self.question, self._k(share)))
+        answer = self._read(selection)
+        necessity, necessity_ms = timed(lambda: self._necessity(answer, selection, selection))
+        timings = {"select": select_ms, **answer.timings_ms, "necessity": necessity_ms, "recheck": 0.0}
+        first = Reading(selection, answer, necessity, None, timings)
+        doubt = self._doubt(first) if recheck else None
+        wide = self._k(self.config.recheck_budget or 0.0)
+        if doubt is None or wide <= len(selection.keep):
+            reading = first
+        else:
+            self.tell(Progress("recheck"))
+            again, recheck_ms = timed(lambda: self._again(first, doubt, wide))
+            reading = replace(again, timings_ms={**timings, "recheck": recheck_ms})
+        self.tell(Progress("answer", text=reading.answer.text))
+        return reading
+
+    def _again(self, first: Reading, doubt: Doubt, k: int) -> Reading:
+        """Read the k best tokens. Another answer has evidence of its own, the same one that of the first reading."""
+        wide = best(first.selection, k)
+        answer = self._read(wide)
+        changed = normalise(answer.text) != normalise(first.answer.text)
+        recheck = Recheck(doubt, first.answer, first.necessity, k, changed)
+        necessity = first.necessity
+        if changed:
+            necessity = self._necessity(answer, wide, shown(first.selection, recheck))
+        return Reading(first.selection, answer, necessity, recheck, first.timings_ms)
+
+    def _read(self, selection: Selection) -> Answer:
+        return self.reader.read(
+            self.question, self.grid, selection, on_token=lambda text: self.tell(Progress("token", text=text))
+        )
+
+    def _doubt(self, reading: Reading) -> Doubt | None:
+        if is_negative(self.question, reading.answer.text):
+            return "negative"
+        weak = reading.necessity is not None and reading.necessity < self.config.necessity_nats
+        return "not grounded" if weak else None
+
+    def _k(self, share: float) -> int:
+        k = tokens_at(share, self.grid, self.reader)
+        if self.question.region is not None:
+            k = min(k, int((box_to_tokens(self.grid, self.question.region) > 0).sum()))
+        return k
+
+    def _necessity(self, answer: Answer, read: Selection, evidence: Selection) -> float | None:
+        """Compare log p(answer | tokens read) with log p(answer | the rest), nats.
+
+        The rest: all tokens but the evidence, the best of them that one prompt holds.
+        """
+        if not answer.text:
+            return None
+        order = ranking(read)
+        rest = np.sort(order[~np.isin(order, evidence.keep)][: self.reader.max_tokens])
+        requests = [
+            ScoreRequest(self.grid, self.question, answer.text, torch.from_numpy(np.ascontiguousarray(keep))[None])
+            for keep in (read.keep, rest)
+        ]
+        with_it, without = self.reader.score(requests)
+        return float(with_it[0] - without[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """An episode with its study, for pictures and label maps."""
+
+    episode: Episode
+    volume: ImageVolume
+    grid: TokenGrid = field(repr=False)
+
+    @property
+    def shown(self) -> Selection:
+        """The tokens that the evidence is made of."""
+        return shown(self.episode.selection, self.episode.recheck)
+
+    def labelmap(self) -> NDArray[np.uint8]:
+        """The tokens of the evidence as voxels: (D, H, W), 1 where they lie."""
+        return tokens_to_labelmap(self.grid, self.shown.keep, self.volume.shape)
+
+    def weights(self) -> NDArray[np.float32]:
+        """Weight of each token, (N,), sums to 1 over those of the evidence."""
+        return evidence.token_weights(self.shown)
+
+
+def tokens_at(share: float, grid: TokenGrid, reader: Reader) -> int:
+    """Tokens to keep: at least one, at most what one prompt holds."""
+    return max(1, min(round(share * grid.n), grid.n, reader.max_tokens))
+
+
+def ranking(selection: Selection) -> NDArray[np.int64]:
+    """All tokens, the policy's best first, as it ranks them itself: (N,)."""
+    return np.argsort(-selection.scores, kind="stable")
+
+
+def best(selection: Selection, k: int) -> Selection:
+    """The k best tokens of the same scores. It is read, not learned from: no log-probability."""
+    return replace(selection, keep=np.sort(ranking(selection)[:k]), log_prob=0.0)
+
+
+def shown(selection: Selection, recheck: Recheck | None) -> Selection:
+    """The tokens that an answer's evidence is made of: those kept.
+
+    What a re-check turned, the tokens it added must have turned: as many of them as were asked for, the policy's best.
+    """
+    if recheck is None or not recheck.changed:
+        return selection
+    k = len(selection.keep)
+    turned = ranking(selection)[k : min(2 * k, recheck.kept)]
+    return replace(selection, keep=np.sort(turned), log_prob=0.0)
+
+
+def timed(call: Callable[[], _T]) -> tuple[_T, float]:
+    """The result and the milliseconds it took."""
+    start = time.perf_counter()
+    result = call()
+    return result, (time.perf_counter() - start) * 1000
