@@ -21,7 +21,6 @@ from sparsight.rl.budget import BudgetReport, price, train_budget
 from sparsight.rl.trainer import Example, Step, train_policy
 
 _PRICED, _TARGET = 5, 0.1  # questions per step that the budget head learns from; share of the tokens it may spend
-_BLOCK = 4  # tokens: the side of a block; at 2 % it finds more of the evidence than tokens drawn at once
 
 
 def examples_of(pool: Pool, reader: str) -> list[Example]:

@@ -90,11 +90,8 @@ def train_policy(
     seed: int = 0,
     on_step: Callable[[Step], None] | None = None,
     checkpoint: Path | None = None,
-    block: int = 0,
 ) -> TrainReport:
     """Train `policy` in place. Random states depend on (seed, step) only.
-
-    block: draw blocks of block x block tokens first, then tokens inside them; 0 or 1: tokens at once.
 
     anchor: the live policy, for the KL term. checkpoint: written every 10 steps and resumed from when it belongs to the
     same run; removed at the end. Ends early when every subset already earns the same, higher reward.
@@ -103,7 +100,7 @@ def train_policy(
     Raises DataError for examples without anything to learn; TrainingError for NaN, for rewards that never differ, or
     for a policy that no longer explores: `policy` then holds its last good weights.
     """
-    run = _Run(policy, reader, list(examples), config, weights, anchor, seed, block)
+    run = _Run(policy, reader, list(examples), config, weights, anchor, seed)
     start = load_checkpoint(checkpoint, run.fingerprint, policy, [run.optimizer]) if checkpoint else 0
     began = time.perf_counter()
     history: list[Step] = []
@@ -143,7 +140,6 @@ class _Run:
         weights: RewardWeights,
         anchor: TokenPolicy | None,
         seed: int,
-        block: int,
     ) -> None:
         for n, example in enumerate(examples):
             _check(n, example)
@@ -153,13 +149,13 @@ class _Run:
             raise DataError("no new examples", expected="at least one correction", todo="collect corrections first")
         self.policy, self.reader, self.config, self.weights = policy.train(), reader, config, weights
         self.anchor = anchor.eval() if anchor else None
-        self.seed, self.block = seed, block
+        self.seed = seed
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr, betas=(0.9, 0.99))
         distinct = {e.question.text: e.question for e in examples}
         self.questions = {text: reader.embed(question) for text, question in distinct.items()}
         self.ranked: dict[int, Tensor] = {}  # id of a grid and question: its slices, most promising first
         self.largest_spread, self.log_n = 0.0, 1.0
-        self.fingerprint = _fingerprint(policy, examples, (config.model_dump(), block), weights, seed, reader)
+        self.fingerprint = _fingerprint(policy, examples, config, weights, seed, reader)
 
     def step(self, step: int, began: float) -> Step:
         """One batch: draw, score, move."""
@@ -215,8 +211,8 @@ class _Run:
         share = self.config.budgets[int(rng.integers(len(self.config.budgets)))]
         most = min(_MAX_K, self.reader.max_tokens, max(1, len(tokens) // 2))
         k = max(1, min(round(share * grid.n), most))
-        if self.block > 1:
-            blocks = coarse.blocks_of((len(slices), *grid.shape[1:]), self.block)
+        if self.config.block > 1:
+            blocks = coarse.blocks_of((len(slices), *grid.shape[1:]), self.config.block)
             drawn = coarse.sample(scores, blocks, k, self.config.group, torch_rng)
             log_p = coarse.log_prob(scores, blocks, drawn)
             return _Draw(scores, before, log_p, k + drawn.blocks.shape[1], tokens[drawn.tokens].sort(-1).values)
@@ -371,10 +367,10 @@ def _means(seen: list[dict[str, float | None]]) -> dict[str, float]:
 
 
 def _fingerprint(
-    policy: TokenPolicy, examples: list[Example], settings: object, weights: RewardWeights, seed: int, reader: Reader
+    policy: TokenPolicy, examples: list[Example], config: LearnConfig, weights: RewardWeights, seed: int, reader: Reader
 ) -> str:
     """Names one run: the same start, data and settings."""
-    digest = hashlib.sha256(repr((settings, weights, seed, reader.id, len(examples))).encode())
+    digest = hashlib.sha256(repr((config.model_dump(), weights, seed, reader.id, len(examples))).encode())
     for value in policy.state_dict().values():
         digest.update(value.numpy().tobytes())
     for e in examples:
