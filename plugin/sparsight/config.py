@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -34,7 +34,9 @@ class ServeConfig(_Strict):
     """How questions are answered. configs/serve.yaml."""
 
     reader: str = Field("nano", description="nano, or a folder with the weights of a nano reader")
-    budget: float = Field(0.1, gt=0, le=1, description="share of visual tokens kept when the caller names none")
+    budget: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
+        0.1, description="share of visual tokens kept when the caller names none; auto: the policy decides"
+    )
     max_question_chars: int = Field(2000, ge=1, description="a longer question is refused")
     cache_bytes: int = Field(512 * 2**20, ge=0, description="bytes of encoded studies kept in memory")
     necessity_nats: float = Field(0.5, ge=0, description="support an answer must lose without its evidence, nats")
@@ -53,6 +55,11 @@ class ServeConfig(_Strict):
         description="first question offered for a study, by DICOM modality; `default` for the others",
     )
     max_upload_bytes: int = Field(256 * 2**20, ge=1, description="largest mark or label accepted, bytes")
+
+    @property
+    def share(self) -> float:
+        """One share for all questions, where they are compared at the same one (gate, next case)."""
+        return 0.1 if self.budget == "auto" else self.budget
 
 
 class LearnConfig(_Strict):

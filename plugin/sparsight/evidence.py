@@ -26,6 +26,13 @@ def token_weights(selection: Selection) -> NDArray[np.float32]:
     return weights
 
 
+def heaviest(selection: Selection) -> NDArray[np.int64]:
+    """The fewest kept tokens that hold 90 % of the weight, ascending."""
+    weights = token_weights(selection)[selection.keep]
+    order = np.argsort(-weights, kind="stable")
+    return np.sort(selection.keep[order[: int(np.searchsorted(np.cumsum(weights[order]), _SHOWN)) + 1]])
+
+
 def describe(
     volume: ImageVolume, grid: TokenGrid, selection: Selection, *, necessity: float | None, threshold: float
 ) -> Evidence:
@@ -37,8 +44,7 @@ def describe(
     """
     weights = token_weights(selection)
     kept = np.zeros(grid.n, bool)
-    heaviest = selection.keep[np.argsort(-weights[selection.keep], kind="stable")]
-    kept[heaviest[: int(np.searchsorted(np.cumsum(weights[heaviest]), _SHOWN)) + 1]] = True
+    kept[heaviest(selection)] = True
     groups, count = ndimage.label(kept.reshape(grid.shape), structure=np.ones((3, 3, 3)))
     groups = groups.ravel()
     group_weight = np.bincount(groups, weights=weights, minlength=count + 1)[1:]

@@ -151,6 +151,9 @@ class Selection:
         return self.size / len(self.scores)
 
 
+Budget = float | Literal["auto"]  # share of the tokens in (0, 1]; auto: as many as the policy holds to be worth it
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the language stream said. confidence: calibrated probability that `text` is right, 0..1."""

@@ -14,7 +14,7 @@ from rich.table import Table
 from sparsight.cli.output import Json, console, emit_json, progress_bar
 from sparsight.cli.session import Session
 from sparsight.errors import BudgetError, FeedbackError
-from sparsight.types import Feedback, Mark, MarkKind, Verdict
+from sparsight.types import Budget, Feedback, Mark, MarkKind, Verdict
 
 Studies = Annotated[str | None, typer.Option(help="Folder or DICOMweb URL; STUDY is then an id of it.")]
 
@@ -32,7 +32,7 @@ def ask(
         str, typer.Argument(help="DICOM, NIfTI, NRRD, PNG, JPEG or TIFF file or folder, or a study's id.")
     ],
     question: Annotated[str, typer.Argument(help="What you want to know.")],
-    budget: Annotated[str | None, typer.Option(help="Share of the visual tokens to keep, in (0, 1].")] = None,
+    budget: Annotated[str | None, typer.Option(help="Share of the visual tokens to keep, in (0, 1], or auto.")] = None,
     no_recheck: Annotated[
         bool, typer.Option("--no-recheck", help="Do not read a negative or ungrounded answer again from more tokens.")
     ] = False,
@@ -47,7 +47,7 @@ def ask(
     from sparsight.reply import ask_json
     from sparsight.service import parse_question
 
-    share = _number(budget)
+    share = _budget(budget)
     parsed = parse_question(question, choices=tuple(choice or ()))
     session: Session = context.obj
     with session.service(studies) as service, progress_bar("ask", quiet=json) as tell:
@@ -218,13 +218,15 @@ def _print_answer(reply: dict[str, Any]) -> None:
     console.print(f"  episode {reply['episode']}, policy {reply['policy']['id']}")
 
 
-def _number(text: str | None) -> float | None:
-    if text is None:
-        return None
+def _budget(text: str | None) -> Budget | None:
+    if text is None or text == "auto":
+        return "auto" if text else None
     try:
         return float(text)
     except ValueError:
-        raise BudgetError(f"a budget of {text[:20]!r}", expected="a share in (0, 1]", todo="for example 0.1") from None
+        raise BudgetError(
+            f"a budget of {text[:20]!r}", expected="a share in (0, 1], or auto", todo="for example 0.1"
+        ) from None
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:

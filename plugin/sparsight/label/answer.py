@@ -15,7 +15,7 @@ from sparsight.imaging.export import write_labelmap
 from sparsight.imaging.load import load
 from sparsight.reply import ask_json
 from sparsight.service import Service, parse_question
-from sparsight.types import ImageVolume
+from sparsight.types import Budget, ImageVolume
 
 LABELS = {"evidence": 1}  # names and values in the label map
 _EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
@@ -24,7 +24,7 @@ _EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
 class AnswerTask(InferTask):
     """Declared as a segmentation, which is what stock clients list; `question`, `budget`, `recheck` are its options."""
 
-    def __init__(self, service: Callable[[], Service], *, description: str, budget: float) -> None:
+    def __init__(self, service: Callable[[], Service], *, description: str, budget: Budget) -> None:
         super().__init__(
             type=InferType.SEGMENTATION,
             labels=LABELS,
@@ -103,14 +103,18 @@ def _text(request: dict[str, Any], key: str) -> str:
     return value.strip()
 
 
-def _budget(request: dict[str, Any]) -> float | None:
+def _budget(request: dict[str, Any]) -> Budget | None:
     value = request.get("budget")
     if value is None or value == "":
         return None
+    if value == "auto":
+        return "auto"
     try:
         return float(value)
     except (TypeError, ValueError) as error:
-        raise BudgetError("a budget that is no number", expected="a share in (0, 1]", todo="for example 0.1") from error
+        raise BudgetError(
+            "a budget that is no number", expected="a share in (0, 1], or auto", todo="for example 0.1"
+        ) from error
 
 
 def _recheck(request: dict[str, Any]) -> bool:

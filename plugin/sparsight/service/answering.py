@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from sparsight import evidence
 from sparsight.config import ServeConfig
 from sparsight.imaging.grid import box_to_tokens, tokens_to_labelmap
-from sparsight.model.protocols import Reader, ScoreRequest, Selector
+from sparsight.model.policy import PolicySelector
+from sparsight.model.protocols import Reader, ScoreRequest
 from sparsight.rl.answers import is_negative, normalise
-from sparsight.types import Answer, Doubt, Episode, ImageVolume, Question, Recheck, Selection, TokenGrid
+from sparsight.types import Answer, Budget, Doubt, Episode, ImageVolume, Question, Recheck, Selection, TokenGrid
 
 _T = TypeVar("_T")
 
@@ -59,9 +60,10 @@ class Answering:
     question: Question
     tell: OnProgress
 
-    def answer(self, selector: Selector, share: float, *, recheck: bool = True) -> Reading:
-        """Answer from `share` of the tokens; where that is in doubt, from more (serve.recheck_budget)."""
+    def answer(self, selector: PolicySelector, budget: Budget, *, recheck: bool = True) -> Reading:
+        """Answer from `budget` of the tokens; where that is in doubt, from more (serve.recheck_budget)."""
         self.tell(Progress("select"))
+        share = selector.budget(self.grid, self.question) if budget == "auto" else budget
         selection, select_ms = timed(lambda: selector.select(self.grid, self.question, self._k(share)))
         answer = self._read(selection)
         necessity, necessity_ms = timed(lambda: self._necessity(answer, selection, selection))
@@ -106,21 +108,21 @@ class Answering:
             k = min(k, int((box_to_tokens(self.grid, self.question.region) > 0).sum()))
         return k
 
-    def _necessity(self, answer: Answer, read: Selection, evidence: Selection) -> float | None:
+    def _necessity(self, answer: Answer, read: Selection, without: Selection) -> float | None:
         """Compare log p(answer | tokens read) with log p(answer | the rest), nats.
 
-        The rest: all tokens but the evidence, the best of them that one prompt holds.
+        The rest: all tokens but those of `without`, the best of them that one prompt holds.
         """
         if not answer.text:
             return None
         order = ranking(read)
-        rest = np.sort(order[~np.isin(order, evidence.keep)][: self.reader.max_tokens])
+        rest = np.sort(order[~np.isin(order, without.keep)][: self.reader.max_tokens])
         requests = [
             ScoreRequest(self.grid, self.question, answer.text, torch.from_numpy(np.ascontiguousarray(keep))[None])
             for keep in (read.keep, rest)
         ]
-        with_it, without = self.reader.score(requests)
-        return float(with_it[0] - without[0])
+        whole, rest_only = self.reader.score(requests)
+        return float(whole[0] - rest_only[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,13 +165,12 @@ def best(selection: Selection, k: int) -> Selection:
 def shown(selection: Selection, recheck: Recheck | None) -> Selection:
     """The tokens that an answer's evidence is made of: those kept.
 
-    What a re-check turned, the tokens it added must have turned: as many of them as were asked for, the policy's best.
+    Of an answer that a re-check changed, those that hold 90 % of the policy's weight over all that were read then.
     """
     if recheck is None or not recheck.changed:
         return selection
-    k = len(selection.keep)
-    turned = ranking(selection)[k : min(2 * k, recheck.kept)]
-    return replace(selection, keep=np.sort(turned), log_prob=0.0)
+    wide = best(selection, recheck.kept)
+    return replace(wide, keep=evidence.heaviest(wide))
 
 
 def timed(call: Callable[[], _T]) -> tuple[_T, float]:

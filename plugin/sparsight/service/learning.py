@@ -136,7 +136,7 @@ class Learner:
 
     def _measure(self, held: list[Correction], live: TokenPolicy, candidate: TokenPolicy) -> gate.Decision:
         """Live and candidate on the sentinel set and on the corrections kept out of training."""
-        budget, settings = self.config.serve.budget, self.config.gate
+        budget, settings = self.config.serve.share, self.config.gate
         probes = sentinel.simulated(self.reader, "val", settings.sentinel, settings.sentinel_seed, self.on_step)
         streams = [PolicySelector(policy, self.reader) for policy in (live, candidate)]
         on_sentinel = [sentinel.correct(self.reader, s, probes, budget, self.on_step) for s in streams]
@@ -152,7 +152,7 @@ class Learner:
     def _reward(self, example: Example, selector: PolicySelector) -> float:
         """The reward that training maximises, of the subset that would be served: p(right answer) and grounding."""
         grid = example.grid
-        k = max(1, min(round(self.config.serve.budget * grid.n), grid.n, self.reader.max_tokens))
+        k = max(1, min(round(self.config.serve.share * grid.n), grid.n, self.reader.max_tokens))
         keep = selector.select(grid, example.question, k).keep
         log_p = None
         if example.answer is not None:

@@ -6,7 +6,7 @@ import re
 
 from sparsight.errors import BudgetError, GeometryError, QuestionError
 from sparsight.imaging.grid import box_to_tokens
-from sparsight.types import Question, TokenGrid
+from sparsight.types import Budget, Question, TokenGrid
 
 _YES_NO = re.compile(r"\s*(is|are|was|were|does|do|did|has|have|had|can|could|will)\b(?!.*\bor\b)", re.IGNORECASE)
 
@@ -44,8 +44,10 @@ def check_region(question: Question, grid: TokenGrid) -> None:
         )
 
 
-def check_budget(budget: float) -> float:
+def check_budget(budget: Budget) -> Budget:
     """A share of the tokens. Raises BudgetError unless it is in (0, 1]."""
+    if budget == "auto":
+        return "auto"
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= 1:
-        raise BudgetError(f"a budget of {budget!r}", expected="a share in (0, 1]", todo="for example 0.1")
+        raise BudgetError(f"a budget of {budget!r}", expected="a share in (0, 1], or auto", todo="for example 0.1")
     return float(budget)

@@ -30,7 +30,7 @@ from sparsight.service.learning import Learned, Learner
 from sparsight.service.question import check_budget, check_region, parse_question
 from sparsight.service.turn import Priority, Turnstile
 from sparsight.store import Features, PolicyRegistry, Store
-from sparsight.types import Episode, Feedback, ImageVolume, PolicyVersion, Question, Reward, TokenGrid
+from sparsight.types import Budget, Episode, Feedback, ImageVolume, PolicyVersion, Question, Reward, TokenGrid
 
 _LOOKED_AT = 16  # studies of which the next case is the best: each must be loaded and encoded
 
@@ -71,14 +71,15 @@ class Service:
         study: str | ImageVolume,
         question: Question,
         *,
-        budget: float | None = None,
+        budget: Budget | None = None,
         recheck: bool = True,
         on_progress: OnProgress | None = None,
     ) -> Asked:
         """Answer a question about a study and record it.
 
         study: an id of the served studies, a path where none are served, or a volume. budget: share of the tokens to
-        keep, in (0, 1]. recheck: read a negative or ungrounded answer again from more tokens (serve.recheck_budget).
+        keep, in (0, 1], or "auto": the policy decides. recheck: read a negative or ungrounded answer again from more
+        tokens (serve.recheck_budget).
         Raises QuestionError, BudgetError, NotFoundError, ImageError, GeometryError, BusyError.
         """
         tell = on_progress or (lambda progress: None)
@@ -206,7 +207,7 @@ class Service:
                 continue
             with in_turn():
                 _, selector = self._policy()
-                k = tokens_at(self.config.serve.budget, study.grid, self.reader)
+                k = tokens_at(self.config.serve.share, study.grid, self.reader)
                 worth = acquire(self.reader, selector, study.grid, parse_question(text), k)
             case = NextCase(info.id, text, worth.score, worth.reason)
             best = case if best is None or case.score > best.score else best

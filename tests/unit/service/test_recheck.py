@@ -83,7 +83,12 @@ def test_a_no_that_all_tokens_turn_is_shown_as_a_yes_with_its_own_evidence(
     assert reply["grounded"] is True
     assert set(script.read_[0].keep) <= set(script.read_[1].keep)
     assert len(script.read_) == 2
-    assert set(asked.shown.keep) == best(asked, K, 2 * K)  # what the first reading saw did not speak for a yes
+    share = asked.episode.selection.scores.astype(float)
+    share = np.exp(share - share.max()) / np.exp(share - share.max()).sum()
+    shown = len(asked.shown.keep)
+    assert set(asked.shown.keep) == best(asked, 0, shown)
+    ranked = np.sort(share)[::-1]
+    assert ranked[: shown - 1].sum() < 0.9 <= ranked[:shown].sum() + 1e-6
     with_it, without = script.scored[-2:]
     assert with_it.answer == without.answer == "yes"
     assert len(with_it.keeps[0]) == N
@@ -161,7 +166,7 @@ def test_part_of_the_tokens_may_do(config: Config, picture: ImageVolume, monkeyp
     monkeypatch.setattr(service.reader, "read", script.read)
     asked = service.ask(picture, QUESTION)
     assert ask_json(asked)["recheck"]["note"] == "No was re-checked with 72 of 480 tokens: now yes"
-    assert set(asked.shown.keep) == best(asked, K, 72)
+    assert set(asked.shown.keep) < best(asked, 0, 72)
     service.close()
 
 
