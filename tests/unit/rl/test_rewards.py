@@ -2,6 +2,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sparsight.rl import rewards
 from sparsight.rl.rewards import Marks, RewardWeights
@@ -73,3 +75,69 @@ def test_composition_is_a_weighted_mean_of_what_applies() -> None:
     assert rewards.compose({"answer": None}, weights).total == 0.0
     assert both.parts == {"answer": 0.4, "grounding": 0.8, "utility": 1.0}
     assert both.version == rewards.VERSION
+
+
+def test_a_written_answer_matches_as_answers_are_compared() -> None:
+    assert rewards.match("A ring.", "ring") == 1.0
+    assert rewards.match("two", "2") == 1.0
+    assert rewards.match("nodule", "ring") == 0.0
+    assert rewards.match(None, "ring") == 0.0
+    assert rewards.match("ring", None) is None
+
+
+def test_consensus_is_the_overlap_with_what_more_than_half_of_the_right_ones_kept() -> None:
+    keeps = [np.array([1, 2, 3]), np.array([1, 2, 4]), np.array([1, 5, 6]), np.array([7, 8, 9])]
+    values = rewards.consensus(keeps, [True, True, True, False])  # agreed on: 1 (three times) and 2 (twice of three)
+    assert values == pytest.approx([2 / 3, 2 / 3, 1 / 4, 0.0])
+    assert rewards.consensus(keeps[:2], [True, True]) == pytest.approx([2 / 3, 2 / 3])
+
+
+def test_consensus_does_not_apply_where_nobody_agrees() -> None:
+    keeps = [np.array([1, 2]), np.array([3, 4]), np.array([1, 2])]
+    assert rewards.consensus(keeps, [True, False, False]) == [None] * 3
+    assert rewards.consensus(keeps, [False] * 3) == [None] * 3
+    assert rewards.consensus(keeps, [True, True, False]) == [None] * 3
+
+
+@given(
+    st.lists(st.tuples(st.sets(st.integers(0, 15), min_size=1), st.booleans()), min_size=1, max_size=8),
+    st.permutations(range(16)),
+)
+def test_consensus_is_a_share_that_depends_on_no_order(
+    rollouts: list[tuple[set[int], bool]], renamed: list[int]
+) -> None:
+    keeps, right = [np.array(sorted(keep)) for keep, _ in rollouts], [is_right for _, is_right in rollouts]
+    values = rewards.consensus(keeps, right)
+    assert all(v is None or 0 <= v <= 1 for v in values)
+    assert rewards.consensus(keeps[::-1], right[::-1])[::-1] == values
+    assert rewards.consensus([np.sort(np.array(renamed)[keep]) for keep in keeps], right) == values
+
+
+def test_pixel_is_what_the_patches_alone_carry_less_what_is_left_without_them() -> None:
+    assert rewards.pixel(math.log(0.9), math.log(0.2)) == pytest.approx(0.7)
+    assert rewards.pixel(math.log(0.2), math.log(0.9)) == pytest.approx(-0.7)
+    assert rewards.pixel(None, -1.0) is None
+    assert rewards.pixel(-1.0, None) is None
+
+
+def test_the_price_of_sparsity_settles_where_the_budget_is_met() -> None:
+    """A policy that keeps less the dearer it is: K/N = 0.5 - price; the budget of 0.1 is met at a price of 0.4."""
+    price = 0.0
+    for _ in range(200):
+        price = rewards.dual_price(price, 0.5 - price, 0.1, rate=0.1, most=5.0)
+    assert price == pytest.approx(0.4, abs=1e-3)
+    assert rewards.dual_price(0.01, 0.0, 0.1, rate=1.0, most=5.0) == 0.0
+    assert rewards.dual_price(4.9, 1.0, 0.1, rate=1.0, most=5.0) == 5.0
+
+
+def test_sparsity_is_a_price_on_top_of_the_mean() -> None:
+    parts = {"answer": 0.8, "necessity": 0.4, "sparsity": -0.2}
+    weights = RewardWeights(answer=1.0, necessity=1.0, sparsity=1.0)
+    assert rewards.compose(parts, weights).total == pytest.approx(0.6 - 0.2)
+    assert rewards.compose(parts, RewardWeights()).total == pytest.approx(0.8)
+
+
+def test_parts_without_a_weight_change_nothing() -> None:
+    parts = {"answer": 0.8, "match": 0.0, "form": 0.0, "consensus": 0.1, "pixel": -1.0, "sparsity": -1.0}
+    assert rewards.compose(parts, RewardWeights()).total == pytest.approx(0.8)
+    assert set(vars(RewardWeights())) == {*parts, "utility", "necessity", "grounding"}
