@@ -1,52 +1,226 @@
 """The benchmark's cases are the same at every run and from the splits they claim; its page says what was measured."""
 
+import json
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sparsight.bench import evidence
-from sparsight.model import PolicySelector, load_policy, load_reader
+from sparsight.bench.figures import figures_of
+from sparsight.bench.page import page
+from sparsight.bench.parts import Fact, Part, Setup
+from sparsight.bench.suites import Suite, cases_of, check_data
+from sparsight.bench.targets import targets
+from sparsight.errors import BudgetError, DataError, InputError, SparsightError
+from sparsight.model import load_base_policy
+from sparsight.rl.scoring import Result
+from sparsight.types import Case
+
+TINY = evidence.Size(sim_2d=6, sim_ood=4, sim_long=2, real=6, tested=4, curves=2, read=2)
+
+
+def drawn(name: str, n: int, seed: int) -> list[Case]:
+    suite = Suite(name, n, (0.1,))
+    return [case for part in range(suite.parts) for case, _ in cases_of(suite, None, seed, part)]
 
 
 def test_cases_are_reproducible_and_follow_the_seed() -> None:
-    first, again, other = (evidence.suites(12, None, seed) for seed in (0, 0, 1))
-    for name, cases in first.items():
-        assert len(cases) == 12
-        assert [(c.id, c.question, c.answer) for c in cases] == [(c.id, c.question, c.answer) for c in again[name]]
-        assert [c.question.text for c in cases] != [c.question.text for c in other[name]]
-    assert not {c.group for c in first["sim_2d"]} & {c.group for c in first["sim_ood"]}
+    first, again, other = (drawn("sim_2d", 12, seed) for seed in (0, 0, 1))
+    assert len(first) == 12
+    assert [(c.id, c.question, c.answer) for c in first] == [(c.id, c.question, c.answer) for c in again]
+    assert not {c.id for c in first} & {c.id for c in other}
+
+
+def test_parts_share_a_suite_without_repeating_a_question() -> None:
+    suite = Suite("sim_2d", 90, (0.1,))
+    assert suite.parts == 2
+    parts = [[case for case, _ in cases_of(suite, None, 0, part)] for part in range(2)]
+    assert [len(part) for part in parts] == [45, 45]
+    assert len({case.id for part in parts for case in part}) == 90
+    presets = {preset for part in range(2) for _, preset in cases_of(suite, None, 0, part)}
+    assert presets == {"default", "many", "faint", "tiny"}
+
+
+def test_suites_are_what_they_are_called() -> None:
+    images, long, other = (drawn(name, 8, 0) for name in ("sim_2d", "sim_long", "sim_ood"))
+    assert all(case.id.startswith("sim-test-") for case in [*images, *long])
+    assert all(case.id.startswith("sim-test_ood-") for case in other)
+    assert all(16 <= case.volume.shape[0] <= 32 for case in long)
+    assert len({case.group for case in images}) == len({case.volume.sha256 for case in images}) > 1
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A small bccd: even images have a bright spot and a yes, with its box."""
+    folder = tmp_path / "data" / "bccd"
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for i in range(8):
+        pixels = np.random.default_rng(i).integers(40, 80, (96, 96), dtype=np.uint8)
+        box = [16 + 4 * i, 24, 32 + 4 * i, 40]
+        if i % 2 == 0:
+            pixels[box[1] : box[3], box[0] : box[2]] = 250
+        Image.fromarray(pixels).save(folder / "images" / f"{i}.png")
+        row = {"id": f"r{i}", "image": f"images/{i}.png", "question": "Is a platelet visible?", "split": "val"}
+        row |= {"answer": "no" if i % 2 else "yes", "answer_type": "yesno", "label": "Platelets"}
+        rows.append({**row, "boxes": [] if i % 2 else [box], "group": f"g{i}"})
+    (folder / "data.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return folder.parent
+
+
+@pytest.mark.parametrize("fault", ["missing", "empty", "image gone", "no rows"])
+def test_a_broken_data_folder_is_refused_before_anything_runs(data: Path, fault: str) -> None:
+    assert check_data(data) == ("bccd",)
+    if fault == "missing":
+        data = data / "nowhere"
+    elif fault == "empty":
+        (data / "bccd").rename(data / "unknown")
+    elif fault == "image gone":
+        (data / "bccd" / "images" / "3.png").unlink()
+    else:
+        (data / "bccd" / "data.jsonl").write_text("")
+    with pytest.raises(DataError) as refused:
+        check_data(data)
+    assert "bccd" in str(refused.value) or fault == "missing"
+
+
+@pytest.fixture
+def setup(reader_folder: Path, data: Path) -> Setup:
+    names = ("all", "ours", "random", "saliency", "oracle")
+    return Setup(reader_folder, load_base_policy(reader_folder), "p", names, data, 0)
+
+
+def test_streams_budgets_and_names_are_checked(setup: Setup) -> None:
+    assert {"all", "ours", "random", "grid", "saliency", "oracle"} <= set(evidence.usable(setup, []))
+    assert evidence.usable(setup, ["grid"]) == ("all", "ours", "grid")
+    with pytest.raises(InputError):
+        evidence.usable(setup, ["grid", "best"])
+    with pytest.raises(BudgetError):
+        evidence.plan(TINY, (0.1, 1.0), ())
+
+
+def test_every_question_is_tested_and_read_as_often_as_the_size_says() -> None:
+    for size in evidence.SIZES.values():
+        tasks = evidence.plan(size, (0.1,), ("bccd",))
+        of_2d = [task for task in tasks if task.suite.name == "sim_2d"]
+        assert sum(task.tested for task in of_2d) == size.tested
+        assert sum(task.curves for task in of_2d) == size.curves
+        assert sum(task.read for task in of_2d) == size.read
+        assert len({(task.suite.name, task.part) for task in tasks}) == len(tasks)
+    assert evidence.SIZES["full"].sim_2d >= 1_000
 
 
 @pytest.mark.slow
-def test_a_small_run_reports_every_stream_at_every_budget(reader_folder: Path) -> None:
-    reader = load_reader(reader_folder)
-    ours = PolicySelector(load_policy(reader_folder), reader, "p")
+def test_a_run_measures_everything_and_does_not_depend_on_the_processes(setup: Setup, tmp_path: Path) -> None:
     steps: list[Any] = []
-    report = evidence.run(
-        reader, ours, n=8, budgets=[0.05, 0.1], data=None, seed=0, on_step=lambda *step: steps.append(step)
+    report = evidence.run(setup, size=TINY, budgets=[0.05, 0.1], workers=1, tell=lambda *step: steps.append(step))
+    assert steps[-1][1] == steps[-1][2] == len(steps)
+    rows = {(row["suite"], row["selector"], row["budget"]): row for row in report["rows"]}
+    for suite, budgets in (("sim_2d", (0.05, 0.1)), ("sim_long", evidence.LONG_BUDGETS), ("bccd", (0.05, 0.1))):
+        for name in ("ours", "random", "saliency", "oracle"):
+            for budget in budgets:
+                assert rows[suite, name, budget]["n"] == report["suites"][suite]["n"]
+        assert {(suite, name, b) for name, b in (("all", 1.0), ("no image", 0.0), ("majority", 0.0))} <= set(rows)
+    assert rows["sim_2d", "oracle", 0.1]["evidence_recall"] > 0.9  # one token in ten holds any finding of this size
+    assert rows["sim_long", "ours", 0.01]["fraction"] == pytest.approx(0.01, rel=0.01)
+    assert rows["sim_long", "all", 1.0]["fraction"] < 0.12  # what a prompt holds
+    assert rows["bccd", "majority", 0.0]["accuracy"] >= 0.5
+    tests = {row["test"] for row in report["suites"]["sim_2d"]["tests"]}
+    assert {"kept", "pixel sufficiency", "pixel necessity", "complement", "shuffled image", "no image"} <= tests
+    assert {c["curve"] for c in report["suites"]["sim_2d"]["curves"]} == {"insertion", "deletion"}
+    assert report["suites"]["sim_2d"]["read"]["confidence"]["read"]["n"] == 2
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    both = evidence.run(setup, size=TINY, budgets=[0.05, 0.1], workers=2, tell=lambda *_: None)
+    assert (both["rows"], both["paired"]) == (report["rows"], report["paired"])
+
+    evidence.write(report, setup, tmp_path / "out")
+    text = (tmp_path / "out" / "results.md").read_text()
+    named = [part.split(")")[0] for part in text.split("](")[1:]]
+    assert named
+    assert all((tmp_path / "out" / name).stat().st_size > 1_000 for name in named)
+    assert json.loads((tmp_path / "out" / "evidence.json").read_text()) == report
+
+
+def made_up(gains: float, n: int = 400) -> dict[str, Any]:
+    """The report of results in which random is right half the time and ours `gains` more often, and all like ours."""
+    rng = np.random.default_rng(0)
+    draw = rng.random(n)
+    results, facts = [], {}
+    for i in range(n):
+        facts[f"c{i}"] = Fact("is there a ring?", "yes_no", "yes", "many", "exists", f"g{i}", 0.002)
+        for name, budget, p in (
+            ("all", 1.0, 0.5 + gains),
+            *((name, b, p) for b in (0.02, 0.05, 0.1) for name, p in (("ours", 0.5 + gains), ("random", 0.5))),
+        ):
+            right = bool(draw[i] < p)
+            results.append(
+                Result(name, budget, f"c{i}", f"g{i}", "exists", right, 0.8, 10, 0.9, True, of=100, missed=not right)
+            )
+    figures = figures_of("sim_2d", [Part("sim_2d", results, facts=facts)], 0)
+    report: dict[str, Any] = {"case_seeds": 3, "max_tokens": 1024, "test_budget": 0.1}
+    report |= {key: [{"suite": "sim_2d", **row} for row in figures.pop(key)] for key in ("rows", "paired")}
+    report |= {"suites": {"sim_2d": figures | {"unit": "image"}}}
+    report |= {"version": "0", "created": "2026-01-01", "reader": "r", "policy": "p", "seed": 0, "seconds": 1.0}
+    report |= {"workers": 1}
+    return report | {"targets": targets(report)}
+
+
+def verdicts(report: dict[str, Any]) -> dict[str, str]:
+    return {line["target"]: line["verdict"] for line in targets(report)}
+
+
+def test_verdicts_follow_the_numbers() -> None:
+    better, level = verdicts(made_up(0.2)), verdicts(made_up(0.01))
+    assert better["against random"] == "met"
+    assert level["against random"] == "not met"  # one point of 400 questions is not shown
+    assert better["2D: accuracy at 10% / all tokens"] == "met"
+    assert better["questions of sim_2d"] == "not met"
+    assert better["the reader with all tokens, unseen simulated cases"] == "not met"
+    assert verdicts(made_up(0.45))["the reader with all tokens, unseen simulated cases"] == "met"
+    assert (
+        better["against DivPrune"]
+        == better["pixel necessity at 10 %, questions that a no would deny"]
+        == "not measured"
     )
-    rows = [row for row in report["rows"] if row["suite"] == "sim_2d"]
-    assert len(rows) == 1 + 5 * 2
-    assert {row["second"] for row in report["paired"]} == {"all", "random", "grid", "saliency"}
-    oracle = next(row for row in rows if (row["selector"], row["budget"]) == ("oracle", 0.1))
-    assert oracle["evidence_recall"] > 0.9  # one token in ten holds any finding of this size
-    assert steps[-1] == ("sim_ood", 8, 8)
-    text = evidence.page(report)
-    assert "sim_ood, n = 8" in text
-    assert all(np.isfinite(row["accuracy"]) for row in rows)
+    assert better["prefill speed-up at 10 % of 1,024 tokens"] == "not measured"
 
 
-def test_the_page_shows_a_dash_where_there_is_no_mask() -> None:
-    row = SimpleNamespace(suite="vqa_rad", selector="ours", budget=0.1, n=3, accuracy=0.5, accuracy_ci=[0.1, 0.9])
-    report = {
-        "created": "2026-01-01",
-        "reader": "r",
-        "policy": "p",
-        "seed": 0,
-        "rows": [{**vars(row), "evidence_recall": None, "pointing_hit": None}],
-        "paired": [],
-    }
-    assert "| ours | 10% | 0.500 [0.100, 0.900] | - | - |" in evidence.page(report)
+def test_a_ratio_whose_interval_reaches_too_low_is_not_met() -> None:
+    report = made_up(0.2)
+    row = next(r for r in report["paired"] if (r["second"], r["budget"]) == ("all", 0.1))
+    for low, verdict in ((0.986, "met"), (0.984, "not met"), (None, "not met")):
+        row["ratio_ci"] = [low, 1.02]
+        assert verdicts(report)["2D: accuracy at 10% / all tokens"] == verdict
+
+
+def test_the_page_claims_what_the_intervals_carry_and_no_more() -> None:
+    report = made_up(0.2)
+    said = page(report, {}, [])
+    assert "- sim_2d: ours is above random at 2 %, 5 %, 10 % (intervals exclude 0)." in said
+    assert "- sim_2d: no difference to all shown at 2 %, 5 %, 10 %." in said
+    worse = deepcopy(report)
+    for row in worse["paired"]:
+        if row["second"] == "random" and row["budget"] == 0.02:
+            row["difference_ci"] = [-0.1, -0.01]
+    assert "above random at 5 %, 10 % (intervals exclude 0); below random at 2 %" in page(worse, {}, [])
+    level = page(made_up(0.01), {}, [])
+    assert "above random" not in level
+    assert "nan" not in said.lower()
+
+
+def test_the_majority_answer_is_counted_by_question() -> None:
+    report = made_up(0.2)
+    row = next(r for r in report["rows"] if r["selector"] == "majority")
+    assert row["accuracy"] == 1  # all answers are yes
+    assert row["false_negatives"] is None
+
+
+def test_an_error_survives_its_way_from_another_process(setup: Setup) -> None:
+    lost = replace(setup, policy={"look.weight": np.zeros((2, 2), np.float32)})
+    with pytest.raises(SparsightError):
+        list(evidence._measured(lost, evidence.plan(TINY, (0.1,), ())[:1], workers=2))

@@ -1,110 +1,187 @@
-"""Which visual stream finds the evidence: accuracy, recall and pointing at equal budgets, in one run, on unseen cases.
+"""Which visual stream finds the evidence: all of them in one run, at equal budgets, on cases never trained on.
 
-Suites: sim_2d (simulated findings, test patients), sim_ood (picture kinds never trained on), and each real set that a
-data folder holds (validation rows). Answers are read as the product reads them.
+run() measures and gives a report of plain values; write() makes evidence.json, results.md and the pictures of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from json import dumps
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import sparsight
+from sparsight.bench.examples import draw_examples
+from sparsight.bench.figures import figures_of
+from sparsight.bench.page import page
+from sparsight.bench.parts import TEST_BUDGET, Part, Setup, Task, loaded, measure_part
+from sparsight.bench.plots import draw_plots
+from sparsight.bench.suites import CASE_SEEDS, Suite, check_data
+from sparsight.bench.targets import targets
+from sparsight.errors import BudgetError, SparsightError, finite
+from sparsight.rl.evaluate import SELECTORS, selectors_by_name
 
-from sparsight.datasets import load_folder
-from sparsight.model import PolicySelector
-from sparsight.model.protocols import Reader
-from sparsight.rl.evaluate import compare, evaluate, selectors_by_name, summarise
-from sparsight.sim import SceneConfig, Simulator, Split
-from sparsight.sim.real import standard
-from sparsight.types import Case
-
-STREAMS = ("all", "ours", "random", "grid", "saliency", "oracle")
-REAL = ("bccd", "nih_cxr", "vqa_rad")  # all rows of ms_flair are training rows of nano
-Step = Callable[[str, int, int], None]
+BUDGETS = (0.02, 0.05, 0.1, 0.25, 0.5)
+LONG_BUDGETS = (0.005, 0.01, 0.02)
+Tell = Callable[[str, int, int], None]
 
 
-def run(
-    reader: Reader,
-    ours: PolicySelector,
-    *,
-    n: int,
-    budgets: Sequence[float],
-    data: Path | None,
-    seed: int,
-    on_step: Step,
-) -> dict[str, Any]:
-    """{created, reader, policy, seed, rows [{suite, ...}], paired [{suite, ...}]}; n questions per suite at most."""
-    rows: list[dict[str, Any]] = []
-    paired: list[dict[str, Any]] = []
-    for suite, cases in suites(n, data, seed).items():
-        names = [s for s in STREAMS if s != "oracle" or any(c.finding is not None for c in cases)]
-        streams = selectors_by_name(names, reader, ours, seed=seed)
-        done = _teller(on_step, suite, len(cases))
-        results = evaluate(cases, reader, streams, budgets, on_case=done)
-        rows += [{"suite": suite, **row} for row in summarise(results, seed=seed)]
-        for rival in (s for s in names if s not in ("ours", "oracle")):
-            paired += [{"suite": suite, **row} for row in compare(results, "ours", rival, seed=seed)]
-    return {
+@dataclass(frozen=True)
+class Size:
+    """Questions: per suite, tested by changing the image or the tokens, traced as curves, read in full."""
+
+    sim_2d: int
+    sim_ood: int
+    sim_long: int
+    real: int  # of each set at most
+    tested: int  # of each suite
+    curves: int  # of sim_2d
+    read: int  # of each suite
+
+
+SIZES = {
+    "small": Size(sim_2d=24, sim_ood=8, sim_long=8, real=8, tested=8, curves=4, read=4),
+    "full": Size(sim_2d=1_020, sim_ood=300, sim_long=300, real=300, tested=300, curves=120, read=120),
+}
+
+
+def run(setup: Setup, *, size: Size, budgets: Sequence[float], workers: int, tell: Tell) -> dict[str, Any]:
+    """Measure every suite, in this process or in several; the figures do not depend on how many.
+
+    Raises DataError for a data folder that is missing or broken, before anything is measured.
+    """
+    started = time.perf_counter()
+    tasks = plan(size, tuple(budgets), check_data(setup.data))
+    parts: dict[str, list[Part]] = {task.suite.name: [] for task in tasks}
+    for done, part in enumerate(_measured(setup, tasks, workers), start=1):
+        parts[part.suite].append(part)
+        tell(part.suite, done, len(tasks))
+    units = {task.suite.name: task.suite.unit for task in tasks}
+    suites = {name: figures_of(name, own, setup.seed) | {"unit": units[name]} for name, own in parts.items()}
+    reader, _ = loaded(setup)
+    report: dict[str, Any] = {
         "created": datetime.now(UTC).isoformat(),
+        "version": sparsight.__version__,
         "reader": reader.id,
-        "policy": ours.id,
-        "seed": seed,
-        "rows": rows,
-        "paired": paired,
+        "reader_sha256": reader.sha256,
+        "policy": setup.policy_id,
+        "seed": setup.seed,
+        "case_seeds": CASE_SEEDS,
+        "test_budget": TEST_BUDGET,
+        "max_tokens": reader.max_tokens,
+        "selectors": list(setup.selectors),
+        "size": asdict(size),
+        "workers": workers,
+        "rows": [{"suite": name, **row} for name, suite in suites.items() for row in suite.pop("rows")],
+        "paired": [{"suite": name, **row} for name, suite in suites.items() for row in suite.pop("paired")],
+        "suites": suites,
+        "seconds": round(time.perf_counter() - started, 1),
     }
+    report["targets"] = targets(report)
+    checked: dict[str, Any] = finite(report)
+    return checked
 
 
-def suites(n: int, data: Path | None, seed: int) -> dict[str, list[Case]]:
-    """Cases by suite; simulated ones come in scenes, real ones are drawn with the seed."""
-    simulator = Simulator(SceneConfig(), standard(data))
-    made = {"sim_2d": _simulated(simulator, "test", n, seed), "sim_ood": _simulated(simulator, "test_ood", n, seed)}
-    for name in REAL:
-        if data is not None and (data / name).is_dir():
-            folder = load_folder(data / name, "val")
-            chosen = np.sort(np.random.default_rng(seed).permutation(len(folder))[:n])
-            made[name] = [folder[int(i)] for i in chosen]
-    return made
+def write(report: dict[str, Any], setup: Setup, out: Path) -> None:
+    """evidence.json, results.md, plots, and example overlays of simulated images on synthetic anatomy."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "evidence.json").write_text(dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    pictures = draw_plots(report, out)
+    reader, ours = loaded(setup)
+    examples = draw_examples(reader, ours, out, seed=setup.seed, budget=TEST_BUDGET)
+    (out / "results.md").write_text(page(report, pictures, examples), encoding="utf-8")
 
 
-def page(report: dict[str, Any]) -> str:
-    """The report as Markdown tables."""
-    lines = [
-        f"Reader `{report['reader']}`, policy `{report['policy']}`, seed {report['seed']}, {report['created'][:10]}."
+def usable(setup: Setup, wanted: Sequence[str]) -> tuple[str, ...]:
+    """The streams to compare: those named (raises InputError for an unknown one), or all that this reader can have.
+
+    `all` and `ours` are always measured.
+    """
+    reader, ours = loaded(setup)
+    if wanted:
+        names = tuple(dict.fromkeys(("all", "ours", *wanted)))
+        selectors_by_name(names, reader, ours)
+        return names
+    names = ()
+    for name in SELECTORS:
+        try:
+            selectors_by_name([name], reader, ours)
+        except SparsightError:  # a part that this reader does not have
+            continue
+        names += (name,)
+    return names
+
+
+def plan(size: Size, budgets: tuple[float, ...], real: Sequence[str]) -> list[Task]:
+    """All parts of all suites, the longest first, so that no process waits for another at the end."""
+    for budget in budgets:
+        if not 0 < budget < 1:
+            raise BudgetError(f"a budget of {budget:g}", expected="shares in (0, 1)", todo="`all` is measured anyway")
+    suites = [
+        Suite("sim_long", size.sim_long, LONG_BUDGETS),
+        Suite("sim_2d", size.sim_2d, budgets),
+        Suite("sim_ood", size.sim_ood, budgets),
+        *(Suite(name, size.real, budgets) for name in real),
     ]
-    for suite in dict.fromkeys(row["suite"] for row in report["rows"]):
-        own = [row for row in report["rows"] if row["suite"] == suite]
-        lines += ["", f"### {suite}, n = {own[0]['n']}", ""]
-        lines += ["| stream | kept | accuracy [95 %] | evidence recall | pointing hit |", "|---|---|---|---|---|"]
-        for row in own:
-            low, high = row["accuracy_ci"]
-            cells = [_number(row["evidence_recall"]), _number(row["pointing_hit"])]
-            accuracy = f"{row['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
-            lines.append(f"| {row['selector']} | {row['budget']:.0%} | {accuracy} | {cells[0]} | {cells[1]} |")
-        lines += ["", "Paired difference in accuracy, ours minus:", ""]
-        lines += [
-            f"- {row['second']} at {row['budget']:.0%}: {row['difference']:+.3f} "
-            f"[{row['difference_ci'][0]:+.3f}, {row['difference_ci'][1]:+.3f}]"
-            for row in report["paired"]
-            if row["suite"] == suite
-        ]
-    return "\n".join(lines) + "\n"
+    tasks = []
+    for suite in suites:
+        # What re-encodes the image for every question stays with images: a volume takes seconds.
+        tested = 0 if suite.name == "sim_long" else min(size.tested, suite.n)
+        curves = min(size.curves, tested) if suite.name == "sim_2d" else 0
+        shares = [_split(n, suite.parts) for n in (tested, curves, min(size.read, suite.n))]
+        tasks += [Task(suite, part, *(share[part] for share in shares)) for part in range(suite.parts)]
+    return tasks
 
 
-def _simulated(simulator: Simulator, split: Split, n: int, seed: int) -> list[Case]:
-    cases: list[Case] = []
-    index = 0
-    while len(cases) < n:
-        cases += simulator.scene(split, index, 1000 + seed).cases
-        index += 1
-    return cases[:n]
+def _split(n: int, parts: int) -> list[int]:
+    return [n // parts + (part < n % parts) for part in range(parts)]
 
 
-def _teller(on_step: Step, suite: str, total: int) -> Callable[[int], None]:
-    return lambda done: on_step(suite, done, total)
+def _measured(setup: Setup, tasks: Sequence[Task], workers: int) -> Iterator[Part]:
+    if workers <= 1:
+        yield from (measure_part(setup, task) for task in tasks)
+        return
+    context = multiprocessing.get_context("spawn")  # torch does not survive a fork
+    with ProcessPoolExecutor(workers, context, initializer=_one_thread, initargs=(setup,)) as pool:
+        waiting = [pool.submit(_measure_here, task) for task in tasks]
+        try:
+            for future in as_completed(waiting):
+                part = future.result()
+                if isinstance(part, _Refused):
+                    raise part.kind(part.given, expected=part.expected, todo=part.todo)
+                yield part
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+_here: list[Setup] = []  # of a worker process
+
+
+def _one_thread(setup: Setup) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    _here[:] = [setup]
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """A SparsightError on its way between processes: as an exception it could not be unpickled."""
+
+    kind: type[SparsightError]
+    given: str
+    expected: str
+    todo: str
+
+
+def _measure_here(task: Task) -> Part | _Refused:
+    try:
+        return measure_part(_here[0], task)
+    except SparsightError as error:
+        return _Refused(type(error), error.given, error.expected, error.todo)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,8 +13,6 @@ from rich.table import Table
 from sparsight.cli.output import Json, console, emit_json, progress_bar
 from sparsight.cli.session import Session
 from sparsight.errors import BudgetError, InputError
-
-_SIZES = {"small": 200, "full": 1000}  # questions per suite
 
 
 def register(app: typer.Typer) -> None:
@@ -39,6 +38,7 @@ def evaluate(
     """Accuracy and evidence of visual streams on a folder of questions with known answers."""
     from sparsight.datasets import load_folder
     from sparsight.rl import evaluate as scoring
+    from sparsight.rl import tables
 
     shares = _budgets(budgets)
     names = [name.strip() for name in selectors.split(",") if name.strip()]
@@ -52,8 +52,8 @@ def evaluate(
             chosen, service.reader, streams, shares, on_case=lambda done: tell("cases", done, len(chosen))
         )
         reader, policy = service.reader.id, ours.id
-    rows = scoring.summarise(results, seed=seed)
-    paired = [row for name in names if name != "ours" for row in scoring.compare(results, "ours", name, seed=seed)]
+    rows = tables.summarise(results, seed=seed)
+    paired = [row for name in names if name != "ours" for row in tables.compare(results, "ours", name, seed=seed)]
     if json:
         emit_json({"reader": reader, "policy": policy, "split": split, "seed": seed, "rows": rows, "paired": paired})
     else:
@@ -83,26 +83,35 @@ def train(
 
 def evidence(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Folder for evidence.json and evidence.md.")] = Path("bench-evidence"),
+    out: Annotated[Path, typer.Option(help="Folder for evidence.json, results.md and pictures.")] = Path(
+        "bench-evidence"
+    ),
     data: Annotated[Path | None, typer.Option(help="Folder of data folders: adds the real sets.")] = None,
-    size: Annotated[str, typer.Option(help="small (200 questions a suite) or full (1,000).")] = "small",
-    budgets: Annotated[str, typer.Option(help="Shares of the tokens, comma-separated.")] = "0.02,0.05,0.1,0.25",
-    seed: Annotated[int, typer.Option(help="Of cases, random draws and intervals.")] = 0,
+    size: Annotated[str, typer.Option(help="small (a trial) or full (1,020 questions of sim_2d).")] = "small",
+    selectors: Annotated[str, typer.Option(help="Visual streams, comma-separated; default: all there are.")] = "",
+    budgets: Annotated[str, typer.Option(help="Shares of the tokens, comma-separated.")] = "0.02,0.05,0.1,0.25,0.5",
+    seed: Annotated[int, typer.Option(help="Of cases, random draws and intervals.", min=0)] = 0,
+    workers: Annotated[int, typer.Option(help="Processes, one thread each.", min=1)] = 2,
     json: Json = False,
 ) -> None:
-    """Compare visual streams at the same budgets on unseen simulated and real cases."""
+    """Compare visual streams at the same budgets on unseen cases, and test whether answers rest on the evidence."""
     from sparsight.bench import evidence as bench
+    from sparsight.bench.parts import Setup
+    from sparsight.bench.suites import check_data
 
-    if size not in _SIZES:
-        raise InputError(f"--size {size[:20]}", expected=" or ".join(_SIZES), todo="choose one of them")
+    if size not in bench.SIZES:
+        raise InputError(f"--size {size[:20]}", expected=" or ".join(bench.SIZES), todo="choose one of them")
     shares = _budgets(budgets)
+    check_data(data)
     session: Session = context.obj
-    with session.service() as service, progress_bar("bench evidence", quiet=json) as tell:
-        ours = service.live_selector()
-        report = bench.run(service.reader, ours, n=_SIZES[size], budgets=shares, data=data, seed=seed, on_step=tell)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "evidence.json").write_text(dumps(report, indent=2) + "\n", encoding="utf-8")
-    (out / "evidence.md").write_text(bench.page(report), encoding="utf-8")
+    with session.service() as service:
+        live = service.live_selector()
+        setup = Setup(session.config().serve.reader, live.policy.to_arrays(), live.id, (), data, seed)
+    names = bench.usable(setup, [name.strip() for name in selectors.split(",") if name.strip()])
+    with progress_bar("bench evidence", quiet=json) as tell:
+        setup = replace(setup, selectors=names)
+        report = bench.run(setup, size=bench.SIZES[size], budgets=shares, workers=workers, tell=tell)
+        bench.write(report, setup, out)
     if json:
         emit_json(report)
     else:

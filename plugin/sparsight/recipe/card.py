@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsight.model.nano.weights import NanoSpec
+from sparsight.rl.tables import signed, value
 
 
 def write_card(folder: Path, figures: dict[str, Any], spec: NanoSpec) -> None:
@@ -81,7 +82,7 @@ def _table(name: str, figures: dict[str, Any]) -> list[str]:
     lines += ["", "Paired difference of ours to:", ""]
     for rival in dict.fromkeys(row["rival"] for row in figures["paired"]):
         own_ = [row for row in figures["paired"] if row["rival"] == rival]
-        cells = ", ".join(f"{r['budget']:.1%} {r['gain']:+.3f} [{r['ci'][0]:+.3f}, {r['ci'][1]:+.3f}]" for r in own_)
+        cells = ", ".join(f"{r['budget']:.1%} {signed(r['gain'], r['ci'])}" for r in own_)
         lines.append(f"- {rival}: {cells}")
     by = ", ".join(f"{label} {accuracy:.2f} ({n})" for label, (accuracy, n) in figures["ours by question"].items())
     return [*lines, "", f"Ours at the widest budget by question: {by}.", ""]
@@ -89,7 +90,7 @@ def _table(name: str, figures: dict[str, Any]) -> list[str]:
 
 def _cell(row: dict[str, Any]) -> str:
     recall = "" if row["recall"] is None else f" r {row['recall']:.2f}"
-    return f"{row['accuracy']:.3f} [{row['ci'][0]:.3f}, {row['ci'][1]:.3f}]{recall}"
+    return f"{value(row['accuracy'], row['ci'])}{recall}"
 
 
 def _real(figures: dict[str, Any]) -> list[str]:

@@ -8,14 +8,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sparsight.errors import finite
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.policy import PolicySelector, TokenPolicy
 from sparsight.model.selectors import AllSelector, GridSelector, RandomSelector, ScoreSelector
-from sparsight.recipe.measure import Choose, Measured, choices_of, interval, measure
+from sparsight.recipe.measure import Choose, measure
 from sparsight.recipe.pool import Item, Pool
-from sparsight.types import TokenGrid
+from sparsight.rl.scoring import Result, choices_of
+from sparsight.rl.tables import compare, summarise
+from sparsight.types import Selection, TokenGrid
 
 BUDGETS = (0.02, 0.05, 0.1, 0.25)
 _VOLUME_BUDGETS = (0.005, 0.01, 0.02)
@@ -42,19 +44,17 @@ def streams(reader: NanoReader, policy: TokenPolicy) -> dict[str, Choose]:
     )
     seeds = iter(range(10**9))
 
-    def oracle(grid: TokenGrid, item: Item, k: int) -> Any:
+    def oracle(grid: TokenGrid, item: Item, k: int) -> Selection:
         share = np.zeros(grid.n, np.float32) if item.share is None else item.share
-        return ScoreSelector(share).select(grid, item.question, k).keep
+        return ScoreSelector(share).select(grid, item.question, k)
 
     return {
-        "ours": lambda grid, item, k: ours.select(grid, item.question, k).keep,
-        "saliency": lambda grid, item, k: (
-            ScoreSelector(reader.saliency(grid).numpy()).select(grid, item.question, k).keep
-        ),
-        "grid": lambda grid, item, k: even.select(grid, item.question, k).keep,
-        "random": lambda grid, item, k: chance.select(grid, item.question, k, seed=next(seeds)).keep,
+        "ours": lambda grid, item, k: ours.select(grid, item.question, k),
+        "saliency": lambda grid, item, k: ScoreSelector(reader.saliency(grid).numpy()).select(grid, item.question, k),
+        "grid": lambda grid, item, k: even.select(grid, item.question, k),
+        "random": lambda grid, item, k: chance.select(grid, item.question, k, seed=next(seeds)),
         "oracle": oracle,
-        "all": lambda grid, item, k: whole.select(grid, item.question, k).keep,
+        "all": lambda grid, item, k: whole.select(grid, item.question, k),
     }
 
 
@@ -62,39 +62,41 @@ def _table(
     reader: NanoReader, policy: TokenPolicy, pool: Pool, budgets: tuple[float, ...], tell: Callable[[int, int], None]
 ) -> dict[str, Any]:
     chosen = streams(reader, policy)
-    rows: list[dict[str, Any]] = []
-    paired: list[dict[str, Any]] = []
-    whole = measure(reader, pool, pool.items, chosen["all"], 1.0)
-    images = np.array([item.image for item in pool.items], np.int64)
-    rows.append(_row("all", 1.0, whole, images))
+    every = range(len(pool.items))
+    results = measure(reader, pool, every, "all", chosen["all"], 1.0)
     for done, budget in enumerate(budgets, start=1):
-        results = {n: measure(reader, pool, pool.items, c, budget) for n, c in chosen.items() if n != "all"}
-        rows += [_row(name, budget, result, images) for name, result in results.items()]
-        for rival, result in {**results, "all": whole}.items():
-            if rival not in ("ours", "oracle"):
-                gain = results["ours"].right.astype(float) - result.right.astype(float)
-                paired.append(
-                    {"rival": rival, "budget": budget, "gain": float(gain.mean()), "ci": interval(gain, images)}
-                )
+        for name, choose in chosen.items():
+            if name != "all":
+                results += measure(reader, pool, every, name, choose, budget)
         tell(done, len(budgets))
-    ours = results["ours"].right
-    labels = np.array([item.label for item in pool.items])
-    by_label = {
-        str(label): [float(ours[labels == label].mean()), int((labels == label).sum())] for label in np.unique(labels)
-    }
-    return {"n": len(pool.items), "rows": rows, "paired": paired, "ours by question": by_label}
+    rivals = [name for name in chosen if name not in ("ours", "oracle")]
+    paired = [
+        {"rival": rival, "budget": row["budget"], "gain": row["difference"], "ci": row["difference_ci"]}
+        for rival in rivals
+        for row in compare(results, "ours", rival)
+    ]
+    rows = [
+        {
+            "selector": row["selector"],
+            "budget": row["budget"],
+            "accuracy": row["accuracy"],
+            "ci": row["accuracy_ci"],
+            "p_right": row["p_right"],
+            "recall": row["evidence_recall"],
+        }
+        for row in summarise(results)
+    ]
+    widest = [r for r in results if (r.selector, r.budget) == ("ours", budgets[-1])]
+    by_label = {label: _by_label(widest, label) for label in sorted({r.label for r in widest})}
+    figures: dict[str, Any] = finite(
+        {"n": len(pool.items), "rows": rows, "paired": paired, "ours by question": by_label}
+    )
+    return figures
 
 
-def _row(name: str, budget: float, m: Measured, images: NDArray[np.int64]) -> dict[str, Any]:
-    seen = m.recall[~np.isnan(m.recall)]
-    return {
-        "selector": name,
-        "budget": budget,
-        "accuracy": float(m.right.mean()),
-        "ci": interval(m.right.astype(float), images),
-        "p_right": float(m.p_right.mean()),
-        "recall": float(seen.mean()) if len(seen) else None,
-    }
+def _by_label(results: list[Result], label: str) -> list[float]:
+    own = [r.correct for r in results if r.label == label]
+    return [sum(own) / len(own), len(own)]
 
 
 def _real(reader: NanoReader, policy: TokenPolicy, pool: Pool, tell: Tell) -> dict[str, Any]:
@@ -104,11 +106,18 @@ def _real(reader: NanoReader, policy: TokenPolicy, pool: Pool, tell: Tell) -> di
     The majority answer is counted on the rows it is scored on: an upper bound of what majority voting would reach.
     """
     chosen = streams(reader, policy)
-    blank: Choose = lambda grid, item, k: np.zeros(0, np.int64)  # noqa: E731
+    chosen["no image"] = lambda grid, item, k: Selection(
+        np.zeros(0, np.int64), np.zeros(grid.n, np.float32), 0.0, "greedy", "no image"
+    )
     result: dict[str, Any] = {}
     sets = sorted({item.source for item in pool.items})
     for done, source in enumerate(sets, start=1):
-        items = [i for i in pool.items if i.source == source and i.answer.lower() in (c.lower() for c in choices_of(i))]
+        numbers = [
+            n
+            for n, i in enumerate(pool.items)
+            if i.source == source and i.answer.lower() in (c.lower() for c in choices_of(i.question))
+        ]
+        items = [pool.items[n] for n in numbers]
         if not items:
             continue
         majority: dict[str, Counter[str]] = {}
@@ -117,11 +126,13 @@ def _real(reader: NanoReader, policy: TokenPolicy, pool: Pool, tell: Tell) -> di
                 item.answer.lower()
             ] += 1
         top = sum(counter.most_common(1)[0][1] for counter in majority.values()) / len(items)
-        ways = {"ours": 0.1, "random": 0.1, "all": 1.0}
-        figures = {
-            f"{w} {b:g}": float(measure(reader, pool, items, chosen[w], b).right.mean()) for w, b in ways.items()
-        }
-        figures["no image"] = float(measure(reader, pool, items, blank, 0.1).right.mean())
+        ways = {"ours 0.1": ("ours", 0.1), "random 0.1": ("random", 0.1), "all 1": ("all", 1.0)}
+        ways["no image"] = ("no image", 0.1)
+        figures = {way: _accuracy(measure(reader, pool, numbers, w, chosen[w], b)) for way, (w, b) in ways.items()}
         result[source] = {"n": len(items), "majority": top, **figures}
         tell("measure real sets", done, len(sets))
     return result
+
+
+def _accuracy(results: list[Result]) -> float:
+    return sum(r.correct for r in results) / len(results)

@@ -1,27 +1,36 @@
-"""Figures of the model card: intervals over images, and what the card says of how they came about."""
+"""Figures of the model card: how a pool is measured, and what the card says of how its figures came about."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+from sparsight.model import GridSelector, load_reader
 from sparsight.model.nano.weights import NanoSpec
 from sparsight.recipe.card import write_card
-from sparsight.recipe.measure import interval
+from sparsight.recipe.measure import measure
+from sparsight.recipe.pool import Pool
+from sparsight.rl.evaluate import evaluate, selectors_by_name
+from sparsight.rl.scoring import by_choices
+from sparsight.sim import SceneConfig, Simulator
 
 
-def test_intervals_resample_images_not_their_questions() -> None:
-    per_image = np.random.default_rng(0).random(50) < 0.5
-    right, images = np.repeat(per_image, 8).astype(float), np.repeat(np.arange(50), 8)
-    loose, tight = interval(right, images), interval(right)
-    assert loose[1] - loose[0] > 2 * (tight[1] - tight[0])  # eight equal questions tell as much as one
-    assert loose == pytest.approx(interval(per_image.astype(float)), abs=0.03)
-    assert loose[0] < right.mean() < loose[1]
-
-
-def test_an_interval_leaves_out_what_is_not_a_number_with_its_image() -> None:
-    values, images = np.array([0.0, 1.0, np.nan, 1.0, 0.0]), np.array([0, 1, 2, 3, 4])
-    assert interval(values, images) == interval(values[[0, 1, 3, 4]], images[[0, 1, 3, 4]])
+def test_a_pool_is_measured_as_the_cases_it_was_made_of(reader_folder: Path) -> None:
+    reader = load_reader(reader_folder)
+    scene = Simulator(SceneConfig(backgrounds=("synthetic_brain",))).scene("test", 0, 5)
+    pool = Pool()
+    pool.add(scene.cases, "sim", scoring=True)
+    pool.encode(reader.encoder)
+    grid = GridSelector()
+    got = measure(
+        reader, pool, range(len(pool.items)), "grid", lambda at, item, k: grid.select(at, item.question, k), 0.2
+    )
+    streams = selectors_by_name(["grid"], reader, grid)
+    wanted = evaluate(scene.cases, reader, streams, [0.2], ask=by_choices)
+    assert {r.group for r in got} == {"0"}
+    for mine, theirs in zip(got, wanted, strict=True):
+        assert (mine.kept, mine.of, mine.label) == (theirs.kept, theirs.of, theirs.label)
+        assert mine.recall == pytest.approx(theirs.recall)
+        assert mine.p_right == pytest.approx(theirs.p_right, abs=0.02)  # a pool keeps features as float16
 
 
 def test_the_card_says_what_supervised_and_how_majority_was_counted(tmp_path: Path) -> None:

@@ -13,8 +13,22 @@ from sparsight.errors import InputError
 from sparsight.imaging.grid import prepare, token_coverage
 from sparsight.model import GridSelector, ScoreRequest, ScoreSelector
 from sparsight.rl.acquisition import acquire
-from sparsight.rl.evaluate import compare, evaluate, selectors_by_name, summarise
+from sparsight.rl.evaluate import evaluate, finding_share, selectors_by_name
+from sparsight.rl.evidence_tests import (
+    Outcome,
+    area,
+    complement,
+    curve,
+    deletion,
+    insertion,
+    only_kept,
+    run_tests,
+    summarise_tests,
+    without_kept,
+)
+from sparsight.rl.scoring import Posed, Said, by_choices, by_reading, judge
 from sparsight.rl.sentinel import correct, simulated
+from sparsight.rl.tables import areas, compare, compare_evidence, recheck, summarise
 from sparsight.types import Answer, Case, ImageVolume, Question, Selection, TokenGrid
 
 QUESTION = Question("Is there a nodule?", "yes_no", ("yes", "no"))
@@ -50,7 +64,7 @@ class SeesOneToken:
     def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
         out = []
         for r in requests:
-            seen = r.grid.features[r.keeps, 0].amax(1) > 0.5  # (G,)
+            seen = (r.grid.features[r.keeps, 0] > 0.5).any(1)  # (G,)
             out.append(torch.where(seen == (r.answer == "yes"), 0.9, 0.1).log())
         return out
 
@@ -180,3 +194,154 @@ def test_coverage_counts_the_finding(reader: SeesOneToken) -> None:
     assert case.finding is not None
     coverage = token_coverage(reader.encode(case.volume), case.finding)
     assert coverage.sum() == pytest.approx(1)
+
+
+def test_scored_and_read_answers_are_judged_alike(reader: SeesOneToken) -> None:
+    streams = selectors_by_name(["oracle", "random"], reader, GridSelector())
+    scored, read = (evaluate(cases(40), reader, streams, [0.05], ask=ask) for ask in (by_choices, by_reading))
+    assert [(r.case, r.said, r.correct, r.recall) for r in scored] == [
+        (r.case, r.said, r.correct, r.recall) for r in read
+    ]
+    assert all(r.p_right == pytest.approx(0.9 if r.correct else 0.1, abs=0.01) for r in scored)
+    assert {r.chance for r in scored} == {0.5}
+
+
+def test_overlap_of_what_was_kept_with_what_the_finding_touches(reader: SeesOneToken) -> None:
+    case = cases(2)[1]  # the finding fills one token
+    grid = reader.encode(case.volume)
+    share = finding_share(case, grid)
+    assert share is not None
+    keep = np.sort(np.argsort(-share, kind="stable")[:4])
+
+    def judged(kept: Any, said: str = "yes") -> Any:
+        selection = Selection(kept, share, 0.0, "greedy", "s")
+        posed = Posed("s", 0.1, "c", "g", "l", grid, QUESTION, "yes", selection, share=share)
+        return judge(posed, Said(said, 0.9))
+
+    assert (judged(keep).iou, judged(keep).recall, judged(keep).pointing) == (0.25, pytest.approx(1), True)
+    away = np.flatnonzero(share == 0)[:4]
+    assert (judged(away).iou, judged(away).recall, judged(away).pointing) == (0, 0, None)
+    assert (judged(keep).missed, judged(keep, "no").missed) == (False, True)
+
+
+def test_a_false_negative_needs_something_to_be_missed(reader: SeesOneToken) -> None:
+    """Grid misses most bright tokens; every miss is a false negative, no right no is; re-reading mends all of them."""
+    streams = selectors_by_name(["all", "grid"], reader, GridSelector())
+    results = evaluate(cases(100), reader, streams, [0.05], ask=by_choices)
+    row = {r["selector"]: r for r in summarise([*results, *recheck(results, "grid")])}
+    assert row["grid"]["positives"] == 50
+    assert row["grid"]["false_negatives"] == pytest.approx(2 * (1 - row["grid"]["accuracy"]))
+    assert row["grid"]["false_negatives"] > 0.5
+    assert row["grid, negatives re-read"]["false_negatives"] == 0
+    assert row["grid, negatives re-read"]["accuracy"] == 1
+
+
+def test_the_area_is_the_mean_height_of_the_curve(reader: SeesOneToken) -> None:
+    streams = selectors_by_name(["all", "oracle", "random"], reader, GridSelector())
+    results = evaluate(cases(120), reader, streams, [0.1, 0.5], ask=by_choices)
+    row = {r["selector"]: r for r in areas(results)}
+    assert (row["oracle"]["area"], row["oracle"]["area_log"]) == (pytest.approx(1), pytest.approx(1))
+    at = {r["budget"]: r["accuracy"] for r in summarise(results) if r["selector"] == "random"}
+    by_hand = (0.4 * (at[0.1] + at[0.5]) / 2 + 0.5 * (at[0.5] + 1) / 2) / 0.9
+    assert row["random"]["area"] == pytest.approx(by_hand)
+    assert row["random"]["area_log"] < row["random"]["area"]  # small budgets count more there, and are worse
+    low, high = row["random"]["area_ci"]
+    assert low < row["random"]["area"] < high
+
+
+def test_recall_is_compared_in_pairs(reader: SeesOneToken) -> None:
+    streams = selectors_by_name(["oracle", "random"], reader, GridSelector())
+    results = evaluate(cases(100), reader, streams, [0.25], ask=by_choices)
+    row = compare_evidence(results, "oracle", "random", 0.25)
+    assert row is not None
+    assert row["n"] == 50  # only cases with a finding
+    assert row["ratio"] == pytest.approx(1 / row["recall"][1])
+    assert row["ratio_ci"][0] > 1
+    assert compare_evidence(results, "oracle", "random", 0.5) is None
+
+
+def test_blanking_spares_what_it_should_and_leaks_nothing(reader: SeesOneToken) -> None:
+    case = cases(2)[1]
+    assert case.finding is not None
+    grid = reader.encode(case.volume)
+    keep = np.flatnonzero(token_coverage(grid, case.finding))
+    only, without = only_kept(case.volume, grid, keep), without_kept(case.volume, grid, keep)
+    assert np.array_equal(only.voxels[case.finding], case.volume.voxels[case.finding])
+    assert np.array_equal(without.voxels[~case.finding], case.volume.voxels[~case.finding])
+    for blank in (only.voxels[~case.finding], without.voxels[case.finding]):
+        assert np.abs(blank).max() < 1  # of 255: what surrounds the bright patch, not the patch
+    everything = np.arange(grid.n)
+    assert np.ptp(without_kept(case.volume, grid, everything).voxels) == 0
+    assert np.array_equal(only_kept(case.volume, grid, everything).voxels, case.volume.voxels)
+
+
+def test_insertion_deletion_and_complement_part_the_tokens() -> None:
+    scores = np.random.default_rng(0).permutation(50).astype(np.float32)
+    best = np.sort(np.argsort(-scores)[:5])
+    selection = Selection(best, scores, 0.0, "greedy", "s")
+    assert np.array_equal(insertion(selection, 0.1).keep, best)
+    assert len(insertion(selection, 0).keep) == 0
+    for share in (0.0, 0.1, 0.5, 1.0):
+        both = [insertion(selection, share).keep, deletion(selection, share, 50).keep]
+        assert np.array_equal(np.sort(np.concatenate(both)), np.arange(50))
+    assert np.array_equal(complement(selection, 50).keep, deletion(selection, 0.1, 50).keep)
+    assert np.array_equal(complement(selection, 3).keep, np.sort(np.argsort(-scores)[5:8]))  # the best of the rest
+
+
+class Beside:
+    """Keeps the token beside the finding: what leaked through a receptive field would look like."""
+
+    id = "beside"
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+
+    def select(self, grid: TokenGrid, question: Question, k: int, *, seed: int | None = None) -> Selection:
+        finding = self.case.finding
+        coverage = np.zeros(grid.n, np.float32) if finding is None else token_coverage(grid, finding)
+        scores = np.roll(coverage, 1).astype(np.float32)
+        return ScoreSelector(scores).select(grid, question, k)
+
+
+def outcomes_of(reader: SeesOneToken, name: str, *, curves: bool = False) -> list[Outcome]:
+    some = [(case, reader.encode(case.volume)) for case in cases(40)]
+    make: Any = (lambda case, grid: Beside(case)) if name == "beside" else _stream(name, reader)
+    return run_tests(reader, some, name, make, 1 / 64, curves=curves)
+
+
+def _stream(name: str, reader: SeesOneToken) -> Any:
+    return selectors_by_name([name], reader, GridSelector())[name]
+
+
+def table(outcomes: list[Outcome]) -> dict[tuple[str, str], dict[str, Any]]:
+    findings = {case.id for case in cases(40) if case.finding is not None}
+    return {(row["test"], row["questions"]): row for row in summarise_tests(outcomes, findings)}
+
+
+def test_evidence_that_is_seen_where_it_is_kept_passes_the_pixel_tests(reader: SeesOneToken) -> None:
+    row = table(outcomes_of(reader, "oracle"))
+    assert row["pixel sufficiency", "evidence"]["ratio"] == 1
+    assert row["pixel necessity", "positive"]["accuracy"] == 0
+    assert row["complement", "evidence"]["accuracy"] == 0
+    assert row["no image", "evidence"]["n"] == 20
+    assert row["shuffled image", "evidence"]["changed"] == 1  # the next study is one without a finding
+    assert row["kept", "all"]["changed"] == 0
+    assert row["kept", "all"]["chance"] == 0.5
+
+
+def test_evidence_beside_the_finding_fails_them(reader: SeesOneToken) -> None:
+    row = table(outcomes_of(reader, "beside"))
+    assert row["pixel sufficiency", "evidence"]["accuracy"] == 0
+    assert row["pixel necessity", "positive"]["accuracy"] == 1  # it blanked what the answer does not rest on
+    assert row["complement", "evidence"]["accuracy"] == 1
+
+
+def test_a_right_ranking_inserts_early_and_deletes_early(reader: SeesOneToken) -> None:
+    findings = {case.id for case in cases(40) if case.finding is not None}
+    found = {}
+    for name in ("oracle", "random"):
+        rows = summarise_tests(outcomes_of(reader, name, curves=True), findings)
+        found[name] = {way: area(curve(rows, name, way)) for way in ("insertion", "deletion")}
+    assert found["oracle"]["insertion"] > found["random"]["insertion"] + 0.2
+    assert found["oracle"]["deletion"] < found["random"]["deletion"] - 0.2
+    assert curve(summarise_tests(outcomes_of(reader, "oracle"), findings), "oracle", "insertion") == []

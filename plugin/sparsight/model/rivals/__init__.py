@@ -17,7 +17,11 @@ from sparsight.model.rivals.fastv import FastVSelector
 from sparsight.model.rivals.visionzip import VisionZipSelector
 from sparsight.types import ImageVolume
 
+# Without training, in the order of docs/rivals.md.
+RIVALS = ("downsampled", "pooled", "visionzip", "fastv", "divprune", "cdpruner")
+
 __all__ = [
+    "RIVALS",
     "CDPrunerSelector",
     "DivPruneSelector",
     "DownsampledSelector",
@@ -45,6 +49,4 @@ def rival_of(name: str, reader: Reader) -> Callable[[ImageVolume], Selector]:
         return lambda volume: inner[name]
     if name == DownsampledSelector.id:
         return lambda volume: DownsampledSelector(reader, volume)
-    raise InputError(
-        f"the rival {name[:40]}", expected=", ".join([*alone, *inner, DownsampledSelector.id]), todo="choose from these"
-    )
+    raise InputError(f"the rival {name[:40]}", expected=", ".join(RIVALS), todo="choose from these")

@@ -15,7 +15,8 @@ class DivPruneSelector:
     """Alvar et al. 2025, "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models".
 
     arXiv 2503.02175. Max-min diversity over cosine distance, greedily. Differs: the first token is the one least like
-    the mean token, found in O(N); the paper compares all pairs for it. Tokens are those of the encoder, before the projector.
+    the mean token, found in O(N); the paper compares all pairs for it. Tokens are those of the encoder, before the
+    projector.
     """
 
     id = "divprune"

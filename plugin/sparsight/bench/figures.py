@@ -1,0 +1,222 @@
+"""All figures of one suite, from what was measured on its parts: plain values, ready for JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from sparsight.bench.parts import BLIND, READ, TEST_BUDGET, Fact, Part
+from sparsight.bench.suites import MASKED, SEEN
+from sparsight.rl.confidence import calibration_error, reliability, risk_coverage
+from sparsight.rl.evidence_tests import area, curve, summarise_tests
+from sparsight.rl.scoring import Result
+from sparsight.rl.statistics import bootstrap_mean
+from sparsight.rl.tables import ALWAYS, areas, compare, compare_evidence, recheck, summarise
+
+_REPEATED = 10  # a question asked so often in the same words has a majority answer of its own
+_AREAS = (0.0, 0.001, 0.003, 0.01, 1.0)  # strata of evidence, share of the slice
+
+
+def figures_of(name: str, parts: list[Part], seed: int) -> dict[str, Any]:
+    """Tables of a suite: rows and paired as `sparsight evaluate` prints them, areas, evidence, strata, tests and more.
+
+    A suite that was seen in training has `seen` instead: its evidence by patient, nothing about answers.
+    """
+    parts = sorted(parts, key=lambda part: min(part.facts, default=""))
+    facts = {case: fact for part in parts for case, fact in part.facts.items()}
+    results = [r for part in parts for r in part.results]
+    read = [r for part in parts for r in part.read]
+    tests = [o for part in parts for o in part.tests]
+    seconds: Counter[str] = Counter()
+    for part in parts:
+        seconds.update(part.seconds)
+    spent = {stage: round(value, 1) for stage, value in seconds.items()}
+    if name in SEEN:
+        return {"rows": [], "paired": [], "seen": _by_patient(results, seed), "seconds": spent}
+    results += _majority(results, facts)
+    results += recheck(results, "ours")
+    names = list(dict.fromkeys(r.selector for r in results))
+    rivals = [n for n in names if not n.startswith("ours") and n != "oracle"]
+    findings = {case for case, fact in facts.items() if fact.area is not None}
+    tested = summarise_tests(tests, findings, seed=seed)
+    return {
+        "rows": summarise(results, seed=seed),
+        "paired": [row for rival in rivals for row in compare(results, "ours", rival, seed=seed)],
+        "n": sum(r.selector == "all" for r in results),
+        "groups": len({r.group for r in results}),
+        "areas": areas(results, seed=seed),
+        "evidence": _evidence(name, results, rivals, facts, seed),
+        "strata": _strata(results, facts, rivals, seed),
+        "false_negatives": _false_negatives(results, seed),
+        "tests": tested,
+        "curves": _curves(tested),
+        "read": _read(results, read, seed),
+        "seconds": spent,
+    }
+
+
+def _majority(results: Sequence[Result], facts: dict[str, Fact]) -> list[Result]:
+    """The most frequent answer to each question, or to its kind where hardly any question comes twice.
+
+    Counted on the rows it is scored on: an upper bound of what voting would reach.
+    """
+    every = [r for r in results if r.selector == "all"]
+    often = Counter(facts[r.case].question for r in every)
+
+    def key(case: str) -> str:
+        fact = facts[case]
+        return fact.question if often[fact.question] >= _REPEATED else fact.kind
+
+    votes: dict[str, Counter[str]] = {}
+    for r in every:
+        votes.setdefault(key(r.case), Counter())[facts[r.case].answer.lower()] += 1
+    made = []
+    for r in every:
+        top = votes[key(r.case)].most_common(1)[0][0]
+        right = top == facts[r.case].answer.lower()
+        made.append(Result("majority", 0.0, r.case, r.group, r.label, right, 0.0, 0, None, None, said=top, missed=None))
+    return made
+
+
+def _evidence(
+    name: str, results: list[Result], rivals: list[str], facts: dict[str, Fact], seed: int
+) -> list[dict[str, Any]]:
+    """Paired differences and ratios in evidence recall at the test budget; of platelets alone too: they are small."""
+    if name not in MASKED:
+        return []
+    wholes = {"": results}
+    if name == "bccd":
+        wholes["Platelets"] = [r for r in results if facts[r.case].label == "Platelets"]
+    found = [
+        (label, compare_evidence(chosen, "ours", rival, TEST_BUDGET, seed=seed))
+        for label, chosen in wholes.items()
+        for rival in rivals
+        if rival not in ALWAYS
+    ]
+    return [{"label": label, **row} for label, row in found if row]
+
+
+def _by_patient(results: list[Result], seed: int) -> list[dict[str, Any]]:
+    """Where the kept tokens are, patient by patient: nothing about answers."""
+    kept = ("selector", "budget", "n", "evidence_recall", "pointing_hit", "iou", "kept", "fraction")
+    rows = []
+    for group in sorted({r.group for r in results}):
+        own = [r for r in results if r.group == group and r.recall is not None]
+        rows += [{"patient": group} | {k: row[k] for k in kept} for row in summarise(own, seed=seed)]
+    return rows
+
+
+def _strata(results: list[Result], facts: dict[str, Fact], rivals: list[str], seed: int) -> list[dict[str, Any]]:
+    """Accuracy of all and ours by preset, question and size of the evidence, and ours minus each rival, paired."""
+
+    def strata(case: str) -> list[tuple[str, str]]:
+        fact = facts[case]
+        found = [("source", fact.source), ("question", fact.label or fact.kind)]
+        if fact.area is not None:
+            bound = next(i for i, top in enumerate(_AREAS[1:]) if fact.area <= top)
+            low, high = _AREAS[bound], _AREAS[bound + 1]
+            found.append(("evidence", f"{low:.1%} to {high:.1%}" if high < 1 else f"over {low:.1%}"))
+        return found
+
+    members: dict[tuple[str, str], list[Result]] = {}
+    for r in results:
+        for stratum in strata(r.case):
+            members.setdefault(stratum, []).append(r)
+    rows = []
+    for (by, value), own in sorted(members.items()):
+        chosen = [r for r in own if r.budget in (1.0, TEST_BUDGET)]
+        rows.append(
+            {
+                "by": by,
+                "value": value,
+                "n": sum(r.selector == "all" for r in own),
+                "rows": [row for row in summarise(chosen, seed=seed) if row["selector"] in ("all", "ours")],
+                "paired": [row for rival in rivals for row in compare(chosen, "ours", rival, seed=seed)],
+            }
+        )
+    return rows
+
+
+def _false_negatives(results: list[Result], seed: int) -> list[dict[str, Any]]:
+    """How much more often ours says that nothing is there where something is, than all tokens: paired, by budget."""
+    whole = {r.case: r for r in results if r.selector == "all" and r.missed is not None}
+    merged: dict[tuple[str, float], list[Result]] = {}
+    for r in results:
+        if r.selector.startswith("ours") and r.case in whole:
+            merged.setdefault((r.selector, r.budget), []).append(r)
+    out = []
+    for (selector, budget), own in merged.items():
+        groups = np.unique([r.group for r in own], return_inverse=True)[1].astype(np.int64)
+        more = bootstrap_mean(
+            [float(bool(r.missed)) - float(bool(whole[r.case].missed)) for r in own], groups=groups, seed=seed
+        )
+        out.append(
+            {
+                "selector": selector,
+                "budget": budget,
+                "n": len(own),
+                "rate": float(np.mean([bool(r.missed) for r in own])),
+                "rate_all": float(np.mean([bool(whole[r.case].missed) for r in own])),
+                "difference": more.mean,
+                "difference_ci": [more.low, more.high],
+            }
+        )
+    return out
+
+
+def _curves(tested: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Insertion and deletion of every stream that was traced."""
+    rows = []
+    for selector in dict.fromkeys(row["selector"] for row in tested):
+        for name in ("insertion", "deletion"):
+            points = curve(tested, selector, name)
+            if points:
+                rows.append({"selector": selector, "curve": name, "area": area(points), "points": points})
+    return rows
+
+
+def _read(results: list[Result], read: list[Result], seed: int) -> dict[str, Any]:
+    """Answers as the product gives them: beside the scored ones, how sure they are, what abstaining gains, open."""
+    scored = {
+        (r.selector, r.case): r for r in results if (r.selector, r.budget) in (("all", 1.0), ("ours", TEST_BUDGET))
+    }
+    closed, open_ = [r for r in read if r.label != "open"], [r for r in read if r.label == "open"]
+    rows = []
+    for name in READ:
+        own = [r for r in closed if r.selector == name]
+        if own:
+            same = [scored[name, r.case] for r in own]
+            both = [*(replace(r, selector="read") for r in own), *(replace(r, selector="scored") for r in same)]
+            rows.append(
+                {
+                    "selector": name,
+                    "n": len(own),
+                    "agree": float(np.mean([a.said == b.said for a, b in zip(own, same, strict=True)])),
+                    "accuracy_read": float(np.mean([r.correct for r in own])),
+                    "accuracy_scored": float(np.mean([r.correct for r in same])),
+                    **{k: v for k, v in compare(both, "read", "scored", seed=seed)[0].items() if "difference" in k},
+                }
+            )
+    return {
+        "rows": rows,
+        "open": [row for row in summarise(open_, seed=seed) if row["selector"] in (*READ, BLIND)],
+        "confidence": {
+            "read": _confidence([r for r in closed if r.selector == "ours"], seed),
+            "scored": _confidence([r for (name, _), r in scored.items() if name == "ours"], seed),
+        },
+    }
+
+
+def _confidence(own: list[Result], seed: int) -> dict[str, Any]:
+    confidence, correct = [r.confidence for r in own], [r.correct for r in own]
+    groups = np.unique([r.group for r in own], return_inverse=True)[1].astype(np.int64)
+    return {
+        "n": len(own),
+        "ece": calibration_error(confidence, correct),
+        "reliability": reliability(confidence, correct),
+        "abstention": risk_coverage(confidence, correct, groups=groups, seed=seed),
+    }

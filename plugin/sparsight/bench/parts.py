@@ -1,0 +1,175 @@
+"""One part of one suite, measured in this process: every stream at every budget, evidence tests, some read in full."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsight.bench.suites import MASKED, SEEN, Suite, cases_of
+from sparsight.model import PolicySelector, Reader, load_policy, load_reader
+from sparsight.rl.evaluate import SelectorFor, pose, posed_as, selectors_by_name
+from sparsight.rl.evidence_tests import Outcome, run_tests
+from sparsight.rl.scoring import Posed, Result, Said, answered, by_reading, choices_of
+from sparsight.types import Case, Selection, TokenGrid
+
+TEST_BUDGET = 0.1  # of the evidence tests and of what is read in full: what the product keeps by default
+TESTED = ("ours", "saliency", "random", "oracle")
+READ = ("all", "ours")
+BLIND = "no image"
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """What every part is measured with. reader: as load_reader takes it. policy: weights of `ours` by name."""
+
+    reader: str | Path
+    policy: Mapping[str, NDArray[np.float32]]
+    policy_id: str
+    selectors: tuple[str, ...]
+    data: Path | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """Part number `part` of a suite; its first questions are also tested, traced as curves, and read in full."""
+
+    suite: Suite
+    part: int
+    tested: int
+    curves: int
+    read: int
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What a table needs to know of a case. area: share of one slice that the finding covers, where it is largest."""
+
+    question: str
+    kind: str
+    answer: str
+    source: str
+    label: str
+    group: str
+    area: float | None
+
+
+@dataclass(eq=False)
+class Part:
+    """What was measured. read: answers of READ in full, and of open questions, which only reading can answer."""
+
+    suite: str
+    results: list[Result] = field(default_factory=list)
+    tests: list[Outcome] = field(default_factory=list)
+    read: list[Result] = field(default_factory=list)
+    facts: dict[str, Fact] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def measure_part(setup: Setup, task: Task) -> Part:
+    """Draw, encode and ask the questions of a task."""
+    reader, ours = loaded(setup)
+    suite, part = task.suite, Part(task.suite.name)
+    names = [n for n in setup.selectors if n != "oracle" or suite.name in MASKED]
+    streams = selectors_by_name(names, reader, ours, seed=setup.seed)
+    clock = _Clock(part.seconds)
+    drawn = list(cases_of(suite, setup.data, setup.seed, task.part))
+    part.facts = {case.id: _fact(case, source) for case, source in drawn}
+    clock.lap("draw")
+    closed: list[tuple[Case, TokenGrid]] = []
+    for _, same in groupby((case for case, _ in drawn), key=lambda case: case.volume.sha256):
+        group = list(same)
+        grid = reader.encode(group[0].volume)
+        clock.lap("encode")
+        asked = [case for case in group if _has_choices(case)]
+        closed += [(case, grid) for case in asked]
+        posed = [p for case in asked for p in pose(case, grid, reader, streams, suite.budgets)]
+        clock.lap("select")
+        if suite.name in SEEN:  # no answer: only where the kept tokens are
+            part.results += answered(reader, posed, _unasked)
+            continue
+        posed += [_blind(case, grid) for case in asked]
+        part.results += answered(reader, posed)
+        clock.lap("answer")
+        part.read += _read_open(reader, streams, [case for case in group if not _has_choices(case)], grid)
+        clock.lap("read")
+    if suite.name not in SEEN:
+        _tests(part, task, reader, streams, closed)
+        clock.lap("evidence tests")
+        for case, grid in closed[: task.read]:
+            part.read += answered(reader, _posed_to_read(case, grid, reader, streams), by_reading)
+        clock.lap("read")
+    return part
+
+
+@lru_cache(maxsize=1)
+def loaded(setup: Setup) -> tuple[Reader, PolicySelector]:
+    """Reader and policy of this process."""
+    reader = load_reader(setup.reader)
+    return reader, PolicySelector(load_policy(setup.policy), reader, setup.policy_id)
+
+
+def _tests(
+    part: Part, task: Task, reader: Reader, streams: dict[str, SelectorFor], closed: Sequence[tuple[Case, TokenGrid]]
+) -> None:
+    """Every tested stream on the first cases; the curves on fewer of them, for they cost most."""
+    for low, high, curves in ((0, task.curves, True), (task.curves, task.tested, False)):
+        chosen = closed[low:high]
+        for name in (n for n in TESTED if n in streams and chosen):
+            part.tests += run_tests(reader, chosen, name, streams[name], TEST_BUDGET, curves=curves)
+
+
+def _posed_to_read(case: Case, grid: TokenGrid, reader: Reader, streams: dict[str, SelectorFor]) -> list[Posed]:
+    chosen = {name: streams[name] for name in READ if name in streams}
+    return pose(case, grid, reader, chosen, [TEST_BUDGET])
+
+
+def _read_open(reader: Reader, streams: dict[str, SelectorFor], cases: Sequence[Case], grid: TokenGrid) -> list[Result]:
+    """Open questions, with all tokens, with ours and without any; their label says that they are open."""
+    posed = []
+    for case in cases:
+        posed += [*_posed_to_read(case, grid, reader, streams), _blind(case, grid)]
+    return [replace(r, label="open") for r in answered(reader, posed, by_reading)]
+
+
+def _blind(case: Case, grid: TokenGrid) -> Posed:
+    """The question alone."""
+    none = Selection(np.zeros(0, np.int64), np.zeros(grid.n, np.float32), 0.0, "greedy", BLIND)
+    return posed_as(BLIND, 0.0, case, grid, none)
+
+
+def _unasked(_: Reader, posed: Sequence[Posed]) -> list[Said]:
+    return [Said("", 0.0) for _ in posed]
+
+
+def _has_choices(case: Case) -> bool:
+    """Whether it can be answered by choosing: its right answer is among its choices."""
+    return case.answer.strip().lower() in (choice.lower() for choice in choices_of(case.question))
+
+
+def _fact(case: Case, source: str) -> Fact:
+    area = None
+    if case.finding is not None and case.finding.any():
+        area = float(case.finding.reshape(len(case.finding), -1).mean(1).max())
+    return Fact(
+        case.question.text.strip().lower(), case.question.kind, case.answer, source, case.label, case.group, area
+    )
+
+
+class _Clock:
+    """Adds the seconds since the last lap to a stage."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds, self._last = seconds, time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._last
+        self._last = now

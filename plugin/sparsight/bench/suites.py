@@ -1,0 +1,119 @@
+"""The questions of the benchmark, by suite. Simulated ones are of splits that nothing was trained on.
+
+    sim_2d    images in the four presets, findings of 0.05 to 3 % of the image        split test
+    sim_ood   the same in kinds of anatomy that no training image has                 split test_ood
+    sim_long  volumes of 16 to 32 slices, 9,216 tokens and more                       split test
+    nih_cxr, bccd, vqa_rad   val rows of the sets that a data folder holds
+    ms_flair  train rows (its two patients are training patients): where the evidence is, never how it answers
+
+Every suite comes in parts of about 40 questions, so that processes can share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from sparsight.datasets import load_folder
+from sparsight.errors import DataError
+from sparsight.sim import PRESETS, SceneConfig, Simulator, Split
+from sparsight.sim.real import standard
+from sparsight.types import Case
+
+Unit = Literal["image", "patient"]
+# The presets in turn, at the rates at which the reader was trained on them.
+TURNS = ("default", "many", "default", "faint", "default", "default", "many", "default", "tiny", "default")
+LONG = replace(PRESETS["volume"], depth=(16, 32))
+REAL = {"nih_cxr": "val", "bccd": "val", "vqa_rad": "val", "ms_flair": "train"}  # and the split that is asked
+MASKED = ("sim_2d", "sim_ood", "sim_long", "bccd", "ms_flair")  # suites whose findings are known
+SEEN = ("ms_flair",)  # in training: no accuracy is reported
+CASE_SEEDS = 3  # scenes are drawn with that many seeds in turn
+_PART = 40  # questions
+_FIRST_SEED = 1000  # far from the seeds of training scenes, 0 and up
+
+
+@dataclass(frozen=True)
+class Suite:
+    """n questions, asked at shares of the tokens; intervals resample `unit`."""
+
+    name: str
+    n: int
+    budgets: tuple[float, ...]
+
+    @property
+    def unit(self) -> Unit:
+        """A simulated image is nobody's, and independent of the others; a patient may have several."""
+        return "image" if self.name.startswith("sim") else "patient"
+
+    @property
+    def parts(self) -> int:
+        """How many pieces it comes in; of n alone, so that the questions do not depend on who asks them."""
+        return max(1, round(self.n / _PART))
+
+
+def check_data(data: Path | None) -> tuple[str, ...]:
+    """Names of the real sets in a data folder, each checked in full. Raises DataError before anything is measured."""
+    if data is None:
+        return ()
+    if not data.is_dir():
+        raise DataError("a data folder that is not there", expected="a folder of data folders", todo="check --data")
+    found = tuple(name for name in REAL if (data / name).is_dir())
+    if not found:
+        raise DataError(
+            "a data folder without a set the benchmark knows",
+            expected=f"one of the folders {', '.join(REAL)}",
+            todo="check --data, or leave it out for simulated cases only",
+        )
+    for name in found:
+        try:
+            load_folder(data / name, REAL[name])
+        except DataError as error:
+            raise DataError(f"{name}: {error.given}", expected=error.expected, todo=error.todo) from error
+    return found
+
+
+def cases_of(suite: Suite, data: Path | None, seed: int, part: int) -> Iterator[tuple[Case, str]]:
+    """The questions of one part with the preset (simulated) or split (real) they come from.
+
+    A real suite of fewer rows than n has them all; of more, as many drawn with the seed. Neighbours share an image.
+    """
+    if suite.name.startswith("sim"):
+        yield from _simulated(suite, data, seed, part)
+        return
+    assert data is not None
+    split = REAL[suite.name]
+    folder = _folder(data / suite.name, split)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(folder))[: suite.n])
+    for index in np.array_split(chosen, suite.parts)[part]:
+        yield folder[int(index)], split
+
+
+def _simulated(suite: Suite, data: Path | None, seed: int, part: int) -> Iterator[tuple[Case, str]]:
+    """Scenes part, part + parts, part + 2 parts, ... until the part has its share of the questions."""
+    parts = suite.parts
+    split: Split = "test_ood" if suite.name == "sim_ood" else "test"
+    wanted = suite.n // parts + (part < suite.n % parts)
+    index = part
+    while wanted > 0:
+        preset = "volume" if suite.name == "sim_long" else TURNS[index % len(TURNS)]
+        drawn = _FIRST_SEED + seed * CASE_SEEDS + index % CASE_SEEDS
+        scene = _simulator(preset, data).scene(split, index, drawn)
+        for case in scene.cases[:wanted]:
+            yield replace(case, group=case.id.rpartition("-")[0]), preset  # the scene: one image is one group
+        wanted -= len(scene.cases)
+        index += parts
+
+
+@lru_cache(maxsize=8)
+def _simulator(preset: str, data: Path | None) -> Simulator:
+    config: SceneConfig = LONG if preset == "volume" else PRESETS[preset]
+    return Simulator(config, _backgrounds(data))
+
+
+_backgrounds = lru_cache(maxsize=1)(standard)
+_folder = lru_cache(maxsize=8)(load_folder)

@@ -1,0 +1,231 @@
+"""What the method was meant to reach, and whether this run says it did. Every verdict is computed from the report.
+
+`met` needs the number and, where the target says so, its interval; `not measured` where this run cannot say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from sparsight.rl.tables import signed, value
+
+Verdict = Literal["met", "not met", "not measured"]
+Report = dict[str, Any]
+
+# Rivals by the start of the name that the program gives them, small letters and digits only.
+BEATEN = {
+    "random": "random",
+    "grid": "grid",
+    "down-sampled image": "downsampl",
+    "VisionZip-like": "visionzip",
+    "DivPrune": "divprune",
+    "CDPruner": "cdpruner",
+}
+NOT_ABOVE = {"FastV-like": "fastv", "encoder saliency": "saliency", "ViToS cascade": "vitos"}
+_SLACK = 0.015  # the lower end of a ratio may lie so much under the target
+_ENOUGH = 1_000  # questions
+
+
+@dataclass(frozen=True)
+class Target:
+    """One line of the table."""
+
+    target: str
+    wanted: str
+    measured: str
+    verdict: Verdict
+
+
+def targets(report: Report) -> list[dict[str, str]]:
+    """The table: {target, wanted, measured, verdict} by line."""
+    lines = [
+        _size(report),
+        _whole(report),
+        *(_ratio(report, budget, wanted) for budget, wanted in ((0.1, 1.0), (0.05, 1.0), (0.02, 0.98))),
+        *(_long(report, budget) for budget in (0.02, 0.01, 0.005)),
+        *(_above(report, label, start) for label, start in BEATEN.items()),
+        *(_not_below(report, label, start) for label, start in NOT_ABOVE.items()),
+        *(_above_many(report, label, start) for label, start in NOT_ABOVE.items()),
+        _at_least(report, "pointing hit at 10 %", "pointing_hit", 0.85),
+        _at_least(report, "evidence recall at 10 %", "evidence_recall", 0.95),
+        _pixels(report, "pixel sufficiency", "evidence", "ratio", "at least 0.95"),
+        _pixels(report, "pixel necessity", "positive", "accuracy", "at most 0.20"),
+        _false_negatives(report),
+        *_real(report, "platelets (bccd)", "bccd", "Platelets"),
+        _flair(report),
+        *(
+            Target(name, wanted, "see `sparsight bench latency`", "not measured")
+            for name, wanted in (
+                ("prefill speed-up at 10 % of 1,024 tokens", "at least 0.9 of (N + T) / (K + T)"),
+                ("time to first token at 10 %, first question", "at least 3 times faster"),
+                ("selector's share of the time to first token", "at most 1 %"),
+            )
+        ),
+    ]
+    return [asdict(line) for line in lines]
+
+
+def plain(name: str) -> str:
+    """Small letters and digits of a name: how streams are matched."""
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+def _size(report: Report) -> Target:
+    n = report["suites"].get("sim_2d", {}).get("n", 0)
+    measured = f"n = {n}, {report['case_seeds']} seeds of cases, one trained reader and policy"
+    return Target("questions of sim_2d", f"at least {_ENOUGH:,}, three seeds", measured, _verdict(n >= _ENOUGH))
+
+
+def _whole(report: Report) -> Target:
+    name, wanted = "the reader with all tokens, unseen simulated cases", "accuracy at least 0.90"
+    row = _row(report, "sim_2d", "all", 1.0)
+    if row is None:
+        return Target(name, wanted, "-", "not measured")
+    return Target(name, wanted, value(row["accuracy"], row["accuracy_ci"]), _verdict(row["accuracy"] >= 0.9))
+
+
+def _ratio(report: Report, budget: float, wanted: float) -> Target:
+    name = f"2D: accuracy at {budget:.0%} / all tokens"
+    text = f"at least {wanted:.2f}, lower end at least {wanted - _SLACK:.3f}"
+    row = _paired(report, "sim_2d", "all", budget)
+    if row is None or row["ratio"] is None:
+        return Target(name, text, "-", "not measured")
+    low = row["ratio_ci"][0]
+    met = row["ratio"] >= wanted and low is not None and low >= wanted - _SLACK
+    return Target(name, text, value(row["ratio"], row["ratio_ci"]), _verdict(met))
+
+
+def _long(report: Report, budget: float) -> Target:
+    most = report["max_tokens"]
+    name = f"long inputs: accuracy at {budget:.1%} / all tokens (thinned to the {most:,} that a prompt holds)"
+    row = _paired(report, "sim_long", "all", budget)
+    if row is None or row["ratio"] is None:
+        return Target(name, "above 1 with its interval", "-", "not measured")
+    met = above(row["ratio_ci"], 1.0)
+    return Target(name, "above 1 with its interval", value(row["ratio"], row["ratio_ci"]), _verdict(met))
+
+
+def _above(report: Report, label: str, start: str) -> Target:
+    rows = _against(report, start, (0.02, 0.05, 0.1))
+    wanted = "difference above 0 at 2, 5, 10 %, with its interval"
+    return _judged(f"against {label}", wanted, rows, all(above(row["difference_ci"], 0.0) for row in rows), 3)
+
+
+def _not_below(report: Report, label: str, start: str) -> Target:
+    rows = _against(report, start, (0.02, 0.05, 0.1, 0.25, 0.5))
+    nowhere = all(row["difference"] >= 0 or not _below(row["difference_ci"]) for row in rows)
+    return _judged(f"against {label}", "no interval wholly below 0", rows, nowhere, 1)
+
+
+def _above_many(report: Report, label: str, start: str) -> Target:
+    """`many`: five to eight findings, the question concerns one."""
+    rows = [
+        row
+        for stratum in report["suites"].get("sim_2d", {}).get("strata", ())
+        if (stratum["by"], stratum["value"]) == ("source", "many")
+        for row in stratum["paired"]
+        if plain(row["second"]).startswith(start) and row["budget"] == report["test_budget"]
+    ]
+    name = f"against {label}, where relevance depends on the question (preset many)"
+    met = all(above(row["difference_ci"], 0.0) for row in rows)
+    return _judged(name, "difference above 0 at 10 %, with its interval", rows, met, 1)
+
+
+def _at_least(report: Report, name: str, key: str, wanted: float) -> Target:
+    text = f"at least {wanted:.2f}"
+    row = _row(report, "sim_2d", "ours", 0.1)
+    if row is None or row[key] is None:
+        return Target(name, text, "-", "not measured")
+    return Target(name, text, value(row[key], row[f"{key}_ci"]), _verdict(row[key] >= wanted))
+
+
+def _pixels(report: Report, test: str, questions: str, key: str, wanted: str) -> Target:
+    name = f"{test} at 10 %, questions {'with evidence' if questions == 'evidence' else 'that a no would deny'}"
+    rows = [
+        row
+        for row in report["suites"].get("sim_2d", {}).get("tests", ())
+        if (row["selector"], row["test"], row["questions"]) == ("ours", test, questions) and row[key] is not None
+    ]
+    if not rows:
+        return Target(name, wanted, "-", "not measured")
+    met = rows[0][key] >= 0.95 if test == "pixel sufficiency" else rows[0][key] <= 0.2
+    return Target(name, wanted, f"{value(rows[0][key], rows[0][f'{key}_ci'])}, n = {rows[0]['n']}", _verdict(met))
+
+
+def _false_negatives(report: Report) -> Target:
+    name, wanted = "false negatives at 10 %, negatives re-read", "at most 0.5 points more than with all tokens"
+    for row in report["suites"].get("sim_2d", {}).get("false_negatives", ()):
+        if "re-read" in row["selector"] and row["budget"] == 0.1:
+            measured = f"{row['rate']:.3f} against {row['rate_all']:.3f}, n = {row['n']}"
+            return Target(name, wanted, measured, _verdict(row["difference"] <= 0.005))
+    return Target(name, wanted, "-", "not measured")
+
+
+def _real(report: Report, what: str, suite: str, label: str) -> list[Target]:
+    rows = [r for r in report["suites"].get(suite, {}).get("evidence", ()) if r["label"] == label]
+    lines = []
+    for rival, key, bound, wanted in (
+        ("random", "ratio", 3.0, "at least 3 times random"),
+        ("saliency", "difference", 0.0, "not below encoder saliency"),
+    ):
+        name = f"{what}: evidence recall at 10 %, against {rival}"
+        own = [row for row in rows if row["second"] == rival and row[key] is not None]
+        if not own:
+            lines.append(Target(name, wanted, "-", "not measured"))
+            continue
+        recall = own[0]["recall"]
+        measured = f"{recall[0]:.3f} against {recall[1]:.3f}, {key} {value(own[0][key], own[0][f'{key}_ci'])}"
+        lines.append(Target(name, wanted, f"{measured}, n = {own[0]['n']}", _verdict(own[0][key] >= bound)))
+    return lines
+
+
+def _flair(report: Report) -> Target:
+    name, wanted = "MS lesions (ms_flair): evidence recall at 10 %, patients not trained on", "at least 3 times random"
+    seen = bool(report["suites"].get("ms_flair", {}).get("seen"))
+    why = "both patients were training patients; their figures are below" if seen else "-"
+    return Target(name, wanted, why, "not measured")
+
+
+def above(ends: Sequence[float | None], bound: float) -> bool:
+    """Whether an interval lies wholly above a bound; one without ends does not."""
+    return ends[0] is not None and ends[0] > bound
+
+
+def _below(ends: Sequence[float | None]) -> bool:
+    return ends[1] is not None and ends[1] < 0
+
+
+def _row(report: Report, suite: str, selector: str, budget: float) -> dict[str, Any] | None:
+    keys = (suite, selector, budget)
+    return next((r for r in report["rows"] if (r["suite"], r["selector"], r["budget"]) == keys), None)
+
+
+def _paired(report: Report, suite: str, second: str, budget: float) -> dict[str, Any] | None:
+    keys = (suite, "ours", second, budget)
+    rows = report["paired"]
+    return next((r for r in rows if (r["suite"], r["first"], r["second"], r["budget"]) == keys), None)
+
+
+def _against(report: Report, start: str, budgets: Sequence[float]) -> list[dict[str, Any]]:
+    return [
+        row
+        for row in report["paired"]
+        if row["suite"] == "sim_2d" and plain(row["second"]).startswith(start) and row["budget"] in budgets
+    ]
+
+
+def _judged(name: str, wanted: str, rows: list[dict[str, Any]], met: bool, least: int) -> Target:
+    if len(rows) < least:
+        return Target(name, wanted, "-", "not measured")
+    several = len({row["second"] for row in rows}) > 1
+    cells = [
+        f"{row['second'] + ' ' if several else ''}{row['budget']:.0%} {signed(row['difference'], row['difference_ci'])}"
+        for row in rows
+    ]
+    return Target(name, wanted, "; ".join(cells), _verdict(met))
+
+
+def _verdict(met: bool) -> Verdict:
+    return "met" if met else "not met"
