@@ -8,18 +8,21 @@ pooling, or training end to end from scratch, stayed at the prior).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sparsight.model.nano.encoder import LocalEncoder
+from sparsight.model.nano.encoder import PATCH, LocalEncoder
 from sparsight.recipe.pool import Pool
 from sparsight.recipe.supervision import REGIONS, Weak, read_answer, region_masks
 
 _SHARPNESS = 4.0  # token logits are multiplied by it: near a maximum, still with gradient for all
 _OUT = -1e4
+_AROUND = 7  # tokens across the neighbourhood that a blanked patch takes its grey from
 ATTRIBUTES = 3  # edge, brightness, size
 
 
@@ -42,6 +45,12 @@ class WeakHeads(nn.Module):
     def outputs(self) -> int:
         """Logits of a token: findings and attributes."""
         return self.findings.out_features + self.attributes.out_features
+
+    def saliency(self, features: Tensor) -> Tensor:
+        """How much a token looks like any of the first kinds: (..., C) to (...)."""
+        z = _SHARPNESS * self.findings(features) - self.bias
+        total: Tensor = z[..., : self.kinds].logsumexp(-1)
+        return total
 
     @torch.no_grad()
     def fold_into(self, encoder: LocalEncoder) -> None:
@@ -101,6 +110,55 @@ class WeakHeads(nn.Module):
         return functional.cross_entropy(torch.stack(sizes, 1), target, reduction="none")
 
 
+@dataclass(frozen=True)
+class Turn:
+    """One of the eight ways to lay a square down (four, for an oblong). Tokens are turned back after encoding.
+
+    So a question's words keep their meaning, and the encoder, which knows no place, sees eight times as many images.
+    """
+
+    swap: bool
+    axes: tuple[int, ...]  # of (rows, columns) that are mirrored, from the end
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, *, square: bool) -> Self:
+        """All ways are as likely."""
+        return cls(square and rng.random() < 0.5, tuple(a for a in (-2, -1) if rng.random() < 0.5))
+
+    def there(self, pixels: Tensor) -> Tensor:
+        """Lay images down: (B, h, w)."""
+        return (pixels.transpose(-2, -1) if self.swap else pixels).flip(self.axes)
+
+    def back(self, features: Tensor) -> Tensor:
+        """Put tokens where they were: (B, gh, gw, C)."""
+        features = features.flip([a - 1 for a in self.axes])
+        return features.transpose(1, 2) if self.swap else features
+
+
+def regrey(pixels: Tensor, rng: np.random.Generator) -> Tensor:
+    """Another display of the same images, each its own: (B, h, w) in [0, 1]; gain 0.85 to 1.15, offset up to 0.05."""
+    gain, offset = (torch.from_numpy(rng.uniform(low, high, (len(pixels), 1, 1)).astype(np.float32))
+                    for low, high in ((0.85, 1.15), (-0.05, 0.05)))  # fmt: skip
+    return (pixels * gain + offset).clamp(0, 1)
+
+
+def keep_salient(pixels: Tensor, salient: Tensor, rng: np.random.Generator) -> Tensor:
+    """Blank all patches but the most salient 5 to 30 % (with Gumbel noise): evidence must do without its surroundings.
+
+    pixels: (B, h, w); salient: (B, gh, gw), from the encoder, not from a mask. A blanked patch becomes the mean of the
+    blanked patches around it, as in rl.evidence_tests.
+    """
+    b, gh, gw = salient.shape
+    scores = salient + torch.from_numpy(rng.gumbel(size=salient.shape).astype(np.float32))
+    k = max(1, round(rng.uniform(0.05, 0.3) * gh * gw))
+    kept = torch.zeros(b, gh * gw).scatter_(1, scores.flatten(1).topk(k).indices, 1.0).reshape(b, 1, gh, gw)
+    mean = functional.avg_pool2d(pixels.unsqueeze(1), PATCH)
+    around = [functional.avg_pool2d(x, _AROUND, stride=1, padding=_AROUND // 2) for x in (mean * (1 - kept), 1 - kept)]
+    fill = functional.interpolate(around[0] / around[1].clamp_min(1e-3), size=pixels.shape[-2:], mode="bilinear")
+    open_ = functional.interpolate(kept, size=pixels.shape[-2:], mode="nearest")
+    return (open_ * pixels.unsqueeze(1) + (1 - open_) * fill).squeeze(1)
+
+
 class WeakBatches:
     """Draws batches of equally sized images with what their answers say, and gives the loss on them."""
 
@@ -117,14 +175,22 @@ class WeakBatches:
         images = np.array([len(self.by_shape[shape]) for shape in self.shapes], float)
         self.rates = images / images.sum()
 
-    def loss(self, encoder: LocalEncoder, heads: WeakHeads, rng: np.random.Generator) -> Tensor:
-        """Mean cross-entropy over one batch; a size with fewer images than a batch gives all it has."""
+    def loss(self, encoder: LocalEncoder, heads: WeakHeads, rng: np.random.Generator, *, blank: float = 0.0) -> Tensor:
+        """Mean cross-entropy over one batch; a size with fewer images than a batch gives all it has.
+
+        blank: how often only what the encoder itself finds salient stays in the images of a batch.
+        """
         shape = self.shapes[int(rng.choice(len(self.shapes), p=self.rates))]
         members = self.by_shape[shape]
         n = min(max(1, self.batch // shape[0]), len(members))
         images = [members[i] for i in rng.choice(len(members), n, replace=False)]
-        pixels = torch.cat([self.pool.image(i) for i in images])
+        pixels = regrey(torch.cat([self.pool.image(i) for i in images]), rng)
+        turn = Turn.draw(rng, square=shape[1] == shape[2])
         with torch.autocast("cpu", torch.bfloat16):
-            features = encoder.look(pixels)
+            if rng.random() < blank:
+                with torch.no_grad():
+                    salient = heads.saliency(encoder.look(pixels).float())
+                pixels = keep_salient(pixels, salient, rng)
+            features = turn.back(encoder.look(turn.there(pixels)))
         features = features.float().reshape(n, -1, encoder.channels)
         return heads.loss(features, shape, [(row, w) for row, i in enumerate(images) for w in self.labels[i]])

@@ -64,7 +64,7 @@ def train_selector(
         entropy=0.003,
     )
     half = _Half(reader)
-    train_policy(policy, half, examples, config=config, seed=seed, on_step=on_step, checkpoint=checkpoint, block=_BLOCK)
+    train_policy(policy, half, examples, config=config, seed=seed, on_step=on_step, checkpoint=checkpoint)
     picked = np.random.default_rng([seed, 4]).permutation(len(examples))[: _PRICED * steps]
     priced = price(policy, half, [examples[i] for i in picked])
     return policy, train_budget(policy, priced, target=_TARGET, seed=seed)

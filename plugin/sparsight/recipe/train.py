@@ -40,6 +40,7 @@ from sparsight.sim import KINDS, texts
 OnProgress = Callable[[str, int, int], None]  # stage, done, total
 _LOG = logging.getLogger(__name__)
 _NAMING = 0.5  # share of the language stage in which tokens also learn to name what they show
+_BLANK = 0.15  # share of the encoder's batches in which all but the salient patches is blanked
 _TEST_SEED = 777  # the test scenes are the same for every training seed
 
 
@@ -63,7 +64,7 @@ class Size:
 
 
 SIZES = {
-    "full": Size(6_000, 20_000, 400, 1200, 120, 400, 2_000, 64, 3_000, 9_000, 400, 32, 300),
+    "full": Size(6_000, 20_000, 400, 1200, 120, 400, 2_200, 64, 4_500, 9_000, 400, 32, 300),
     "small": Size(3_000, 3_000, 50, 600, 8, 250, 250, 64, 450, 5_000, 80, 16, 100),
     "tiny": Size(30, 30, 8, 20, 2, 3, 3, 8, 6, 600, 4, 4, 8),  # for tests: runs everything, learns nothing
 }
@@ -182,7 +183,7 @@ class _Recipe:
                 }
                 fit(
                     both,
-                    _drawn_loss(encoder, heads, batches, mix),
+                    _drawn_loss(encoder, heads, batches, mix, blank_after=None if phase == "easy" else steps // 4),
                     steps=steps,
                     lr=3e-3 if phase == "easy" else 2e-3,
                     warm=max(1, steps // 10),
@@ -304,13 +305,19 @@ class _Timed:
 
 
 def _drawn_loss(
-    encoder: LocalEncoder, heads: WeakHeads, batches: dict[str, WeakBatches], mix: dict[str, float]
+    encoder: LocalEncoder,
+    heads: WeakHeads,
+    batches: dict[str, WeakBatches],
+    mix: dict[str, float],
+    *,
+    blank_after: int | None,
 ) -> LossOf:
-    """A batch from one pool at a time, pools at the rates of `mix`."""
+    """A batch from one pool at a time, pools at the rates of `mix`; from a step on some images are blanked."""
     names = list(batches)
     rates = np.array([mix[name] for name in names])
 
-    def loss_of(_: int, rng: np.random.Generator) -> torch.Tensor:
-        return batches[names[int(rng.choice(len(names), p=rates / rates.sum()))]].loss(encoder, heads, rng)
+    def loss_of(step: int, rng: np.random.Generator) -> torch.Tensor:
+        drawn = batches[names[int(rng.choice(len(names), p=rates / rates.sum()))]]
+        return drawn.loss(encoder, heads, rng, blank=0.0 if blank_after is None or step < blank_after else _BLANK)
 
     return loss_of

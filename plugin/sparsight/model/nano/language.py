@@ -21,6 +21,7 @@ from sparsight.model.positions import DIM, encode_positions
 from sparsight.types import ContextTokens
 
 MAX_TEXT = 256  # text tokens of question, reasoning and answer together
+_SHORT = 256  # tokens
 _ROWS_TOKENS = 24_576  # tokens of one padded forward: bounds memory
 
 
@@ -120,6 +121,9 @@ class NanoLanguage(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states: (B, Q + K + T, hidden)."""
+        # On a CPU the gradient of fused attention costs twice that of plain attention, up to some hundred tokens.
+        plain = torch.is_grad_enabled() and batch.mask.shape[1] <= _SHORT
+        self.lm.set_attn_implementation("eager" if plain else "sdpa")
         output = self.lm.model(
             inputs_embeds=self.embeds(batch),
             attention_mask=batch.mask,
