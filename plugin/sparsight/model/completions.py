@@ -52,10 +52,14 @@ class Spoken:
 
 
 class LanguagePolicy(Protocol):
-    """A language stream as a policy over texts. module: its trainable parameters are those with requires_grad."""
+    """A language stream as a policy over texts."""
 
-    module: nn.Module
     max_tokens: int  # the most visual tokens one prompt holds
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained: its parameters with requires_grad."""
+        ...
 
     def check(self, question: Question, answer: str) -> None:
         """Raise QuestionError where question or answer is longer than the model takes."""

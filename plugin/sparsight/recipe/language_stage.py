@@ -23,6 +23,9 @@ from sparsight.recipe.pool import Item, Pool
 
 _DIRECT_FIRST, _DIRECT = 0.8, 0.4  # share of answers without reasoning, in the first third and after it
 _MAX_VISUAL = 576
+_LEAST, _LEAST_LOOKED = 16, 4  # visual tokens of a row, once subsets hold other than the salient
+LOOKED = 128  # tokens kept of a look
+_GUIDED = 0.5  # share of the rows that see what the policy keeps, where it keeps so few
 _TEXT = 32  # tokens of an ordinary question with its answer
 _ANSWER_WEIGHT = 3.0  # of an answer token against one of the reasoning
 
@@ -44,13 +47,31 @@ def write(item: Item, tokenizer: Tokenizer) -> Written:
     return Written(question, answer, thought + answer)
 
 
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What a policy would keep for one question about image `image` of pool `pool`.
+
+    tokens: (M,) its best, by score; scores: (M,) log-weights.
+    """
+
+    pool: int
+    image: int
+    written: Written
+    tokens: Tensor
+    scores: Tensor
+
+
 class Mixture:
-    """Draws images from several pools at fixed rates, and a subset of tokens for each."""
+    """Draws images from several pools at fixed rates, and a subset of tokens for each.
+
+    looks: what a policy keeps for some of the questions; drawn in place of the rest for a share of the rows.
+    """
 
     def __init__(self, pools: Sequence[tuple[Pool, float]], saliency: Callable[[Tensor], Tensor], tokenizer: Tokenizer):
         self.pools = [pool for pool, _ in pools]
         rates = np.array([rate for _, rate in pools])
         self.rates = rates / rates.sum()
+        self.looks: list[Look] = []
         self.asked: list[list[list[Written]]] = []
         self.saliency: list[list[Tensor]] = []
         for pool in self.pools:
@@ -68,18 +89,25 @@ class Mixture:
         if progress < 1 / 3:
             k = int(rng.integers(24, 73))
         else:
-            k = round(float(np.exp(rng.uniform(np.log(16), np.log(_MAX_VISUAL + 1)))))
+            least = _LEAST_LOOKED if self.looks else _LEAST
+            k = round(float(np.exp(rng.uniform(np.log(least), np.log(_MAX_VISUAL + 1)))))
         return [self.draw(rng, progress, k) for _ in range(max(4, tokens // (k + _TEXT)))]
 
     def draw(self, rng: np.random.Generator, progress: float, k: int) -> Row:
         """One question about one image, k of its tokens, and the answer; short ones first: they need the image most."""
-        p = int(rng.choice(len(self.pools), p=self.rates))
+        if self.looks and k <= LOOKED and rng.random() < _GUIDED:
+            look = self.looks[int(rng.integers(len(self.looks)))]
+            p, i, written = look.pool, look.image, look.written
+            gumbel = torch.from_numpy(rng.gumbel(size=len(look.scores)).astype(np.float32))
+            keep = look.tokens[(look.scores + gumbel).topk(min(k, len(look.scores))).indices].long().sort().values
+        else:
+            p = int(rng.choice(len(self.pools), p=self.rates))
+            i = int(rng.integers(len(self.pools[p].pixels)))
+            keep = subset(self.saliency[p][i].float(), self.pools[p].geometry[i].shape, k, rng, progress)
+            asked = self.asked[p][i]
+            written = asked[int(rng.integers(len(asked)))]
         pool = self.pools[p]
-        i = int(rng.integers(len(pool.pixels)))
         shape = pool.geometry[i].shape
-        keep = subset(self.saliency[p][i].float(), shape, k, rng, progress)
-        asked = self.asked[p][i]
-        written = asked[int(rng.integers(len(asked)))]
         text = written.direct if rng.random() < (_DIRECT_FIRST if progress < 1 / 3 else _DIRECT) else written.reasoned
         visual = pool.features[i][keep].float()
         return Row(written.question, visual, encode_positions(shape, keep), text, len(text) - 1)

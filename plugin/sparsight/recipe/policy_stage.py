@@ -1,4 +1,4 @@
-"""Stage 3: the policy, by reinforcement learning from answers alone, then its budget head.
+"""The policy, by reinforcement learning from answers alone, in turns with the language stream; then its budget head.
 
 No warm start: blocks of neighbouring tokens are drawn first, so that random subsets differ in what they are worth.
 """
@@ -14,13 +14,16 @@ from torch import Tensor
 
 from sparsight.config import LearnConfig
 from sparsight.model.nano.reader import NanoReader
+from sparsight.model.nano.sampling import NanoLanguagePolicy
 from sparsight.model.policy import TokenPolicy
 from sparsight.model.protocols import ScoreRequest
 from sparsight.recipe.pool import Pool
+from sparsight.rl.alternate import Phase, alternate
 from sparsight.rl.budget import BudgetReport, price, train_budget
+from sparsight.rl.language import LanguageConfig
 from sparsight.rl.trainer import Example, Step, train_policy
 
-_PRICED, _TARGET = 5, 0.1  # questions per step that the budget head learns from; share of the tokens it may spend
+_TARGET = 0.1  # share of the tokens that the budget head may spend
 
 
 def examples_of(pool: Pool, reader: str) -> list[Example]:
@@ -29,7 +32,7 @@ def examples_of(pool: Pool, reader: str) -> list[Example]:
     return [Example(grids[item.image], item.question, item.answer) for item in pool.items]
 
 
-class _Half(NanoReader):
+class HalfReader(NanoReader):
     """The same reader, scoring in bfloat16: rewards in half the time, to within a few thousandths."""
 
     def __init__(self, reader: NanoReader) -> None:
@@ -49,22 +52,47 @@ def train_selector(
     seed: int,
     checkpoint: Path,
     on_step: Callable[[Step], None],
-) -> tuple[TokenPolicy, BudgetReport]:
-    """A policy for this reader: settings of an earlier small study of ours, budgets from 2 % to 20 %."""
+) -> TokenPolicy:
+    """A policy for this reader, from scratch, by reinforcement alone: settings of an earlier small study of ours."""
     torch.manual_seed(seed)
     policy = TokenPolicy(reader.encoder.width, 2 * reader.spec.hidden)
-    config = LearnConfig(
-        steps=steps,
-        batch=batch,
-        group=8,
-        replay=0.0,
-        budgets=(0.02, 0.05, 0.1, 0.2),
-        lr=3e-3,
-        kl=0.0,
-        entropy=0.003,
+    config = LearnConfig(steps=steps, batch=batch, replay=0.0, budgets=(0.02, 0.05, 0.1, 0.2), kl=0.0)
+    train_policy(policy, HalfReader(reader), examples, config=config, seed=seed, on_step=on_step, checkpoint=checkpoint)
+    return policy
+
+
+def take_turns(
+    policy: TokenPolicy,
+    reader: NanoReader,
+    examples: Sequence[Example],
+    validation: Sequence[Example],
+    *,
+    turns: int,
+    steps: tuple[int, int],
+    batch: int,
+    seed: int,
+    on_phase: Callable[[Phase], None],
+) -> None:
+    """Both streams by reinforcement, in turns, in place; down to three tokens of 576, so that the best ones lead."""
+    learn = LearnConfig(
+        steps=steps[0], batch=batch, replay=0.0, budgets=(0.005, 0.01, 0.02, 0.05, 0.1), lr=1e-3, kl=0.01
     )
-    half = _Half(reader)
-    train_policy(policy, half, examples, config=config, seed=seed, on_step=on_step, checkpoint=checkpoint)
-    picked = np.random.default_rng([seed, 4]).permutation(len(examples))[: _PRICED * steps]
-    priced = price(policy, half, [examples[i] for i in picked])
-    return policy, train_budget(policy, priced, target=_TARGET, seed=seed)
+    alternate(
+        policy,
+        HalfReader(reader),
+        NanoLanguagePolicy(reader),
+        examples,
+        validation,
+        rounds=turns,
+        learn=learn,
+        write=LanguageConfig(steps=steps[1]),
+        seed=seed,
+        on_phase=on_phase,
+    )
+
+
+def train_head(policy: TokenPolicy, reader: NanoReader, examples: Sequence[Example], n: int, seed: int) -> BudgetReport:
+    """The policy's budget head, on n of the questions: after everything else, for it looks at what the scores say."""
+    picked = np.random.default_rng([seed, 4]).permutation(len(examples))[:n]
+    priced = price(policy, HalfReader(reader), [examples[i] for i in picked])
+    return train_budget(policy, priced, target=_TARGET, seed=seed)

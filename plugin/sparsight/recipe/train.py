@@ -1,6 +1,7 @@
 """Train the nano reader and its policy from scratch on questions and answers; no mask or box is a target or a reward.
 
-1 encoder (answers by place), 2 language stream (frozen features, pruned input), 3 policy (RL), 4 calibration and card.
+1 encoder (answers by place), 2 language stream (frozen features, pruned input), 3 policy (RL), 4 language stream on
+what the policy keeps, 5 both in turns (RL), 6 budget head, calibration and card.
 Each stage leaves its checkpoint in `out`, so a second call goes on where the first one stopped.
 """
 
@@ -8,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ from torch import nn
 
 from sparsight.errors import ConfigError
 from sparsight.model.nano.encoder import LocalEncoder
-from sparsight.model.nano.language import NanoLanguage
 from sparsight.model.nano.reader import NanoReader, build
 from sparsight.model.nano.tokenizer import encode_text, known_words, train_tokenizer
 from sparsight.model.nano.weights import POLICY, NanoSpec
@@ -31,43 +32,23 @@ from sparsight.recipe.card import write_card
 from sparsight.recipe.encoder_stage import ATTRIBUTES, WeakBatches, WeakHeads
 from sparsight.recipe.fit import LossOf, fit
 from sparsight.recipe.language_stage import Mixture, answer_loss, naming_loss
-from sparsight.recipe.policy_stage import examples_of, train_selector
+from sparsight.recipe.looks import looks_of
+from sparsight.recipe.policy_stage import examples_of, take_turns, train_head, train_selector
 from sparsight.recipe.pool import Pool
 from sparsight.recipe.report import report
-from sparsight.rl.trainer import Step
+from sparsight.recipe.sizes import SIZES
+from sparsight.rl.checkpoint import load_checkpoint, save_checkpoint
+from sparsight.rl.trainer import Example, Step
 from sparsight.sim import KINDS, texts
 
 OnProgress = Callable[[str, int, int], None]  # stage, done, total
 _LOG = logging.getLogger(__name__)
 _NAMING = 0.5  # share of the language stage in which tokens also learn to name what they show
 _BLANK = 0.15  # share of the encoder's batches in which all but the salient patches is blanked
+_LATE = 0.6  # progress at which the second language stage begins: subsets of every kind, no naming
+_PRICED = 8  # questions of the budget head for each step of the policy
+_VALIDATION = 200  # questions
 _TEST_SEED = 777  # the test scenes are the same for every training seed
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much of everything."""
-
-    easy: int  # simulated images on synthetic anatomy
-    scenes: int  # simulated images of every kind
-    volumes: int
-    rl_scenes: int  # further images, unseen by the language stream, that the policy learns on
-    rl_volumes: int
-    encoder_easy: int  # steps on easy images
-    encoder_all: int  # steps on all of them
-    encoder_batch: int
-    language_steps: int
-    language_tokens: int  # in a batch
-    policy_steps: int
-    policy_batch: int
-    test_scenes: int  # about four questions each
-
-
-SIZES = {
-    "full": Size(6_000, 20_000, 400, 1200, 120, 400, 2_200, 64, 4_500, 9_000, 400, 32, 300),
-    "small": Size(3_000, 3_000, 50, 600, 8, 250, 250, 64, 450, 5_000, 80, 16, 100),
-    "tiny": Size(30, 30, 8, 20, 2, 3, 3, 8, 6, 600, 4, 4, 8),  # for tests: runs everything, learns nothing
-}
 
 
 def train_nano(
@@ -103,7 +84,10 @@ class _Recipe:
         given = f"seed {seed} data {bool(data)} scenes {of['easy']} + {of['scenes']}"
         given = f"{given} encoder {of['encoder_easy']} + {of['encoder_all']} x {of['encoder_batch']}"
         language = f"{given} volumes {of['volumes']} language {of['language_steps']} x {of['language_tokens']}"
-        self.runs = {"encoder": given, "language": language}
+        policy = f"{language} policy {of['policy_steps']} x {of['policy_batch']} {of['rl_scenes']} + {of['rl_volumes']}"
+        looked = f"{policy} looked {of['looked_steps']} of {of['looks']}"
+        turns = f"{looked} turns {of['turns']} x {of['turn_steps']}"
+        self.runs = {"encoder": given, "language": language, "policy": policy, "looked": looked, "turns": turns}
         self.seconds: dict[str, float] = {}
         self.budget: dict[str, float] = {}
         self.handler = logging.FileHandler(out / "train.log")
@@ -162,10 +146,9 @@ class _Recipe:
             pool.encode(encoder)
         torch.manual_seed(seed + 2)
         _, language = build(spec, tokenizer.get_vocab_size())
-        self._language(encoder, language, pools, tokenizer)
         reader = NanoReader(encoder, language, tokenizer, spec, "0" * 64)
-        policy = self._policy(reader, pools["real"])
-        return reader, policy, pools
+        self._language(reader, pools)
+        return reader, self._streams(reader, pools), pools
 
     def _encoder(self, encoder: LocalEncoder, findings: tuple[str, ...], pools: dict[str, Pool]) -> None:
         """First easy images only, then all: from the start on all of them it does not leave the prior."""
@@ -194,19 +177,28 @@ class _Recipe:
                 )
         heads.fold_into(encoder)
 
-    def _language(self, encoder: LocalEncoder, language: NanoLanguage, pools: dict[str, Pool], tokenizer: Any) -> None:
-        mixed = [(pools[n], rate) for n, rate in (("easy", 0.25), ("sim", 0.5), ("volumes", 0.1), ("real", 0.15))]
+    def _language(self, reader: NanoReader, pools: dict[str, Pool]) -> None:
+        mixture = self._mixture(reader, pools)
+        with self._stage("language"):
+            self._fit_language(reader, mixture, "language", self.size.language_steps, first=0.0, lr=2e-3, muon=0.02)
+
+    def _mixture(self, reader: NanoReader, pools: dict[str, Pool]) -> Mixture:
         with torch.no_grad():
-            mixture = Mixture(
-                [(pool, rate) for pool, rate in mixed if pool.pixels],
-                lambda features: encoder.odds(features, len(KINDS)).logsumexp(-1),
-                tokenizer,
+            return Mixture(
+                _mixed(pools),
+                lambda features: reader.encoder.odds(features, len(KINDS)).logsumexp(-1),
+                reader.tokenizer,
             )
 
-        names = torch.tensor([encode_text(tokenizer, kind)[0] for kind in KINDS])
+    def _fit_language(
+        self, reader: NanoReader, mixture: Mixture, name: str, steps: int, *, first: float, lr: float, muon: float
+    ) -> None:
+        """Train the language stream on a mixture. first: the progress it begins at, 0..1."""
+        encoder, language = reader.encoder, reader.language
+        names = torch.tensor([encode_text(reader.tokenizer, kind)[0] for kind in KINDS])
 
         def loss_of(step: int, rng: np.random.Generator) -> torch.Tensor:
-            progress = step / self.size.language_steps
+            progress = first + (1 - first) * step / steps
             rows = mixture.batch(rng, progress, self.size.language_tokens)
             with torch.autocast("cpu", torch.bfloat16):
                 loss = answer_loss(language, rows)
@@ -215,21 +207,62 @@ class _Recipe:
                     loss = loss + 0.3 * naming_loss(language, features, encoder.odds(features, len(KINDS)), names)
             return loss
 
-        with self._stage("language"):
-            fit(
-                language,
-                loss_of,
-                steps=self.size.language_steps,
-                lr=2e-3,
-                warm=min(100, self.size.language_steps),
-                seed=self.seed + 1,
-                run=self.runs["language"],
-                checkpoint=self.out / "language.safetensors",
-                on_step=self._log("language"),
-                muon=0.02,  # reaches the same loss in six tenths of AdamW's steps
-            )
+        fit(
+            language,
+            loss_of,
+            steps=steps,
+            lr=lr,
+            warm=min(100, steps),
+            seed=self.seed + 1,
+            run=self.runs[name],
+            checkpoint=self.out / f"{name}.safetensors",
+            on_step=self._log(name),
+            muon=muon,  # reaches the same loss in six tenths of AdamW's steps
+        )
 
-    def _policy(self, reader: NanoReader, real: Pool) -> TokenPolicy:
+    def _streams(self, reader: NanoReader, pools: dict[str, Pool]) -> TokenPolicy:
+        """Policy, language stream on what it keeps, both in turns, budget head."""
+        size, seed = self.size, self.seed
+        examples = self._examples(reader, pools["real"])
+        policy = TokenPolicy(reader.encoder.width, 2 * reader.spec.hidden)
+        path = self.out / "policy.safetensors"
+        with self._stage("policy"), _once(path, self.runs["policy"], policy) as todo:
+            if todo:
+                trained = train_selector(
+                    reader,
+                    examples,
+                    steps=size.policy_steps,
+                    batch=size.policy_batch,
+                    seed=seed,
+                    checkpoint=path.with_stem("policy-running"),
+                    on_step=self._log_policy(),
+                )
+                policy.load_state_dict(trained.state_dict())
+        with self._stage("looked"):
+            mixture = self._mixture(reader, pools)
+            mixture.looks = looks_of(policy, reader, _mixed(pools), size.looks, seed)
+            self._fit_language(reader, mixture, "looked", size.looked_steps, first=_LATE, lr=1e-3, muon=0.01)
+        both = nn.ModuleDict({"policy": policy, "language": reader.language})
+        with self._stage("turns"), _once(self.out / "turns.safetensors", self.runs["turns"], both) as todo:
+            if todo:
+                take_turns(
+                    policy,
+                    reader,
+                    examples,
+                    self._validation(reader, pools["val"]),
+                    turns=size.turns,
+                    steps=size.turn_steps,
+                    batch=size.policy_batch,
+                    seed=seed + 1,
+                    on_phase=lambda phase: _LOG.info("turn %s", phase),
+                )
+        with self._stage("budget"):
+            self.budget = asdict(train_head(policy, reader, examples, _PRICED * size.policy_steps, seed))
+            _LOG.info("budget %s", self.budget)
+        return policy
+
+    def _examples(self, reader: NanoReader, real: Pool) -> list[Example]:
+        """What the policy learns on: scenes that the language stream has not seen, and some real rows."""
         size = self.size
         fresh = sources.simulated("train", size.scenes, size.rl_scenes, self.seed, self.data, self.tell)
         deep = sources.volumes("train", size.volumes, size.rl_volumes, self.seed, self.data, self.tell)
@@ -239,27 +272,13 @@ class _Recipe:
             examples += examples_of(pool, reader.id)
         real_examples = examples_of(real, reader.id)
         picked = np.random.default_rng(self.seed).permutation(len(real_examples))[: len(examples) // 8]
-        examples += [real_examples[i] for i in picked]
-        log = self._log("policy")
+        return examples + [real_examples[i] for i in picked]
 
-        def on_step(step: Step) -> None:
-            log(step.step, step.steps, -step.reward)
-            if step.step % 25 == 0:
-                _LOG.info("policy entropy %.3f spread %.3f %s", step.entropy, step.spread, step.parts)
-
-        with self._stage("policy"):
-            policy, spent = train_selector(
-                reader,
-                examples,
-                steps=size.policy_steps,
-                batch=size.policy_batch,
-                seed=self.seed,
-                checkpoint=self.out / "policy.safetensors",
-                on_step=on_step,
-            )
-        self.budget = asdict(spent)
-        _LOG.info("budget %s", self.budget)
-        return policy
+    def _validation(self, reader: NanoReader, pool: Pool) -> list[Example]:
+        """Questions that decide whether a turn stays."""
+        examples = examples_of(pool, reader.id)
+        picked = np.random.default_rng([self.seed, 7]).permutation(len(examples))[:_VALIDATION]
+        return [examples[i] for i in picked]
 
     def _test_pools(self, reader: NanoReader) -> dict[str, Pool]:
         n = self.size.test_scenes
@@ -275,6 +294,16 @@ class _Recipe:
             pool.encode(reader.encoder)
         return pools
 
+    def _log_policy(self) -> Callable[[Step], None]:
+        log = self._log("policy")
+
+        def on_step(step: Step) -> None:
+            log(step.step, step.steps, -step.reward)
+            if step.step % 25 == 0:
+                _LOG.info("policy entropy %.3f spread %.3f %s", step.entropy, step.spread, step.parts)
+
+        return on_step
+
     def _stage(self, name: str) -> _Timed:
         return _Timed(name, self.seconds)
 
@@ -288,6 +317,21 @@ class _Recipe:
             self.tell(stage, done, total)
 
         return on_step
+
+
+def _mixed(pools: dict[str, Pool]) -> list[tuple[Pool, float]]:
+    """What the language stream learns on, and how often each is drawn."""
+    rates = {"easy": 0.2, "sim": 0.5, "volumes": 0.15, "real": 0.15}
+    return [(pools[name], rate) for name, rate in rates.items() if pools[name].pixels]
+
+
+@contextmanager
+def _once(path: Path, run: str, module: nn.Module) -> Iterator[bool]:
+    """Whether a stage is still to be done. Its result is kept at the end, and loaded into `module` the next time."""
+    done = load_checkpoint(path, run, module, []) > 0
+    yield not done
+    if not done:
+        save_checkpoint(path, run, module, [], 1)
 
 
 class _Timed:

@@ -1,0 +1,89 @@
+"""How much of everything the recipe makes, draws and trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything."""
+
+    easy: int  # simulated images on synthetic anatomy
+    scenes: int  # simulated images of every kind
+    volumes: int
+    rl_scenes: int  # further images, unseen by the language stream, that the policy learns on
+    rl_volumes: int
+    encoder_easy: int  # steps on easy images
+    encoder_all: int  # steps on all of them
+    encoder_batch: int
+    language_steps: int
+    language_tokens: int  # in a batch
+    policy_steps: int
+    policy_batch: int
+    looks: int  # questions for which the language stream then sees what the policy keeps
+    looked_steps: int
+    turns: int  # times that both streams learn by reinforcement, in turns
+    turn_steps: tuple[int, int]  # of the visual and of the language stream
+    test_scenes: int  # about four questions each
+
+
+SIZES = {
+    "full": Size(
+        easy=6_000,
+        scenes=20_000,
+        volumes=400,
+        rl_scenes=1_200,
+        rl_volumes=120,
+        encoder_easy=400,
+        encoder_all=2_200,
+        encoder_batch=64,
+        language_steps=3_500,
+        language_tokens=9_000,
+        policy_steps=250,
+        policy_batch=32,
+        looks=60_000,
+        looked_steps=1_500,
+        turns=1,
+        turn_steps=(150, 60),
+        test_scenes=300,
+    ),
+    "small": Size(
+        easy=3_000,
+        scenes=3_000,
+        volumes=50,
+        rl_scenes=600,
+        rl_volumes=8,
+        encoder_easy=250,
+        encoder_all=250,
+        encoder_batch=64,
+        language_steps=450,
+        language_tokens=5_000,
+        policy_steps=80,
+        policy_batch=16,
+        looks=4_000,
+        looked_steps=150,
+        turns=1,
+        turn_steps=(20, 10),
+        test_scenes=100,
+    ),
+    "tiny": Size(  # for tests: runs everything, learns nothing
+        easy=30,
+        scenes=30,
+        volumes=8,
+        rl_scenes=20,
+        rl_volumes=2,
+        encoder_easy=3,
+        encoder_all=3,
+        encoder_batch=8,
+        language_steps=6,
+        language_tokens=600,
+        policy_steps=4,
+        policy_batch=4,
+        looks=20,
+        looked_steps=2,
+        turns=1,
+        turn_steps=(1, 1),
+        test_scenes=8,
+    ),
+}
