@@ -14,14 +14,14 @@ from sparsight.bench import evidence
 from sparsight.bench.figures import figures_of
 from sparsight.bench.page import page
 from sparsight.bench.parts import Fact, Part, Setup
-from sparsight.bench.suites import Suite, cases_of, check_data
+from sparsight.bench.suites import LONG_BUDGETS, Suite, cases_of, check_data
 from sparsight.bench.targets import targets
 from sparsight.errors import BudgetError, DataError, InputError, SparsightError
 from sparsight.model import load_base_policy
 from sparsight.rl.scoring import Result
 from sparsight.types import Case
 
-TINY = evidence.Size(sim_2d=6, sim_ood=4, sim_long=2, real=6, tested=4, curves=2, read=2)
+TINY = evidence.Size(sim_2d=6, sim_ood=4, sim_long=2, real=6, tested=6, curves=2, read=2)
 
 
 def drawn(name: str, n: int, seed: int) -> list[Case]:
@@ -121,7 +121,7 @@ def test_a_run_measures_everything_and_does_not_depend_on_the_processes(setup: S
     report = evidence.run(setup, size=TINY, budgets=[0.05, 0.1], workers=1, tell=lambda *step: steps.append(step))
     assert steps[-1][1] == steps[-1][2] == len(steps)
     rows = {(row["suite"], row["selector"], row["budget"]): row for row in report["rows"]}
-    for suite, budgets in (("sim_2d", (0.05, 0.1)), ("sim_long", evidence.LONG_BUDGETS), ("bccd", (0.05, 0.1))):
+    for suite, budgets in (("sim_2d", (0.05, 0.1)), ("sim_long", LONG_BUDGETS), ("bccd", (0.05, 0.1))):
         for name in ("ours", "random", "saliency", "oracle"):
             for budget in budgets:
                 assert rows[suite, name, budget]["n"] == report["suites"][suite]["n"]

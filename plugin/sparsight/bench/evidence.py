@@ -19,15 +19,14 @@ import sparsight
 from sparsight.bench.examples import draw_examples
 from sparsight.bench.figures import figures_of
 from sparsight.bench.page import page
-from sparsight.bench.parts import TEST_BUDGET, Part, Setup, Task, loaded, measure_part
+from sparsight.bench.parts import Part, Setup, Task, loaded, measure_part
 from sparsight.bench.plots import draw_plots
-from sparsight.bench.suites import CASE_SEEDS, Suite, check_data
+from sparsight.bench.suites import CASE_SEEDS, LONG_BUDGETS, TEST_BUDGET, Suite, check_data
 from sparsight.bench.targets import targets
 from sparsight.errors import BudgetError, SparsightError, finite
 from sparsight.rl.evaluate import SELECTORS, selectors_by_name
 
 BUDGETS = (0.02, 0.05, 0.1, 0.25, 0.5)
-LONG_BUDGETS = (0.005, 0.01, 0.02)
 Tell = Callable[[str, int, int], None]
 
 

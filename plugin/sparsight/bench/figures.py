@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sparsight.bench.parts import BLIND, READ, TEST_BUDGET, Fact, Part
-from sparsight.bench.suites import MASKED, SEEN
+from sparsight.bench.parts import BLIND, READ, Fact, Part
+from sparsight.bench.suites import MASKED, SEEN, tested_at
 from sparsight.rl.confidence import calibration_error, reliability, risk_coverage
 from sparsight.rl.evidence_tests import area, curve, summarise_tests
 from sparsight.rl.scoring import Result
@@ -50,11 +50,11 @@ def figures_of(name: str, parts: list[Part], seed: int) -> dict[str, Any]:
         "groups": len({r.group for r in results}),
         "areas": areas(results, seed=seed),
         "evidence": _evidence(name, results, rivals, facts, seed),
-        "strata": _strata(results, facts, rivals, seed),
+        "strata": _strata(results, facts, rivals, tested_at(name), seed),
         "false_negatives": _false_negatives(results, seed),
         "tests": tested,
         "curves": _curves(tested),
-        "read": _read(results, read, seed),
+        "read": _read(results, read, tested_at(name), seed),
         "seconds": spent,
     }
 
@@ -92,7 +92,7 @@ def _evidence(
     if name == "bccd":
         wholes["Platelets"] = [r for r in results if facts[r.case].label == "Platelets"]
     found = [
-        (label, compare_evidence(chosen, "ours", rival, TEST_BUDGET, seed=seed))
+        (label, compare_evidence(chosen, "ours", rival, tested_at(name), seed=seed))
         for label, chosen in wholes.items()
         for rival in rivals
         if rival not in ALWAYS
@@ -110,7 +110,9 @@ def _by_patient(results: list[Result], seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _strata(results: list[Result], facts: dict[str, Fact], rivals: list[str], seed: int) -> list[dict[str, Any]]:
+def _strata(
+    results: list[Result], facts: dict[str, Fact], rivals: list[str], budget: float, seed: int
+) -> list[dict[str, Any]]:
     """Accuracy of all and ours by preset, question and size of the evidence, and ours minus each rival, paired."""
 
     def strata(case: str) -> list[tuple[str, str]]:
@@ -128,7 +130,7 @@ def _strata(results: list[Result], facts: dict[str, Fact], rivals: list[str], se
             members.setdefault(stratum, []).append(r)
     rows = []
     for (by, value), own in sorted(members.items()):
-        chosen = [r for r in own if r.budget in (1.0, TEST_BUDGET)]
+        chosen = [r for r in own if r.budget in (1.0, budget)]
         rows.append(
             {
                 "by": by,
@@ -179,11 +181,9 @@ def _curves(tested: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _read(results: list[Result], read: list[Result], seed: int) -> dict[str, Any]:
+def _read(results: list[Result], read: list[Result], budget: float, seed: int) -> dict[str, Any]:
     """Answers as the product gives them: beside the scored ones, how sure they are, what abstaining gains, open."""
-    scored = {
-        (r.selector, r.case): r for r in results if (r.selector, r.budget) in (("all", 1.0), ("ours", TEST_BUDGET))
-    }
+    scored = {(r.selector, r.case): r for r in results if (r.selector, r.budget) in (("all", 1.0), ("ours", budget))}
     closed, open_ = [r for r in read if r.label != "open"], [r for r in read if r.label == "open"]
     rows = []
     for name in READ:

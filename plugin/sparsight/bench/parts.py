@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsight.bench.suites import MASKED, SEEN, Suite, cases_of
+from sparsight.bench.suites import MASKED, SEEN, Suite, cases_of, tested_at
 from sparsight.model import PolicySelector, Reader, load_policy, load_reader
 from sparsight.rl.evaluate import SelectorFor, pose, posed_as, selectors_by_name
 from sparsight.rl.evidence_tests import Outcome, run_tests
 from sparsight.rl.scoring import Posed, Result, Said, answered, by_reading, choices_of
 from sparsight.types import Case, Selection, TokenGrid
 
-TEST_BUDGET = 0.1  # of the evidence tests and of what is read in full: what the product keeps by default
 TESTED = ("ours", "saliency", "random", "oracle")
 READ = ("all", "ours")
 BLIND = "no image"
@@ -98,13 +97,16 @@ def measure_part(setup: Setup, task: Task) -> Part:
         posed += [_blind(case, grid) for case in asked]
         part.results += answered(reader, posed)
         clock.lap("answer")
-        part.read += _read_open(reader, streams, [case for case in group if not _has_choices(case)], grid)
+        free = [case for case in group if not _has_choices(case)]
+        part.read += _read_open(reader, streams, free, grid, tested_at(suite.name))
         clock.lap("read")
     if suite.name not in SEEN:
         _tests(part, task, reader, streams, closed)
         clock.lap("evidence tests")
         for case, grid in closed[: task.read]:
-            part.read += answered(reader, _posed_to_read(case, grid, reader, streams), by_reading)
+            part.read += answered(
+                reader, _posed_to_read(case, grid, reader, streams, tested_at(suite.name)), by_reading
+            )
         clock.lap("read")
     return part
 
@@ -123,19 +125,23 @@ def _tests(
     for low, high, curves in ((0, task.curves, True), (task.curves, task.tested, False)):
         chosen = closed[low:high]
         for name in (n for n in TESTED if n in streams and chosen):
-            part.tests += run_tests(reader, chosen, name, streams[name], TEST_BUDGET, curves=curves)
+            part.tests += run_tests(reader, chosen, name, streams[name], tested_at(task.suite.name), curves=curves)
 
 
-def _posed_to_read(case: Case, grid: TokenGrid, reader: Reader, streams: dict[str, SelectorFor]) -> list[Posed]:
+def _posed_to_read(
+    case: Case, grid: TokenGrid, reader: Reader, streams: dict[str, SelectorFor], budget: float
+) -> list[Posed]:
     chosen = {name: streams[name] for name in READ if name in streams}
-    return pose(case, grid, reader, chosen, [TEST_BUDGET])
+    return pose(case, grid, reader, chosen, [budget])
 
 
-def _read_open(reader: Reader, streams: dict[str, SelectorFor], cases: Sequence[Case], grid: TokenGrid) -> list[Result]:
+def _read_open(
+    reader: Reader, streams: dict[str, SelectorFor], cases: Sequence[Case], grid: TokenGrid, budget: float
+) -> list[Result]:
     """Open questions, with all tokens, with ours and without any; their label says that they are open."""
     posed = []
     for case in cases:
-        posed += [*_posed_to_read(case, grid, reader, streams), _blind(case, grid)]
+        posed += [*_posed_to_read(case, grid, reader, streams, budget), _blind(case, grid)]
     return [replace(r, label="open") for r in answered(reader, posed, by_reading)]
 
 

@@ -33,6 +33,8 @@ REAL = {"nih_cxr": "val", "bccd": "val", "vqa_rad": "val", "ms_flair": "train"} 
 MASKED = ("sim_2d", "sim_ood", "sim_long", "bccd", "ms_flair")  # suites whose findings are known
 SEEN = ("ms_flair",)  # in training: no accuracy is reported
 CASE_SEEDS = 3  # scenes are drawn with that many seeds in turn
+TEST_BUDGET = 0.1  # of the evidence tests and of what is read in full: what the product keeps by default
+LONG_BUDGETS = (0.005, 0.01, 0.02)  # of sim_long, whose tests are at the last
 _PART = 40  # questions
 _FIRST_SEED = 1000  # far from the seeds of training scenes, 0 and up
 
@@ -54,6 +56,11 @@ class Suite:
     def parts(self) -> int:
         """How many pieces it comes in; of n alone, so that the questions do not depend on who asks them."""
         return max(1, round(self.n / _PART))
+
+
+def tested_at(suite: str) -> float:
+    """The share of the tokens at which a suite's evidence is tested and its questions are read in full."""
+    return LONG_BUDGETS[-1] if suite == "sim_long" else TEST_BUDGET
 
 
 def check_data(data: Path | None) -> tuple[str, ...]:
