@@ -22,7 +22,7 @@ from sparsight.model.positions import encode_positions
 from sparsight.recipe.pool import Item, Pool
 
 _DIRECT_FIRST, _DIRECT = 0.8, 0.4  # share of answers without reasoning, in the first third and after it
-_MAX_VISUAL = 576
+_MAX_VISUAL = 576  # one image; of volumes and pairs a part, as in use: NanoReader.max_tokens is 1,024
 _TEXT = 32  # tokens of an ordinary question with its answer
 _ANSWER_WEIGHT = 3.0  # of an answer token against one of the reasoning
 
@@ -51,13 +51,15 @@ class Mixture:
         self.pools = [pool for pool, _ in pools]
         rates = np.array([rate for _, rate in pools])
         self.rates = rates / rates.sum()
-        self.asked: list[list[list[Written]]] = []
+        self.written: list[list[Written]] = []  # by pool and item
+        self.asked: list[list[list[int]]] = []  # numbers of items by pool and image
         self.saliency: list[list[Tensor]] = []
         for pool in self.pools:
-            asked: list[list[Written]] = [[] for _ in pool.pixels]
-            for item in pool.items:
-                asked[item.image].append(write(item, tokenizer))
+            asked: list[list[int]] = [[] for _ in pool.pixels]
+            for number, item in enumerate(pool.items):
+                asked[item.image].append(number)
             self.asked.append(asked)
+            self.written.append([write(item, tokenizer) for item in pool.items])
             self.saliency.append([saliency(f.float()).half() for f in pool.features])
 
     def batch(self, rng: np.random.Generator, progress: float, tokens: int) -> list[Row]:
@@ -75,11 +77,14 @@ class Mixture:
         """One question about one image, k of its tokens, and the answer; short ones first: they need the image most."""
         p = int(rng.choice(len(self.pools), p=self.rates))
         pool = self.pools[p]
-        i = int(rng.integers(len(pool.pixels)))
+        if pool.by_question:
+            number = int(rng.integers(len(pool.items)))
+        else:
+            asked = self.asked[p][int(rng.integers(len(pool.pixels)))]
+            number = asked[int(rng.integers(len(asked)))]
+        i, written = pool.items[number].image, self.written[p][number]
         shape = pool.geometry[i].shape
         keep = subset(self.saliency[p][i].float(), shape, k, rng, progress)
-        asked = self.asked[p][i]
-        written = asked[int(rng.integers(len(asked)))]
         text = written.direct if rng.random() < (_DIRECT_FIRST if progress < 1 / 3 else _DIRECT) else written.reasoned
         visual = pool.features[i][keep].float()
         return Row(written.question, visual, encode_positions(shape, keep), text, len(text) - 1)

@@ -51,8 +51,10 @@ class Size:
     easy: int  # simulated images on synthetic anatomy
     scenes: int  # simulated images of every kind
     volumes: int
+    pairs: int  # of a prior and a current image; the encoder does not see them
     rl_scenes: int  # further images, unseen by the language stream, that the policy learns on
     rl_volumes: int
+    rl_pairs: int
     encoder_easy: int  # steps on easy images
     encoder_all: int  # steps on all of them
     encoder_batch: int
@@ -64,9 +66,9 @@ class Size:
 
 
 SIZES = {
-    "full": Size(6_000, 20_000, 400, 1200, 120, 400, 2_200, 64, 4_500, 9_000, 400, 32, 300),
-    "small": Size(3_000, 3_000, 50, 600, 8, 250, 250, 64, 450, 5_000, 80, 16, 100),
-    "tiny": Size(30, 30, 8, 20, 2, 3, 3, 8, 6, 600, 4, 4, 8),  # for tests: runs everything, learns nothing
+    "full": Size(6_000, 20_000, 400, 1_500, 1200, 120, 200, 400, 2_200, 64, 4_500, 9_000, 400, 32, 300),
+    "small": Size(3_000, 3_000, 50, 200, 600, 8, 40, 250, 250, 64, 450, 5_000, 80, 16, 100),
+    "tiny": Size(30, 30, 8, 8, 20, 2, 4, 3, 3, 8, 6, 600, 4, 4, 8),  # for tests: runs everything, learns nothing
 }
 
 
@@ -102,7 +104,8 @@ class _Recipe:
         of = asdict(self.size)
         given = f"seed {seed} data {bool(data)} scenes {of['easy']} + {of['scenes']}"
         given = f"{given} encoder {of['encoder_easy']} + {of['encoder_all']} x {of['encoder_batch']}"
-        language = f"{given} volumes {of['volumes']} language {of['language_steps']} x {of['language_tokens']}"
+        language = f"{given} volumes {of['volumes']} pairs {of['pairs']}"
+        language = f"{language} language {of['language_steps']} x {of['language_tokens']}"
         self.runs = {"encoder": given, "language": language}
         self.seconds: dict[str, float] = {}
         self.budget: dict[str, float] = {}
@@ -141,6 +144,7 @@ class _Recipe:
             "easy": sources.easy("train", 0, size.easy, seed, self.tell),
             "sim": sources.simulated("train", 0, size.scenes, seed, self.data, self.tell),
             "volumes": sources.volumes("train", 0, size.volumes, seed, self.data, self.tell),
+            "pairs": sources.pairs("train", 0, size.pairs, seed, self.data, self.tell),
             "real": sources.real(self.data, "train", self.tell),
             "val": sources.simulated("val", 0, size.test_scenes // 3 + 1, seed, self.data, self.tell),
             "real val": sources.real(self.data, "val", self.tell),
@@ -152,7 +156,7 @@ class _Recipe:
             for t in (i.question.text.lower(), i.answer.lower())
         ]
         tokenizer = train_tokenizer([t for text in texts() for t in (text, text.lower())] + written)
-        questions = [i.question.text for name in ("sim", "volumes", "real") for i in pools[name].items]
+        questions = [i.question.text for name in ("sim", "volumes", "pairs", "real") for i in pools[name].items]
         findings = sources.findings_of(pools["real"])
         spec = NanoSpec(logits=len(findings) + ATTRIBUTES, findings=KINDS, words=known_words(questions))
         torch.manual_seed(seed)
@@ -195,7 +199,8 @@ class _Recipe:
         heads.fold_into(encoder)
 
     def _language(self, encoder: LocalEncoder, language: NanoLanguage, pools: dict[str, Pool], tokenizer: Any) -> None:
-        mixed = [(pools[n], rate) for n, rate in (("easy", 0.25), ("sim", 0.5), ("volumes", 0.1), ("real", 0.15))]
+        rates = {"easy": 0.25, "sim": 0.5, "volumes": 0.1, "pairs": 0.1, "real": 0.15}  # Mixture brings them to 1
+        mixed = [(pools[name], rate) for name, rate in rates.items()]
         with torch.no_grad():
             mixture = Mixture(
                 [(pool, rate) for pool, rate in mixed if pool.pixels],
@@ -233,8 +238,9 @@ class _Recipe:
         size = self.size
         fresh = sources.simulated("train", size.scenes, size.rl_scenes, self.seed, self.data, self.tell)
         deep = sources.volumes("train", size.volumes, size.rl_volumes, self.seed, self.data, self.tell)
+        two = sources.pairs("train", size.pairs, size.rl_pairs, self.seed, self.data, self.tell)
         examples = []
-        for pool in (fresh, deep):
+        for pool in (fresh, deep, two):
             pool.encode(reader.encoder)
             examples += examples_of(pool, reader.id)
         real_examples = examples_of(real, reader.id)
@@ -266,6 +272,7 @@ class _Recipe:
         pools = {
             "simulated": sources.simulated("test", 0, n, _TEST_SEED, self.data, self.tell, scoring=True),
             "volumes": sources.volumes("test", 0, n // 10 + 1, _TEST_SEED, self.data, self.tell, scoring=True),
+            "pairs": sources.pairs("test", 0, n // 5 + 1, _TEST_SEED, self.data, self.tell, scoring=True),
             "unseen anatomy": sources.simulated(
                 "test_ood", 0, n // 3 + 1, _TEST_SEED, self.data, self.tell, scoring=True
             ),
