@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsight.model.nano.weights import NanoSpec
+from sparsight.recipe.report import TABLES
 from sparsight.rl.tables import signed, value
 
 
@@ -14,7 +15,7 @@ def write_card(folder: Path, figures: dict[str, Any], spec: NanoSpec) -> None:
     """Write card.md and figures.json."""
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     lines = [_HEAD.format(reader=figures["reader"], seed=figures["seed"]), "## Figures", ""]
-    for name in ("simulated", "volumes", "unseen anatomy"):
+    for name in TABLES:
         lines += _table(name, figures[name])
     lines += _real(figures["real val"])
     lines += _making(figures, spec)
@@ -58,9 +59,11 @@ from answers and simulated rationales (seed {seed}). Research use only; not a me
 - **Data.** Simulated findings in synthetic anatomy, in the ICBM 152 template and, where a data folder was given, in
   real chest radiographs without finding and FLAIR slices; train rows of NIH ChestX-ray14 samples (Wang et al., CVPR
   2017; NIH Clinical Center), BCCD (MIT), VQA-RAD (CC0) and MS FLAIR (Lesjak et al. 2017, CC-BY).
-- **It cannot** answer outside the words it was taught, read text in images, compare two studies, or see what is
-  smaller than a pixel of a 192-pixel image. On real images its answers are weak: see the last table. It gives no
-  reasoning where the data it learned a question from had none.
+- **Pairs.** A prior and a current image are two slices of one volume. It compares them on simulated pairs only (new,
+  gone, grown, still there), whose images lie within two pixels of each other: no real pair was trained on.
+- **It cannot** answer outside the words it was taught, read text in images, or see what is smaller than a pixel of a
+  192-pixel image. On real images its answers are weak: see the last table. It gives no reasoning where the data it
+  learned a question from had none.
 """
 
 _MAJORITY = """Majority: the most frequent answer to each question (in VQA-RAD to each kind of question), counted on

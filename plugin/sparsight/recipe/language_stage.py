@@ -22,7 +22,7 @@ from sparsight.model.positions import encode_positions
 from sparsight.recipe.pool import Item, Pool
 
 _DIRECT_FIRST, _DIRECT = 0.8, 0.4  # share of answers without reasoning, in the first third and after it
-_MAX_VISUAL = 576
+_MAX_VISUAL = 576  # one image; of volumes and pairs a part, as in use: NanoReader.max_tokens is 1,024
 _LEAST, _LEAST_LOOKED = 16, 4  # visual tokens of a row, once subsets hold other than the salient
 LOOKED = 128  # tokens kept of a look
 _GUIDED = 0.5  # share of the rows that see what the policy keeps, where it keeps so few
@@ -49,14 +49,13 @@ def write(item: Item, tokenizer: Tokenizer) -> Written:
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What a policy would keep for one question about image `image` of pool `pool`.
+    """What a policy would keep for item number `item` of pool number `pool`.
 
     tokens: (M,) its best, by score; scores: (M,) log-weights.
     """
 
     pool: int
-    image: int
-    written: Written
+    item: int
     tokens: Tensor
     scores: Tensor
 
@@ -72,13 +71,15 @@ class Mixture:
         rates = np.array([rate for _, rate in pools])
         self.rates = rates / rates.sum()
         self.looks: list[Look] = []
-        self.asked: list[list[list[Written]]] = []
+        self.written: list[list[Written]] = []  # by pool and item
+        self.asked: list[list[list[int]]] = []  # numbers of items by pool and image
         self.saliency: list[list[Tensor]] = []
         for pool in self.pools:
-            asked: list[list[Written]] = [[] for _ in pool.pixels]
-            for item in pool.items:
-                asked[item.image].append(write(item, tokenizer))
+            asked: list[list[int]] = [[] for _ in pool.pixels]
+            for number, item in enumerate(pool.items):
+                asked[item.image].append(number)
             self.asked.append(asked)
+            self.written.append([write(item, tokenizer) for item in pool.items])
             self.saliency.append([saliency(f.float()).half() for f in pool.features])
 
     def batch(self, rng: np.random.Generator, progress: float, tokens: int) -> list[Row]:
@@ -97,20 +98,27 @@ class Mixture:
         """One question about one image, k of its tokens, and the answer; short ones first: they need the image most."""
         if self.looks and k <= LOOKED and rng.random() < _GUIDED:
             look = self.looks[int(rng.integers(len(self.looks)))]
-            p, i, written = look.pool, look.image, look.written
+            p, number = look.pool, look.item
             gumbel = torch.from_numpy(rng.gumbel(size=len(look.scores)).astype(np.float32))
             keep = look.tokens[(look.scores + gumbel).topk(min(k, len(look.scores))).indices].long().sort().values
         else:
             p = int(rng.choice(len(self.pools), p=self.rates))
-            i = int(rng.integers(len(self.pools[p].pixels)))
+            number = self._item(p, rng)
+            i = self.pools[p].items[number].image
             keep = subset(self.saliency[p][i].float(), self.pools[p].geometry[i].shape, k, rng, progress)
-            asked = self.asked[p][i]
-            written = asked[int(rng.integers(len(asked)))]
-        pool = self.pools[p]
-        shape = pool.geometry[i].shape
+        pool, written = self.pools[p], self.written[p][number]
+        i = pool.items[number].image
         text = written.direct if rng.random() < (_DIRECT_FIRST if progress < 1 / 3 else _DIRECT) else written.reasoned
         visual = pool.features[i][keep].float()
-        return Row(written.question, visual, encode_positions(shape, keep), text, len(text) - 1)
+        return Row(written.question, visual, encode_positions(pool.geometry[i].shape, keep), text, len(text) - 1)
+
+    def _item(self, p: int, rng: np.random.Generator) -> int:
+        """Number of an item of pool p: of a random image, or any."""
+        pool = self.pools[p]
+        if pool.by_question:
+            return int(rng.integers(len(pool.items)))
+        asked = self.asked[p][int(rng.integers(len(pool.pixels)))]
+        return asked[int(rng.integers(len(asked)))]
 
 
 def subset(saliency: Tensor, shape: tuple[int, int, int], k: int, rng: np.random.Generator, progress: float) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.policy import TokenPolicy
-from sparsight.recipe.language_stage import LOOKED, Look, write
+from sparsight.recipe.language_stage import LOOKED, Look
 from sparsight.recipe.pool import Pool
 
 _TOKENS = 40_000  # scored in one go
@@ -36,7 +36,8 @@ def looks_of(
         for shape, members in by_shape.items():
             at_once = max(1, _TOKENS // int(np.prod(shape)))
             for start in range(0, len(members), at_once):
-                items = [pool.items[i] for i in members[start : start + at_once]]
+                numbers = members[start : start + at_once]
+                items = [pool.items[number] for number in numbers]
                 for item in items:
                     if item.question.text not in questions:
                         questions[item.question.text] = reader.embed(item.question)
@@ -44,7 +45,7 @@ def looks_of(
                 scores = policy(features, shape, torch.stack([questions[item.question.text] for item in items]))
                 best = scores.topk(min(LOOKED, scores.shape[1]), dim=1)
                 looks += [
-                    Look(p, item.image, write(item, reader.tokenizer), tokens, values.half())
-                    for item, tokens, values in zip(items, best.indices.int(), best.values, strict=True)
+                    Look(p, number, tokens, values.half())
+                    for number, tokens, values in zip(numbers, best.indices.int(), best.values, strict=True)
                 ]
     return looks

@@ -35,12 +35,14 @@ class Pool:
     """Images of any grid shape and the questions about them.
 
     pixels[i]: (D, h, w) uint8. features[i]: (N, C) float16 once `encode` ran.
+    by_question: to train, questions are drawn alike, not images: needed where their number goes with their answers.
     """
 
     pixels: list[NDArray[np.uint8]] = field(default_factory=list)
     geometry: list[GridGeometry] = field(default_factory=list)
     items: list[Item] = field(default_factory=list)
     features: list[Tensor] = field(default_factory=list)
+    by_question: bool = False
 
     def add(self, cases: Iterable[Case], source: str, *, scoring: bool = False) -> None:
         """Add cases that share one volume. scoring: keep where the finding is, to measure evidence with."""

@@ -19,6 +19,7 @@ from sparsight.rl.scoring import Result, choices_of
 from sparsight.rl.tables import compare, summarise
 from sparsight.types import Selection, TokenGrid
 
+TABLES = ("simulated", "volumes", "pairs", "unseen anatomy")
 BUDGETS = (0.02, 0.05, 0.1, 0.25)
 _VOLUME_BUDGETS = (0.005, 0.01, 0.02)
 Tell = Callable[[str, int, int], None]
@@ -27,7 +28,7 @@ Tell = Callable[[str, int, int], None]
 def report(reader: NanoReader, policy: TokenPolicy, pools: dict[str, Pool], tell: Tell) -> dict[str, Any]:
     """Tables by pool, paired differences of ours to each rival, real sets against majority and blind baselines."""
     figures: dict[str, Any] = {}
-    for name in ("simulated", "volumes", "unseen anatomy"):
+    for name in TABLES:
         budgets = _VOLUME_BUDGETS if name == "volumes" else BUDGETS
         figures[name] = _table(reader, policy, pools[name], budgets, partial(tell, f"measure {name}"))
     figures["real val"] = _real(reader, policy, pools["real val"], tell)

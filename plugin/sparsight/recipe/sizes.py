@@ -12,8 +12,10 @@ class Size:
     easy: int  # simulated images on synthetic anatomy
     scenes: int  # simulated images of every kind
     volumes: int
+    pairs: int  # of a prior and a current image; the encoder does not see them
     rl_scenes: int  # further images, unseen by the language stream, that the policy learns on
     rl_volumes: int
+    rl_pairs: int
     encoder_easy: int  # steps on easy images
     encoder_all: int  # steps on all of them
     encoder_batch: int
@@ -33,17 +35,19 @@ SIZES = {
         easy=6_000,
         scenes=20_000,
         volumes=400,
+        pairs=1_500,
         rl_scenes=1_200,
         rl_volumes=120,
+        rl_pairs=200,
         encoder_easy=400,
         encoder_all=2_200,
         encoder_batch=64,
-        language_steps=3_500,
+        language_steps=2_400,
         language_tokens=9_000,
-        policy_steps=250,
+        policy_steps=200,
         policy_batch=32,
         looks=60_000,
-        looked_steps=1_500,
+        looked_steps=900,
         turns=1,
         turn_steps=(150, 60),
         test_scenes=300,
@@ -52,8 +56,10 @@ SIZES = {
         easy=3_000,
         scenes=3_000,
         volumes=50,
+        pairs=200,
         rl_scenes=600,
         rl_volumes=8,
+        rl_pairs=40,
         encoder_easy=250,
         encoder_all=250,
         encoder_batch=64,
@@ -71,8 +77,10 @@ SIZES = {
         easy=30,
         scenes=30,
         volumes=8,
+        pairs=8,
         rl_scenes=20,
         rl_volumes=2,
+        rl_pairs=4,
         encoder_easy=3,
         encoder_all=3,
         encoder_batch=8,

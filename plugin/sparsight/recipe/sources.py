@@ -69,6 +69,16 @@ def volumes(
     return pool
 
 
+def pairs(split: Split, first: int, n: int, seed: int, data: Path | None, tell: Tell, *, scoring: bool = False) -> Pool:
+    """Draw n pairs of a prior and a current image: two slices, 1,152 tokens."""
+    simulator = Simulator(replace(PRESETS["pair"], questions=4 if scoring else _QUESTIONS), standard(data))
+    pool = Pool(by_question=True)  # a pair without change allows fewer questions than others
+    for index in range(first, first + n):
+        pool.add(simulator.scene(split, index, seed).cases, "sim pair", scoring=scoring)
+        tell(f"draw {split} pairs", index + 1 - first, n)
+    return pool
+
+
 def real(data: Path | None, split: str, tell: Tell, *, scoring: bool = False) -> Pool:
     """All rows of a split (train or val) of the folders that are there; none is no error: the simulator is enough."""
     pool = Pool()

@@ -83,8 +83,10 @@ class _Recipe:
         of = asdict(self.size)
         given = f"seed {seed} data {bool(data)} scenes {of['easy']} + {of['scenes']}"
         given = f"{given} encoder {of['encoder_easy']} + {of['encoder_all']} x {of['encoder_batch']}"
-        language = f"{given} volumes {of['volumes']} language {of['language_steps']} x {of['language_tokens']}"
-        policy = f"{language} policy {of['policy_steps']} x {of['policy_batch']} {of['rl_scenes']} + {of['rl_volumes']}"
+        language = f"{given} volumes {of['volumes']} pairs {of['pairs']}"
+        language = f"{language} language {of['language_steps']} x {of['language_tokens']}"
+        learned = f"{of['rl_scenes']} + {of['rl_volumes']} + {of['rl_pairs']}"
+        policy = f"{language} policy {of['policy_steps']} x {of['policy_batch']} on {learned}"
         looked = f"{policy} looked {of['looked_steps']} of {of['looks']}"
         turns = f"{looked} turns {of['turns']} x {of['turn_steps']}"
         self.runs = {"encoder": given, "language": language, "policy": policy, "looked": looked, "turns": turns}
@@ -125,6 +127,7 @@ class _Recipe:
             "easy": sources.easy("train", 0, size.easy, seed, self.tell),
             "sim": sources.simulated("train", 0, size.scenes, seed, self.data, self.tell),
             "volumes": sources.volumes("train", 0, size.volumes, seed, self.data, self.tell),
+            "pairs": sources.pairs("train", 0, size.pairs, seed, self.data, self.tell),
             "real": sources.real(self.data, "train", self.tell),
             "val": sources.simulated("val", 0, size.test_scenes // 3 + 1, seed, self.data, self.tell),
             "real val": sources.real(self.data, "val", self.tell),
@@ -136,7 +139,7 @@ class _Recipe:
             for t in (i.question.text.lower(), i.answer.lower())
         ]
         tokenizer = train_tokenizer([t for text in texts() for t in (text, text.lower())] + written)
-        questions = [i.question.text for name in ("sim", "volumes", "real") for i in pools[name].items]
+        questions = [i.question.text for name in ("sim", "volumes", "pairs", "real") for i in pools[name].items]
         findings = sources.findings_of(pools["real"])
         spec = NanoSpec(logits=len(findings) + ATTRIBUTES, findings=KINDS, words=known_words(questions))
         torch.manual_seed(seed)
@@ -266,8 +269,9 @@ class _Recipe:
         size = self.size
         fresh = sources.simulated("train", size.scenes, size.rl_scenes, self.seed, self.data, self.tell)
         deep = sources.volumes("train", size.volumes, size.rl_volumes, self.seed, self.data, self.tell)
+        two = sources.pairs("train", size.pairs, size.rl_pairs, self.seed, self.data, self.tell)
         examples = []
-        for pool in (fresh, deep):
+        for pool in (fresh, deep, two):
             pool.encode(reader.encoder)
             examples += examples_of(pool, reader.id)
         real_examples = examples_of(real, reader.id)
@@ -285,6 +289,7 @@ class _Recipe:
         pools = {
             "simulated": sources.simulated("test", 0, n, _TEST_SEED, self.data, self.tell, scoring=True),
             "volumes": sources.volumes("test", 0, n // 10 + 1, _TEST_SEED, self.data, self.tell, scoring=True),
+            "pairs": sources.pairs("test", 0, n // 5 + 1, _TEST_SEED, self.data, self.tell, scoring=True),
             "unseen anatomy": sources.simulated(
                 "test_ood", 0, n // 3 + 1, _TEST_SEED, self.data, self.tell, scoring=True
             ),
@@ -321,7 +326,7 @@ class _Recipe:
 
 def _mixed(pools: dict[str, Pool]) -> list[tuple[Pool, float]]:
     """What the language stream learns on, and how often each is drawn."""
-    rates = {"easy": 0.2, "sim": 0.5, "volumes": 0.15, "real": 0.15}
+    rates = {"easy": 0.2, "sim": 0.45, "volumes": 0.15, "pairs": 0.1, "real": 0.1}
     return [(pools[name], rate) for name, rate in rates.items() if pools[name].pixels]
 
 

@@ -24,6 +24,7 @@ QUESTION_KINDS = (
     "edge",
     "level",
 )
+PAIR_QUESTION_KINDS = ("any_new", "new", "what_new", "where_new", "grown", "still")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class SceneConfig:
     noise: tuple[float, float] = (1.0, 4.0)  # standard deviation of white noise, grey levels of 255
     span: tuple[int, int] = (1, 6)  # slices that a finding of a volume covers
     questions: int = 4  # per scene; fewer where the scene does not allow that many
-    question_kinds: tuple[str, ...] = QUESTION_KINDS
+    question_kinds: tuple[str, ...] = QUESTION_KINDS  # of a pair PAIR_QUESTION_KINDS
+    pair: bool = False  # a prior and a current image of one size (two slices); n_findings then counts both together
 
     def __post_init__(self) -> None:
         """Check every range once, so that drawing need not."""
@@ -61,23 +63,27 @@ class SceneConfig:
             raise _bad("size", self.size, "a multiple of 8 within 64..512")
         if not 0 <= self.dark <= 0.5 or not 1 <= self.questions <= 16:
             raise _bad("dark, questions", (self.dark, self.questions), "dark within 0..0.5 and questions within 1..16")
-        for name, known in (("kinds", KINDS), ("question_kinds", QUESTION_KINDS)):
+        asked = PAIR_QUESTION_KINDS if self.pair else QUESTION_KINDS
+        for name, known in (("kinds", KINDS), ("question_kinds", asked)):
             given = getattr(self, name)
             if not given or len(set(given)) != len(given) or not set(given) <= set(known):
                 raise _bad(name, given, f"distinct names out of {', '.join(known)}")
         if len(self.kinds) < 2:
             raise _bad("kinds", self.kinds, "at least two kinds, else a question has one answer")
+        if self.pair and (self.depth != (1, 1) or len(self.kinds) < 5):
+            raise _bad("depth, kinds", (self.depth, self.kinds), "of a pair, depth (1, 1) and at least five kinds")
 
 
 def _bad(name: str, given: object, expected: str) -> ConfigError:
     return ConfigError(f"SceneConfig.{name} = {given}", expected=expected, todo="change that setting")
 
 
-# Benchmarks that tell selectors apart: the question concerns one finding of many; faint; tiny; volumes.
+# Benchmarks that tell selectors apart: the question concerns one finding of many; faint; tiny; volumes; pairs.
 PRESETS: dict[str, SceneConfig] = {
     "default": SceneConfig(),
     "many": SceneConfig(n_findings=(5, 8), n_artefacts=(2, 4)),
     "faint": SceneConfig(contrast=(0.06, 0.12)),
     "tiny": SceneConfig(area=(0.0005, 0.0015)),
     "volume": SceneConfig(depth=(8, 48), n_findings=(2, 6)),
+    "pair": SceneConfig(pair=True, n_findings=(3, 6), question_kinds=PAIR_QUESTION_KINDS),
 }

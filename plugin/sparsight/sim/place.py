@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from sparsight.sim.shapes import Patch
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
+Status = Literal["new", "gone", "same", "grown", "shrunk"]
 QUADRANTS = ("upper left", "upper right", "lower left", "lower right")
 THIRDS = ("inferior third", "middle third", "superior third")  # slices run from inferior to superior
 BLOCK = 8  # pixels: the side of the blocks on which brightness is looked up
@@ -54,6 +56,33 @@ class Finding:
         out = np.zeros(self.shape, np.bool_)
         out[self.slices] = self.local
         return out
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What became of one finding between the prior and the current image of a pair.
+
+    prior: it in slice 0, None if it is new; current: it in slice 1, None if it is gone.
+    """
+
+    status: Status
+    prior: Finding | None
+    current: Finding | None
+
+    @property
+    def seen(self) -> tuple[Finding, ...]:
+        """The finding in each slice that shows it, one or two."""
+        return tuple(f for f in (self.prior, self.current) if f is not None)
+
+    @property
+    def kind(self) -> str:
+        """The finding's kind, the same in both slices."""
+        return self.seen[0].kind
+
+    @property
+    def quadrant(self) -> str:
+        """The finding's quadrant, the same in both slices."""
+        return self.seen[0].quadrant
 
 
 @dataclass(eq=False)
@@ -133,7 +162,11 @@ class Canvas:
         d, h, w = patch.weight.shape
         k, j, i = at
         self.voxels[k : k + d, j : j + h, i : i + w] += change * patch.weight
-        self._taken.append((at, (d, h, w)))
+        self.take(at, (d, h, w))
+
+    def take(self, at: tuple[int, int, int], size: tuple[int, int, int]) -> None:
+        """Keep a cuboid free of anything that is located later."""
+        self._taken.append((at, size))
 
 
 # Five rows of dots each: markers that technicians leave on film.

@@ -8,29 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sparsight.sim.backgrounds import Background, Backgrounds, synthetic
+from sparsight.sim.backgrounds import Backgrounds, synthetic
+from sparsight.sim.common import Crowded, Scene, case_of, jitter, log_uniform, until_placed, visible, volume_of
 from sparsight.sim.config import SPLITS, SceneConfig, Split
+from sparsight.sim.pairs import draw_pair, plan_pair
 from sparsight.sim.place import QUADRANTS, THIRDS, Canvas, Finding, artefact
 from sparsight.sim.questions import Asked, Asker
 from sparsight.sim.shapes import COMPARABLE, EDGE_VARIES, MAY_BE_DARK, STRENGTH, area_range, draw, least_comparable
-from sparsight.types import Case, ImageVolume
 
-Floats = NDArray[np.float32]
 CHOSEN_BLIND = ("exists", "what", "count")
 RARE = ("larger", "larger_side")  # asked wherever a scene allows them, which few do
 COMPARED = 0.35  # share of scenes drawn large enough to compare findings
-MOST_RAISED = 60.0  # grey levels: how far local texture may raise the contrast of a finding
-
-
-@dataclass(frozen=True, eq=False)
-class Scene:
-    """One image with several questions. Every case shares `volume`; see Finding for the meaning of left and right."""
-
-    volume: ImageVolume
-    findings: tuple[Finding, ...]
-    cases: tuple[Case, ...]
 
 
 @dataclass(frozen=True)
@@ -45,10 +34,6 @@ class _Plan:
     findings: tuple[tuple[str, float, str], ...]
 
 
-class _Crowded(Exception):  # noqa: N818 not an error: the scene is drawn anew
-    """A finding found no room."""
-
-
 @dataclass(frozen=True, eq=False)
 class Simulator:
     """Scenes by (split, index, seed). Holds no state but the cache of backgrounds."""
@@ -58,16 +43,15 @@ class Simulator:
 
     def scene(self, split: Split, index: int, seed: int = 0) -> Scene:
         """The scene of that name. Raises ConfigError if the split has no background of the configured kinds."""
-        name = [SPLITS.index(split), seed, index]
-        plan = self._plan(np.random.default_rng(name))
-        attempt = 0
-        while True:  # a crowded scene is placed anew with the same findings, so large ones are not dropped more often
-            try:
-                rng = np.random.default_rng([*name, attempt := attempt + 1])
-                return self._draw(rng, split, f"sim-{split}-{seed}-{index}", plan)
-            except _Crowded:
-                if attempt % 20 == 0:  # it may be impossible
-                    plan = self._plan(np.random.default_rng([*name, 0, attempt]))
+        config, name = self.config, f"sim-{split}-{seed}-{index}"
+        seeds = [SPLITS.index(split), seed, index]
+        if config.pair:
+            return until_placed(
+                seeds,
+                lambda rng: plan_pair(config, rng),
+                lambda rng, plan: draw_pair(config, self.backgrounds, rng, split, name, plan),
+            )
+        return until_placed(seeds, self._plan, lambda rng, plan: self._draw(rng, split, name, plan))
 
     def _draw(self, rng: np.random.Generator, split: Split, name: str, plan: _Plan) -> Scene:
         config = self.config
@@ -80,9 +64,9 @@ class Simulator:
         voxels = canvas.voxels
         voxels += np.float32(rng.uniform(*config.noise)) * rng.standard_normal(voxels.shape, np.float32)
         np.clip(voxels, 0, 255, out=voxels)
-        volume = _volume(voxels, background)
+        volume = volume_of(voxels, background)
         asked = self._ask(Asker(config, findings, plan.focus, rng), rng)
-        cases = tuple(_case(f"{name}-{n}", volume, a, background.group) for n, a in enumerate(asked))
+        cases = tuple(case_of(f"{name}-{n}", volume, a, background.group) for n, a in enumerate(asked))
         return Scene(volume, findings, cases)
 
     def _plan(self, rng: np.random.Generator) -> _Plan:
@@ -96,7 +80,7 @@ class Simulator:
         drawn = []
         for kind in rng.permutation(kinds) if kinds else []:
             least, most = area_range(kind, config.area)
-            area = _log_uniform(rng, (max(least, low) if kind in COMPARABLE else least, most))
+            area = log_uniform(rng, (max(least, low) if kind in COMPARABLE else least, most))
             drawn.append((str(kind), area, QUADRANTS[int(rng.integers(4))]))
         return _Plan(order[0], tuple(drawn))
 
@@ -107,21 +91,19 @@ class Simulator:
         third = THIRDS[int(rng.integers(3))] if shape[0] > 1 else ""
         span = int(rng.integers(config.span[0], min(config.span[1], shape[0] // 3) + 1)) if third else 1
         patch = draw(kind, rng, pixels=area * shape[1] * shape[2], span=span, sharp=sharp)
-        change = 255 * _log_uniform(rng, config.contrast) * STRENGTH.get(kind, 1.0) * (1 if bright else -1)
+        change = 255 * log_uniform(rng, config.contrast) * STRENGTH.get(kind, 1.0) * (1 if bright else -1)
         size = patch.weight.shape
         place = canvas.locate(rng, (size[0], size[1], size[2]), quadrant, third, change)
         if place is None:
-            raise _Crowded
+            raise Crowded
         at, spread = place
-        # Not fainter than the texture it lies on, else nobody could see it.
-        change = float(np.copysign(max(abs(change), min(1.1 * spread, MOST_RAISED)), change))
-        canvas.add(patch, at, change)
+        canvas.add(patch, at, visible(change, spread))
         return Finding(kind, quadrant, third, area, bright, sharp, at, patch.mask, (shape[0], shape[1], shape[2]))
 
     def _mislead(self, rng: np.random.Generator, canvas: Canvas) -> None:
         shape = canvas.voxels.shape
         patch, strength = artefact(rng, shape[1], shape[0])
-        change = 255 * strength * _log_uniform(rng, self.config.contrast)
+        change = 255 * strength * log_uniform(rng, self.config.contrast)
         size = patch.weight.shape
         place = canvas.locate(rng, (size[0], size[1], size[2]), QUADRANTS[int(rng.integers(4))], "", change)
         if place is not None:  # no room, no artefact: nothing is asked about it
@@ -149,40 +131,3 @@ class Simulator:
                 asked.setdefault(made.question.text, made)
         questions = list(asked.values())
         return [questions[n] for n in rng.permutation(len(questions))]
-
-
-def _log_uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
-    return float(np.exp(rng.uniform(*np.log(bounds))))
-
-
-def jitter(rng: np.random.Generator, voxels: NDArray[np.uint8]) -> Floats:
-    """Shift, scale and stretch a little along rows and columns, change gamma and contrast; never flip: sides matter.
-
-    (D, H, W) uint8 to float32, 0..235: some room stays above for what is inserted. Linear, one axis after the other.
-    """
-    grey = np.linspace(0, 1, 256) ** np.exp(rng.uniform(-0.3, 0.3))
-    grey = grey * rng.uniform(0.75, 1.0) * 215 + rng.uniform(0, 20)
-    image = np.asarray(grey, np.float32)[voxels]
-    for axis in (1, 2):
-        n = voxels.shape[axis]
-        at = np.linspace(-1, 1, n)
-        bend = rng.uniform(-0.04, 0.04) * np.sin(np.pi * at + rng.uniform(0, 2 * np.pi))
-        at = rng.uniform(0.9, 1.06) * at + rng.uniform(-0.05, 0.05) + bend
-        at = np.clip((at + 1) / 2 * (n - 1), 0, n - 1)
-        low = np.minimum(at.astype(int), n - 2)
-        part = np.asarray(at - low, np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
-        image = image.take(low, axis) * (1 - part) + image.take(low + 1, axis) * part
-    return np.asarray(image, np.float32)
-
-
-def _volume(voxels: Floats, background: Background) -> ImageVolume:
-    """Identity geometry: columns run to the patient's left, rows to posterior, slices to superior (LPS)."""
-    return ImageVolume(voxels, np.eye(4), background.modality, (127.5, 255.0), has_mm=False)
-
-
-def _case(name: str, volume: ImageVolume, asked: Asked, group: str) -> Case:
-    mask = np.zeros(volume.shape, np.bool_) if asked.concerns else None
-    for finding in asked.concerns:
-        assert mask is not None
-        mask[finding.slices] |= finding.local
-    return Case(name, volume, asked.question, asked.answer, group, asked.kind, asked.rationale, mask)

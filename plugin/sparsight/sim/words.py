@@ -31,6 +31,32 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "brightness": ("Is the {kind} bright or dark?", "Is the {kind} brighter or darker than its surroundings?"),
     "edge": ("Is the edge of the {kind} sharp or smooth?", "Does the {kind} have a sharp or a smooth edge?"),
     "level": ("In which third of the slices is the {kind}?", "Which third of the slices holds the {kind}?"),
+    "any_new": ("Is there a new finding?", "Has anything new appeared?", "Is anything new since the prior image?"),
+    "new": (
+        "Is there a new {kind}?",
+        "Compared with the prior image, is there a new {kind}?",
+        "Has a new {kind} appeared?",
+    ),
+    "what_new": (
+        "What is new in the current image?",
+        "Which finding is new?",
+        "What is new compared with the prior image?",
+    ),
+    "where_new": (
+        "Where is the new {kind}?",
+        "In which quadrant is the new {kind}?",
+        "Which quadrant holds the new {kind}?",
+    ),
+    "grown": (
+        "Has the {kind} grown since the prior image?",
+        "Is the {kind} larger than in the prior image?",
+        "Has the {kind} grown?",
+    ),
+    "still": (
+        "Is the {kind} still there?",
+        "Is the {kind} of the prior image still there?",
+        "Can the {kind} still be seen?",
+    ),
 }
 RATIONALES: dict[str, tuple[str, ...]] = {
     "exists": ("I see {a} in the {quadrant}.", "I see no {kind} {region}."),
@@ -47,6 +73,21 @@ RATIONALES: dict[str, tuple[str, ...]] = {
     "brightness": ("The {kind} in the {quadrant} is {word} than its surroundings.",),
     "edge": ("The {kind} in the {quadrant} has a {word} edge.",),
     "level": ("I see {a} in the {third}.",),
+    "any_new": ("The {kind} in the {quadrant} is new.", "Nothing new is seen."),
+    "new": (
+        "The {kind} in the {quadrant} is new.",
+        "The {kind} in the {quadrant} was there before.",
+        "The {kind} in the {quadrant} is gone.",
+        "I see no {kind}.",
+    ),
+    "what_new": ("The {kind} in the {quadrant} is new.",),
+    "where_new": ("The {kind} in the {quadrant} is new.",),
+    "grown": (
+        "The {kind} in the {quadrant} is larger now.",
+        "The {kind} in the {quadrant} is smaller now.",
+        "The {kind} in the {quadrant} has the same size.",
+    ),
+    "still": ("The {kind} in the {quadrant} is still there.", "The {kind} in the {quadrant} is gone."),
 }
 COUNTS = ("0", "1", "2", "3")
 WORDS = ("brighter", "darker", "sharp", "smooth")

@@ -9,6 +9,7 @@ from sparsight.model.nano.weights import NanoSpec
 from sparsight.recipe.card import write_card
 from sparsight.recipe.measure import measure
 from sparsight.recipe.pool import Pool
+from sparsight.recipe.report import TABLES
 from sparsight.rl.evaluate import evaluate, selectors_by_name
 from sparsight.rl.scoring import by_choices
 from sparsight.sim import SceneConfig, Simulator
@@ -38,7 +39,7 @@ def test_the_card_says_what_supervised_and_how_majority_was_counted(tmp_path: Pa
     whole = {**row, "selector": "all", "budget": 1.0}
     paired = [{"rival": "all", "budget": 0.1, "gain": 0.0, "ci": [-0.1, 0.1]}]
     table = {"n": 4, "rows": [whole, row], "paired": paired, "ours by question": {"where": [0.5, 4]}}
-    figures = dict.fromkeys(("simulated", "volumes", "unseen anatomy"), table)
+    figures = dict.fromkeys(TABLES, table)
     figures |= {"real val": {"bccd": {"n": 4, "majority": 0.5, "ours 0.1": 0.5, "no image": 0.5}}, "reader": "nano-0"}
     write_card(tmp_path, {**figures, "seed": 0, "seconds": {}, "images": {}, "size": {}}, NanoSpec())
     text = " ".join((tmp_path / "card.md").read_text().split())

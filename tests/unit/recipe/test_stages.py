@@ -1,4 +1,6 @@
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -7,14 +9,16 @@ import torch
 from sparsight.errors import TrainingError
 from sparsight.model.nano.encoder import LocalEncoder
 from sparsight.model.nano.language import NanoLanguage, Row
+from sparsight.model.nano.reader import NanoReader
 from sparsight.model.nano.tokenizer import ANSWER, END_ANSWER, END_THINK, QUESTION, THINK, train_tokenizer
 from sparsight.model.positions import encode_positions
 from sparsight.recipe.encoder_stage import ATTRIBUTES, WeakBatches, WeakHeads
 from sparsight.recipe.fit import fit
-from sparsight.recipe.language_stage import answer_loss, naming_loss, subset, write
+from sparsight.recipe.language_stage import Mixture, answer_loss, naming_loss, subset, write
 from sparsight.recipe.pool import Item, Pool
 from sparsight.recipe.supervision import REGIONS, Weak
-from sparsight.sim import KINDS, Simulator
+from sparsight.recipe.train import SIZES, Size, _Recipe
+from sparsight.sim import KINDS, PRESETS, Simulator
 from sparsight.types import Question
 
 
@@ -146,6 +150,40 @@ def test_subsets_are_salient_first_then_of_every_kind() -> None:
     assert np.mean([h > 0.8 for h in held]) > 0.5
     assert all(len(s.unique()) == len(s) and torch.equal(s, s.sort().values) for s in late)
     assert len(subset(saliency, (1, 24, 24), 900, rng, 0.1)) == 576
+
+
+@pytest.mark.parametrize("by_question", [False, True])
+def test_a_mixture_draws_images_or_questions_alike_and_never_more_tokens_than_one_image_has(by_question: bool) -> None:
+    pool, tokenizer = (
+        Pool(by_question=by_question),
+        train_tokenizer(["Is there a ring? Where is it? yes no"] * 3, size=400),
+    )
+    pairs = Simulator(PRESETS["pair"])
+    for index in range(2):
+        pool.add(pairs.scene("train", index).cases, "sim pair")
+    first = pool.items[0]  # of image 0; image 1 is asked nine times as often
+    pool.items = [first] + 9 * [replace(first, image=1)]
+    pool.features = [torch.full((1152, 4), float(index)).half() for index in range(2)]
+    mixture = Mixture([(pool, 1.0)], lambda features: features.sum(-1), tokenizer)
+    rng = np.random.default_rng(0)
+    rows = [mixture.draw(rng, 0.5, 576) for _ in range(400)]
+    of_second = np.mean([float(row.visual[0, 0]) for row in rows if len(row.visual)])
+    assert of_second == pytest.approx(0.9 if by_question else 0.5, abs=0.08)
+    batches = [mixture.batch(rng, progress, 2_000) for progress in (0.1, 0.5, 0.9) for _ in range(8)]
+    assert max(len(row.visual) for rows in batches for row in rows) <= 576 < NanoReader.max_tokens
+
+
+def test_pairs_change_the_run_of_the_language_stream_and_not_that_of_the_encoder(tmp_path: Path) -> None:
+    def runs(size: Size) -> dict[str, str]:
+        with mock.patch.dict(SIZES, {"tiny": size}):
+            recipe = _Recipe(tmp_path, None, 0, "tiny", lambda stage, done, total: None)
+        recipe.handler.close()
+        return recipe.runs
+
+    tiny = SIZES["tiny"]
+    before, after = runs(tiny), runs(replace(tiny, pairs=tiny.pairs + 1))
+    assert before["encoder"] == after["encoder"] == "seed 0 data False scenes 30 + 30 encoder 3 + 3 x 8"
+    assert before["language"] != after["language"]
 
 
 def test_a_stage_resumes_at_the_same_bits_and_a_finished_one_is_not_run_again(tmp_path: Path) -> None:

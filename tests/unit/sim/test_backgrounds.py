@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from sparsight.imaging.load import load
 from sparsight.sim import SPLITS, Background, Backgrounds, SceneConfig, Simulator, Source, synthetic
 from sparsight.sim.anatomy import ANATOMY
+from sparsight.sim.common import jitter
 from sparsight.sim.place import QUADRANTS, Canvas
 from sparsight.sim.real import _without, from_folder, from_packages, standard, to_bytes, to_lps
-from sparsight.sim.scene import jitter
 from sparsight.sim.shapes import Patch
 from sparsight.types import ImageVolume
 

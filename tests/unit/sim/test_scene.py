@@ -1,5 +1,6 @@
 """Scenes: the same name gives the same scene, splits are apart, findings change their own pixels and no others."""
 
+import hashlib
 import time
 
 import numpy as np
@@ -32,6 +33,29 @@ def test_the_same_name_gives_the_same_scene_whatever_was_drawn_before(config):
     assert [(c.id, c.question, c.answer, c.rationale) for c in one.cases] == [
         (c.id, c.question, c.answer, c.rationale) for c in two.cases
     ]
+
+
+@pytest.mark.parametrize(
+    ("preset", "known"),
+    [
+        ("default", "6e8319e6f0c86eda"),
+        ("many", "6848763921f7dffb"),
+        ("faint", "585f9b6165319f7e"),
+        ("tiny", "a126a4da6d52eb20"),
+        ("volume", "9139cccac5038288"),
+    ],
+)
+def test_scenes_are_those_that_the_reader_was_trained_on(preset, known):
+    """Places and texts of a few scenes, frozen: a change of the draws would part a reader from what its card says."""
+    digest = hashlib.sha256()
+    simulator = Simulator(PRESETS[preset])
+    for split in ("train", "test"):
+        for index in range(2):
+            scene = simulator.scene(split, index, 3)
+            placed = [(f.kind, f.quadrant, f.third, f.origin, f.local.shape) for f in scene.findings]
+            asked = [(c.id, c.question.text, c.answer, c.rationale, c.group) for c in scene.cases]
+            digest.update(repr((placed, asked)).encode())
+    assert digest.hexdigest()[:16] == known
 
 
 def test_split_index_and_seed_each_make_another_scene():
