@@ -38,7 +38,7 @@ class Size:
     sim_ood: int
     sim_long: int
     real: int  # of each set at most
-    tested: int  # of each suite
+    tested: int  # of sim_2d; a quarter of it of the others
     curves: int  # of sim_2d
     read: int  # of each suite
 
@@ -130,7 +130,8 @@ def plan(size: Size, budgets: tuple[float, ...], real: Sequence[str]) -> list[Ta
     tasks = []
     for suite in suites:
         # What re-encodes the image for every question stays with images: a volume takes seconds.
-        tested = 0 if suite.name == "sim_long" else min(size.tested, suite.n)
+        wanted = {"sim_2d": size.tested, "sim_long": 0}.get(suite.name, size.tested // 4)
+        tested = min(wanted, suite.n)
         curves = min(size.curves, tested) if suite.name == "sim_2d" else 0
         shares = [_split(n, suite.parts) for n in (tested, curves, min(size.read, suite.n))]
         tasks += [Task(suite, part, *(share[part] for share in shares)) for part in range(suite.parts)]
