@@ -54,8 +54,12 @@ class Spoken:
 class LanguagePolicy(Protocol):
     """A language stream as a policy over texts. module: its trainable parameters are those with requires_grad."""
 
-    module: nn.Module
     max_tokens: int  # the most visual tokens one prompt holds
+
+    @property
+    def module(self) -> nn.Module:
+        """Its parameters."""
+        ...
 
     def check(self, question: Question, answer: str) -> None:
         """Raise QuestionError where question or answer is longer than the model takes."""
