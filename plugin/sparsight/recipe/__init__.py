@@ -1,5 +1,6 @@
 """How the shipped nano reader and its policy were trained, so that anyone can train them again."""
 
+from sparsight.recipe.rival_stage import train_rivals
 from sparsight.recipe.train import SIZES, train_nano
 
-__all__ = ["SIZES", "train_nano"]
+__all__ = ["SIZES", "train_nano", "train_rivals"]
