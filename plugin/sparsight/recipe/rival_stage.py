@@ -65,7 +65,7 @@ class RivalSize:
 
 
 RIVAL_SIZES = {
-    "full": RivalSize(750, 5_000, 40, 8, 1_000, 18_500, 50),
+    "full": RivalSize(750, 5_000, 25, 16, 1_000, 18_500, 50),
     "small": RivalSize(250, 5_000, 12, 8, 100, 18_500, 20),
     "tiny": RivalSize(3, 1_300, 2, 2, 3, 1_200, 2),  # for tests: runs everything, learns nothing
 }
@@ -334,5 +334,5 @@ def iou_config(steps: int, batch: int) -> LanguageConfig:
         perception=0.0,
         sharpness=0.0,
         kl=0.02,
-        lr=2e-4,
+        lr=1e-4,
     )
