@@ -2,8 +2,8 @@
 
 A row of data.jsonl: id, image, question, answer, answer_type (yesno, choice, closed, count, location, open) and split;
 also size [w, h], image_prior, modality, label, boxes [[x0, y0, x1, y1]] in pixels, mask, group (patient or case; the
-image where it is missing). Boxes and masks become Case.finding, for scoring evidence only: nothing that trains may
-read it.
+image where it is missing). Boxes and masks become Case.finding, for scoring evidence only: nothing that trains
+reads it.
 
 Decisions of ours:
 - A pair of image_prior and image becomes one volume of D = 2: slice 0 is the prior, slice 1 the image asked about.

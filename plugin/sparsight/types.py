@@ -280,7 +280,8 @@ class PolicyVersion:
 class Case:
     """A question with its gold answer, simulated or from a data folder.
 
-    finding: (D, H, W) bool in the volume's voxels, for SCORING evidence only: nothing that trains may read it.
+    finding: (D, H, W) bool in the volume's voxels, for SCORING evidence only: nothing that trains may read it,
+        but the rivals that are labelled as taught by it (recipe.rival_stage).
     rationale: gold reasoning where the source has one. choices of an answer type come with the question.
     """
 

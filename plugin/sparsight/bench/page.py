@@ -50,7 +50,8 @@ def _head(report: Report) -> list[str]:
         "differences and ratios are paired. They are of the questions, for one trained reader and policy: another "
         "training seed is not in them, nor is the number of comparisons on this page.",
         "",
-        "Masks and boxes score the evidence and feed the row `oracle`, nothing else. *evidence recall*: share of the "
+        "Masks and boxes score the evidence and feed the row `oracle`; labels also taught the rows `vitos` and `masks` "
+        "where they are there, and nothing else (docs/rivals.md). *evidence recall*: share of the "
         "finding in kept tokens; *pointing*: the best token touches it; *IoU*: of kept tokens with those it touches; "
         "*area*: under the curve of accuracy over the kept share, linear and (log) over its logarithm; *false "
         "negatives*: share of the questions whose answer a no, none or 0 would deny that are answered so.",

@@ -61,20 +61,29 @@ def evaluate(
 
 
 def train(
-    what: Annotated[str, typer.Argument(help="nano: the embedded reader and its policy, from scratch.")],
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints, log, curves and weights.")],
+    context: typer.Context,
+    what: Annotated[
+        str, typer.Argument(help="nano: the reader and its policy, from scratch. rivals: those that labels teach.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and log; of nano also for curves and weights.")],
     data: Annotated[Path | None, typer.Option(help="Folder of data folders; train rows only are used.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
     size: Annotated[str, typer.Option(help="full, or small (minutes, for a trial).")] = "full",
     json: Json = False,
 ) -> None:
-    """Train the shipped weights again; a second call resumes at the last checkpoint."""
-    if what != "nano" or size not in ("full", "small"):
-        raise InputError(f"train {what} --size {size}", expected="train nano --size full|small", todo="check the words")
-    from sparsight.recipe import train_nano
+    """Train the shipped weights again, or the rivals of a reader; a second call resumes at the last checkpoint."""
+    if what not in ("nano", "rivals") or size not in ("full", "small"):
+        raise InputError(
+            f"train {what} --size {size}", expected="train nano|rivals --size full|small", todo="check the words"
+        )
+    from sparsight.recipe import train_nano, train_rivals
 
+    session: Session = context.obj
     with progress_bar("train", quiet=json) as tell:
-        report = train_nano(out, data, seed=seed, size=size, on_progress=tell)
+        if what == "nano":
+            report = train_nano(out, data, seed=seed, size=size, on_progress=tell)
+        else:
+            report = train_rivals(session.config().serve.reader, out, data, seed=seed, size=size, on_progress=tell)
     if json:
         emit_json(report)
     else:

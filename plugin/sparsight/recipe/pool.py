@@ -19,7 +19,10 @@ _BATCH_PIXELS = 32 * 192 * 192
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """A question about image number `image`. share: (N,) part of the finding in each token, for SCORING only."""
+    """A question about image number `image`.
+
+    share: (N,) part of the finding in each token, for SCORING, and for the rivals that labels teach (rival_stage).
+    """
 
     image: int
     question: Question
@@ -45,7 +48,7 @@ class Pool:
     by_question: bool = False
 
     def add(self, cases: Iterable[Case], source: str, *, scoring: bool = False) -> None:
-        """Add cases that share one volume. scoring: keep where the finding is, to measure evidence with."""
+        """Add cases that share one volume. scoring: keep where the finding is (Item.share)."""
         group = list(cases)
         if not group:
             return

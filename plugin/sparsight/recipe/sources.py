@@ -19,7 +19,8 @@ REAL = ("nih_cxr", "bccd", "ms_flair", "ms_followup", "vqa_rad")
 LEFT_OUT = {"ms_flair": "ms-x19", "ms_followup": "ms-l03"}
 # Share of the simulated images by preset: mostly ordinary, some of what tells selectors apart.
 _MIX: tuple[tuple[str, int], ...] = (("default", 6), ("many", 2), ("faint", 1), ("tiny", 1))
-_QUESTIONS = 12  # per training image: answers are the only supervision, and one more costs no further image
+QUESTIONS = 12  # per training image: answers are the only supervision, and one more costs no further image
+_SCORED = 4  # per image that is measured on
 _TEMPLATE = 30  # rows that ask in the same words: the question is then a finding of its own
 
 # A curriculum: on faint and tiny findings in real anatomy at once, the encoder stays at the prior for 600 steps.
@@ -29,12 +30,23 @@ Tell = Callable[[str, int, int], None]
 
 
 def simulated(
-    split: Split, first: int, n: int, seed: int, data: Path | None, tell: Tell, *, scoring: bool = False
+    split: Split,
+    first: int,
+    n: int,
+    seed: int,
+    data: Path | None,
+    tell: Tell,
+    *,
+    scoring: bool = False,
+    asked: int | None = None,
 ) -> Pool:
-    """Draw n images, numbers first to first + n of a split: the presets in turn, on real and synthetic anatomy."""
+    """Draw n images, numbers first to first + n of a split: the presets in turn, on real and synthetic anatomy.
+
+    asked: questions of each; 12, or 4 where they score. The image is the same whatever is asked.
+    """
     backgrounds = standard(data)
     turns = [name for name, times in _MIX for _ in range(times)]
-    asked = 4 if scoring else _QUESTIONS
+    asked = asked or (_SCORED if scoring else QUESTIONS)
     simulators = {
         name: Simulator(replace(PRESETS[name], questions=asked), backgrounds) for name in dict.fromkeys(turns)
     }
@@ -48,7 +60,7 @@ def simulated(
 
 def easy(split: Split, first: int, n: int, seed: int, tell: Tell) -> Pool:
     """Draw n ordinary images on synthetic anatomy: what the encoder begins with."""
-    simulator = Simulator(SceneConfig(backgrounds=_EASY, questions=_QUESTIONS))
+    simulator = Simulator(SceneConfig(backgrounds=_EASY, questions=QUESTIONS))
     pool = Pool()
     for index in range(first, first + n):
         pool.add(simulator.scene(split, index, seed + 1).cases, "sim easy")
@@ -57,10 +69,19 @@ def easy(split: Split, first: int, n: int, seed: int, tell: Tell) -> Pool:
 
 
 def volumes(
-    split: Split, first: int, n: int, seed: int, data: Path | None, tell: Tell, *, scoring: bool = False
+    split: Split,
+    first: int,
+    n: int,
+    seed: int,
+    data: Path | None,
+    tell: Tell,
+    *,
+    scoring: bool = False,
+    asked: int | None = None,
 ) -> Pool:
-    """Draw n volumes of 8 to 32 slices."""
-    config = SceneConfig(depth=(8, 32), n_findings=(2, 6), questions=4 if scoring else _QUESTIONS)
+    """Draw n volumes of 8 to 32 slices; asked: as above."""
+    asked = asked or (_SCORED if scoring else QUESTIONS)
+    config = SceneConfig(depth=(8, 32), n_findings=(2, 6), questions=asked)
     simulator = Simulator(config, standard(data))
     pool = Pool()
     for index in range(first, first + n):

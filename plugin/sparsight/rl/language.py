@@ -37,7 +37,14 @@ _FLAT_CREDIT = 1e-5  # largest advantage of any text of the batch
 _FLAT_ENTROPY = 1e-3  # nats of a token
 _SOLVED = 0.99  # mean reward at which texts that all earn the same are no collapse
 
+Judge = Callable[[Example, Completion], float | None]  # how right a text is, 0..1; None: does not apply
+
 LANGUAGE_WEIGHTS = RewardWeights(answer=0.0, grounding=0.0, match=1.0, form=0.1)
+
+
+def judge_answer(example: Example, text: Completion) -> float | None:
+    """1 where the answer that was written is the example's, else 0."""
+    return rewards.match(text.answer, example.answer)
 
 
 @dataclass(frozen=True)
@@ -99,19 +106,21 @@ def train_language(
     *,
     config: LanguageConfig = LanguageConfig(),
     weights: RewardWeights = LANGUAGE_WEIGHTS,
+    judge: Judge = judge_answer,
     seed: int = 0,
     on_step: Callable[[LanguageStep], None] | None = None,
     checkpoint: Path | None = None,
 ) -> LanguageReport:
     """Train `language.module` in place (its parameters with requires_grad). Random states depend on (seed, step) only.
 
-    selector: frozen; its draws with a seed are the G subsets. weights: of `match` and `form`. checkpoint: written every
-    10 steps, resumed from when it belongs to the same run, removed at the end. Ends early when every text is right.
+    selector: frozen; its draws with a seed are the G subsets. weights: of `match`, which `judge` gives, and of `form`.
+    checkpoint: written every 10 steps, resumed from when it belongs to the same run, removed at the end. Ends early
+    when every text is right.
     A reader keeps its id while its language stream is trained: save it to give it the id of its new weights.
     Raises DataError for examples without an answer; QuestionError for one that is too long; TrainingError for NaN, for
     texts that all earn the same, or for a stream that no longer explores: the last good weights are then in place.
     """
-    run = _Run(language, selector, list(examples), config, weights, seed)
+    run = _Run(language, selector, list(examples), config, weights, judge, seed)
     module = language.module
     start = load_checkpoint(checkpoint, run.fingerprint, module, [run.optimizer]) if checkpoint else 0
     began = time.perf_counter()
@@ -160,6 +169,7 @@ class _Run:
         examples: list[Example],
         config: LanguageConfig,
         weights: RewardWeights,
+        judge: Judge,
         seed: int,
     ) -> None:
         if not examples or any(e.answer is None for e in examples):
@@ -170,7 +180,7 @@ class _Run:
             language.check(e.question, e.answer or "")
         learned = [p for p in language.module.parameters() if p.requires_grad]
         self.language, self.selector, self.examples = language, selector, examples
-        self.config, self.weights, self.seed = config, weights, seed
+        self.config, self.weights, self.judge, self.seed = config, weights, judge, seed
         self.whole = AllSelector(language.max_tokens)
         self.reference = language.frozen()
         self.learned = learned
@@ -257,7 +267,7 @@ class _Run:
             example, prompt = chunk[n // self.config.subsets].example, chunk[n // self.config.subsets].prompts[0]
             for text in group:
                 parts = {
-                    "match": rewards.match(text.answer, example.answer),
+                    "match": self.judge(example, text),
                     "form": rewards.form(text.text) if prompt.reasoned else None,
                 }
                 seen.append(parts)

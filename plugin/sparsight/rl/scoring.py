@@ -129,7 +129,7 @@ def answered(reader: Reader, posed: Sequence[Posed], ask: Ask = by_choices) -> l
 
 
 def judge(posed: Posed, said: Said) -> Result:
-    """Was it right, and is the evidence where the finding is? The only place where a finding's tokens are read."""
+    """Was it right, and is the evidence where the finding is? Where a measurement reads a finding's tokens."""
     keep, share = posed.selection.keep, posed.share
     right = normalise(posed.answer)
     recall = pointing = iou = None

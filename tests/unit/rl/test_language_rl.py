@@ -128,6 +128,20 @@ def test_a_stream_learns_from_what_its_texts_earn(seed: int, credit: str) -> Non
     assert report.history[-1].reward > report.history[0].reward + 0.2
 
 
+def test_a_judge_of_ones_own_says_what_texts_are_worth() -> None:
+    talker = Talker()
+    report = train_language(
+        talker,
+        RandomSelector(),
+        EXAMPLES,
+        config=replace(CONFIG, dependent=1.0),
+        judge=lambda example, text: 0.5 if text.answer == "no" else 0.0,
+    )
+    assert p_right(talker, [e for e in EXAMPLES if e.answer == "no"]) > 0.8
+    assert p_right(talker, [e for e in EXAMPLES if e.answer == "yes"]) < 0.2
+    assert report.history[-1].parts["match"] == pytest.approx(0.5, abs=0.1)
+
+
 def test_only_parameters_with_a_gradient_are_trained() -> None:
     talker = Talker()
     talker.module.first.requires_grad_(False)

@@ -38,7 +38,10 @@ _YES_NO = ("yes", "no")
 
 
 class NanoReader:
-    """Implements protocols.Reader. Not thread-safe: one question at a time (the service queues)."""
+    """Implements protocols.Reader. Not thread-safe: one question at a time (the service queues).
+
+    folder: where its files lie; None for a reader that was not loaded.
+    """
 
     max_tokens = 1024
 
@@ -49,11 +52,12 @@ class NanoReader:
         tokenizer: Tokenizer,
         spec: NanoSpec,
         sha256: str,
+        folder: Path | None = None,
     ) -> None:
         self.encoder = encoder.eval().to(memory_format=torch.channels_last)
         self.language = language.eval()
         self.tokenizer, self.spec, self.sha256 = tokenizer, spec, sha256
-        self.id = f"nano-{sha256[:8]}"
+        self.id, self.folder = f"nano-{sha256[:8]}", folder
         self._words = frozenset(spec.words)
 
     @classmethod
@@ -72,7 +76,7 @@ class NanoReader:
             raise WeightsError(
                 "weights whose sizes differ from the manifest", expected="one nano reader", todo="reinstall sparsight"
             ) from error
-        return cls(encoder, language, tokenizer, spec, sha256)
+        return cls(encoder, language, tokenizer, spec, sha256, folder)
 
     def save(self, folder: Path) -> str:
         """Write the reader's files; returns their sha256."""

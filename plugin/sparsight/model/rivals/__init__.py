@@ -1,4 +1,4 @@
-"""Published ways to choose tokens, each behind the `Selector` protocol: what a policy is measured against.
+"""Other ways to choose tokens, each behind the `Selector` protocol: what a policy is measured against.
 
 What each paper does and where this differs: the docstring of its file, and docs/rivals.md.
 """
@@ -14,28 +14,38 @@ from sparsight.model.rivals.cdpruner import CDPrunerSelector
 from sparsight.model.rivals.coarser import DownsampledSelector, PooledSelector
 from sparsight.model.rivals.divprune import DivPruneSelector
 from sparsight.model.rivals.fastv import FastVSelector
+from sparsight.model.rivals.masks import MasksSelector
+from sparsight.model.rivals.trained import load_rivals
 from sparsight.model.rivals.visionzip import VisionZipSelector
+from sparsight.model.rivals.vitos import ViToSSelector
 from sparsight.types import ImageVolume
 
-# Without training, in the order of docs/rivals.md.
-RIVALS = ("downsampled", "pooled", "visionzip", "fastv", "divprune", "cdpruner")
+# In the order of docs/rivals.md; the first without training.
+UNTRAINED = ("downsampled", "pooled", "visionzip", "fastv", "divprune", "cdpruner")
+LABELLED = ("vitos", "masks")  # boxes or masks taught them: `sparsight train rivals`
+RIVALS = (*UNTRAINED, *LABELLED)
 
 __all__ = [
+    "LABELLED",
     "RIVALS",
+    "UNTRAINED",
     "CDPrunerSelector",
     "DivPruneSelector",
     "DownsampledSelector",
     "FastVSelector",
+    "MasksSelector",
     "PooledSelector",
+    "ViToSSelector",
     "VisionZipSelector",
     "rival_of",
 ]
 
 
 def rival_of(name: str, reader: Reader) -> Callable[[ImageVolume], Selector]:
-    """A rival that needs no training, by its id, for any study of this reader: volume -> selector.
+    """A rival by its id, for any study of this reader: volume -> selector.
 
-    Raises InputError for an unknown name, and for one that looks into `nano` where the reader is another.
+    Raises InputError for an unknown name, for one that looks into `nano` where the reader is another, and for a trained
+    one where there are no weights of it; WeightsError where these are damaged or another reader's.
     """
     alone: dict[str, Selector] = {s.id: s for s in (PooledSelector(), VisionZipSelector(), DivPruneSelector())}
     if name in alone:
@@ -44,6 +54,10 @@ def rival_of(name: str, reader: Reader) -> Callable[[ImageVolume], Selector]:
         raise InputError(
             f"the rival {name} with reader {reader.id}", expected="the reader nano", todo="leave this rival out"
         )
+    if name in LABELLED:
+        writer, policy = load_rivals(reader)
+        taught = ViToSSelector(reader, writer) if name == ViToSSelector.id else MasksSelector(reader, policy)
+        return lambda volume: taught
     inner: dict[str, Selector] = {s.id: s for s in (FastVSelector(reader), CDPrunerSelector(reader))}
     if name in inner:
         return lambda volume: inner[name]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -10,7 +13,7 @@ from sparsight.imaging.grid import box_to_tokens
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.nano.tokenizer import QUESTION, encode_text
 from sparsight.model.positions import encode_places, places
-from sparsight.types import ContextTokens, Question, TokenGrid
+from sparsight.types import ContextTokens, Question, Selection, TokenGrid
 
 
 def allowed(grid: TokenGrid, question: Question) -> Tensor:
@@ -48,6 +51,19 @@ def fuse(grid: TokenGrid, tokens: Tensor, m: int) -> ContextTokens:
     group = (unit @ unit[centres].T).argmax(1)
     group[centres] = torch.arange(m)  # also where two of them look the same
     return merge(grid, tokens, group, m)
+
+
+def with_background(grid: TokenGrid, question: Question, chosen: Selection, m: int) -> Selection:
+    """The kept tokens, and m context tokens `fuse`d of the rest: of the rest of `question.region` where that is enough.
+
+    At least m tokens are not kept. m = 0: as it was.
+    """
+    if not m:
+        return chosen
+    rest = np.setdiff1d(allowed(grid, question).numpy(), chosen.keep)
+    if len(rest) < m:  # the region is smaller than the budget
+        rest = np.setdiff1d(np.arange(grid.n), chosen.keep)
+    return replace(chosen, context=fuse(grid, torch.from_numpy(rest), m))
 
 
 def spell(reader: NanoReader, question: Question) -> list[int]:

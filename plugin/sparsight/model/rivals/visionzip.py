@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-
-from sparsight.model.rivals.common import allowed, fuse
+from sparsight.model.rivals.common import with_background
 from sparsight.model.selectors import ScoreSelector, check_budget
 from sparsight.types import Question, Selection, TokenGrid
 
@@ -28,10 +25,4 @@ class VisionZipSelector:
         m = round(_CONTEXT * k)
         norm = grid.features.norm(dim=1).numpy()
         chosen = ScoreSelector(norm, self.id).select(grid, question, k - m, seed=seed)
-        if not m:
-            return chosen
-        rest = np.setdiff1d(allowed(grid, question).numpy(), chosen.keep)
-        if len(rest) < m:  # the region is smaller than the budget
-            rest = np.setdiff1d(np.arange(grid.n), chosen.keep)
-        context = fuse(grid, torch.from_numpy(rest), m)
-        return Selection(chosen.keep, chosen.scores, 0.0, "greedy", self.id, seed, context)
+        return with_background(grid, question, chosen, m)
