@@ -112,7 +112,7 @@ class FolderCases(Sequence[Case]):
             prior = self._volume(self._folder / row.image_prior)
             if prior.shape != volume.shape or volume.shape[0] != 1:
                 raise _refusal([row.id], "a prior of another size than its image", "two 2D images of one size")
-            volume = replace(volume, voxels=np.concatenate([prior.voxels, volume.voxels]), sop_uids=())
+            volume = replace(volume, voxels=np.concatenate([prior.voxels, volume.voxels]), sop_uids=(), pair=True)
         words = (row.modality or "").upper().split()
         return replace(volume, modality=MODALITIES.get(words[0], volume.modality)) if words else volume
 
