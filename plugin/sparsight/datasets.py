@@ -112,7 +112,7 @@ class FolderCases(Sequence[Case]):
             prior = self._volume(self._folder / row.image_prior)
             if prior.shape != volume.shape or volume.shape[0] != 1:
                 raise _refusal([row.id], "a prior of another size than its image", "two 2D images of one size")
-            volume = replace(volume, voxels=np.concatenate([prior.voxels, volume.voxels]), sop_uids=())
+            volume = replace(volume, voxels=np.concatenate([prior.voxels, volume.voxels]), sop_uids=(), pair=True)
         words = (row.modality or "").upper().split()
         return replace(volume, modality=MODALITIES.get(words[0], volume.modality)) if words else volume
 
@@ -227,9 +227,17 @@ def _check_files(folder: Path, rows: Sequence[Row]) -> None:
     outside = [r.id for r in rows if any(not (base / name).resolve().is_relative_to(base) for name in r.files)]
     if outside:
         raise _refusal(outside, "rows that name a file outside the folder", "paths inside it")
-    missing = [r.id for r in rows if any(not (folder / name).exists() for name in r.files)]
+    missing = [r.id for r in rows if any(not _exists(folder / name) for name in r.files)]
     if missing:
         raise _refusal(missing, "rows whose image, prior or mask is missing", "every named file in the folder")
+
+
+def _exists(path: Path) -> bool:
+    """A name too long for the file system is no file either."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _check_boxes(folder: Path, rows: Sequence[Row]) -> None:

@@ -38,6 +38,8 @@ def describe(
 ) -> Evidence:
     """Group the kept tokens that hold 90 % of the weight into connected regions, heaviest first, at most 12.
 
+    Regions of a pair lie in one of its images each.
+
     The light rest of the budget joins nothing: it would chain separate findings into one box. Weights sum to 1.
 
     necessity: nats the answer loses without its evidence (None: not tested); grounded where it is >= threshold.
@@ -45,7 +47,10 @@ def describe(
     weights = token_weights(selection)
     kept = np.zeros(grid.n, bool)
     kept[heaviest(selection)] = True
-    groups, count = ndimage.label(kept.reshape(grid.shape), structure=np.ones((3, 3, 3)))
+    near = np.ones((3, 3, 3))
+    if volume.pair:  # its slices are two times, not neighbours
+        near[[0, 2]] = 0
+    groups, count = ndimage.label(kept.reshape(grid.shape), structure=near)
     groups = groups.ravel()
     group_weight = np.bincount(groups, weights=weights, minlength=count + 1)[1:]
     order = [g for g in np.argsort(-group_weight)[:_MAX_REGIONS] if group_weight[g] >= _MIN_WEIGHT]
@@ -55,7 +60,7 @@ def describe(
     regions = []
     for g, tokens, (box_ijk, box_mm) in zip(order, members, boxes, strict=True):
         k = _slice_of(volume, grid, int(tokens[np.argmax(weights[tokens])]))
-        sop_uid = volume.sop_uids[k] if volume.sop_uids else None
+        sop_uid = (volume.sop_uids[k] or None) if volume.sop_uids else None
         regions.append(Region(box_mm, box_ijk, float(group_weight[g]) / total, sop_uid, k))
     grounded = None if necessity is None else necessity >= threshold
     return Evidence(tuple(regions), len(selection.keep), grid.n, necessity, grounded)

@@ -25,6 +25,7 @@ def episode_json(episode: Episode) -> dict[str, Any]:
         "episode": episode.id,
         "created": episode.created.isoformat(),
         "study": episode.study,
+        "prior": episode.prior,
         "series_uid": episode.series_uid,
         "question": episode.question.text,
         "answer": answer.text,
@@ -42,6 +43,7 @@ def episode_json(episode: Episode) -> dict[str, Any]:
                 "weight": round(region.weight, 4),
                 "sop_uid": region.sop_uid,
                 "slice": region.slice_index,
+                "image": None if episode.prior is None else ("prior", "current")[region.slice_index],
             }
             for region in evidence.regions
         ],

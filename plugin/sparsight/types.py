@@ -13,7 +13,7 @@ first as in DICOM and NIfTI, to LPS millimetres of the voxel's centre. World coo
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -52,6 +52,16 @@ class ImageVolume:
     frame_of_reference_uid: str = ""
     sop_uids: tuple[str, ...] = ()
     body_part: str = ""
+    pair: bool = False  # two images, not neighbours: slice 0 is a prior, slice 1 the current image (imaging/pair.py)
+
+    @property
+    def current(self) -> ImageVolume:
+        """The image that was asked about: of a pair slice 1 alone, at its own place; else the volume itself."""
+        if not self.pair:
+            return self
+        ijk_to_lps = self.ijk_to_lps.copy()
+        ijk_to_lps[:3, 3] += ijk_to_lps[:3, 2]
+        return replace(self, voxels=self.voxels[1:], ijk_to_lps=ijk_to_lps, sop_uids=self.sop_uids[1:], pair=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -173,7 +183,7 @@ class Region:
     box_mm: Box
     box_ijk: tuple[tuple[int, int, int], tuple[int, int, int]]
     weight: float  # share of the selection's weight, 0..1; all regions sum to 1
-    sop_uid: str | None  # slice through its heaviest token
+    sop_uid: str | None  # slice through its heaviest token, of a pair the image it lies in
     slice_index: int
 
 
@@ -226,6 +236,7 @@ class Episode:
     config_sha256: str
     timings_ms: dict[str, float]
     recheck: Recheck | None = None
+    prior: str | None = None  # the id of the study it was compared with; slice 0 is then the prior, slice 1 the study
 
 
 @dataclass(frozen=True, eq=False)

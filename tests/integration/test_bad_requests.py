@@ -151,6 +151,8 @@ def test_other_origins_may_read_nothing_and_change_nothing(client):
     {"question": "\ud800?"}, {"budget": 0}, {"budget": 2}, {"budget": "x"}, {"budget": -1}, {"budget": [1]},
     {"kind": "essay"}, {"choices": ["a", "a"]}, {"choices": [""]}, {"region": [[0, 0, 0]]},
     {"region": [[0, 0, 0], [1, "x", 1]]}, {"unknown": 1}, {"kind": "choice"},
+    {"prior": ""}, {"prior": 1}, {"prior": "nowhere"}, {"prior": "../server.log"}, {"prior": "/etc/hostname"},
+    {"prior": "chest"}, {"prior": "head"}, {"study": "head", "prior": "chest"},
 ])  # fmt: skip
 def test_ask_refuses(client, change):
     body = {"study": "chest", "question": "Is there a nodule?"} | change

@@ -18,10 +18,11 @@ from sparsight.bench.suites import LONG_BUDGETS, Suite, cases_of, check_data
 from sparsight.bench.targets import targets
 from sparsight.errors import BudgetError, DataError, InputError, SparsightError
 from sparsight.model import load_base_policy
+from sparsight.recipe.sources import real_cases
 from sparsight.rl.scoring import Result
 from sparsight.types import Case
 
-TINY = evidence.Size(sim_2d=6, sim_ood=4, sim_long=2, real=6, tested=6, curves=2, read=2)
+TINY = evidence.Size(sim_2d=6, sim_ood=4, sim_long=2, sim_pair=4, real=6, tested=6, curves=2, read=2)
 
 
 def drawn(name: str, n: int, seed: int) -> list[Case]:
@@ -51,6 +52,10 @@ def test_suites_are_what_they_are_called() -> None:
     assert all(case.id.startswith("sim-test-") for case in [*images, *long])
     assert all(case.id.startswith("sim-test_ood-") for case in other)
     assert all(16 <= case.volume.shape[0] <= 32 for case in long)
+    pairs = drawn("sim_pair", 8, 0)
+    assert all(case.id.startswith("sim-test-") and case.volume.pair for case in pairs)
+    assert {case.volume.shape[0] for case in pairs} == {2}
+    assert len(pairs) == 8
     assert len({case.group for case in images}) == len({case.volume.sha256 for case in images}) > 1
 
 
@@ -71,6 +76,67 @@ def data(tmp_path: Path) -> Path:
         rows.append({**row, "boxes": [] if i % 2 else [box], "group": f"g{i}"})
     (folder / "data.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     return folder.parent
+
+
+@pytest.fixture
+def lesions(tmp_path: Path) -> Path:
+    """ms_flair and ms_followup of two patients each, of which one is left out of training; lesions on even images."""
+    folder = tmp_path / "lesions"
+    for name, patients in (("ms_flair", ("ms-x07", "ms-x19")), ("ms_followup", ("ms-l01", "ms-l03"))):
+        (folder / name / "images").mkdir(parents=True)
+        rows = []
+        for n, patient in enumerate(4 * patients):
+            rng = np.random.default_rng([n, len(name)])
+            now, prior = rng.integers(40, 80, (2, 64, 64), dtype=np.uint8)
+            there = n // 2 % 2 == 0
+            mask = np.zeros((64, 64), np.uint8)
+            mask[8:16, 40:48] = 255 * there
+            now[mask > 0] = 250
+            for kind, pixels in (("now", now), ("prior", prior), ("mask", mask)):
+                Image.fromarray(pixels).save(folder / name / "images" / f"{n}-{kind}.png")
+            row = {"id": f"{patient}-{n}", "image": f"images/{n}-now.png", "split": "train", "group": patient}
+            row |= {"question": "Is there a lesion?", "answer": "yes" if there else "no", "answer_type": "yesno"}
+            row |= {"mask": f"images/{n}-mask.png"} if there else {}
+            rows.append(row | ({"image_prior": f"images/{n}-prior.png"} if name == "ms_followup" else {}))
+        (folder / name / "data.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return folder
+
+
+@pytest.mark.parametrize(("name", "unseen"), [("ms_flair", "ms-x19"), ("ms_followup", "ms-l03")])
+def test_of_lesions_only_the_patient_left_out_of_training_is_asked_about(lesions: Path, name: str, unseen: str) -> None:
+    assert check_data(lesions) == ("ms_flair", "ms_followup")
+    suite = Suite(name, 300, (0.1,))
+    cases = [case for part in range(suite.parts) for case, _ in cases_of(suite, lesions, 0, part)]
+    assert {case.group for case in cases} == {unseen}
+    assert len(cases) == 4
+    assert {case.volume.shape[0] for case in cases} == {2 if name == "ms_followup" else 1}
+    assert not {case.id for case in real_cases(lesions / name, "train")} & {case.id for case in cases}
+    assert sum(case.finding is not None for case in cases) == 2
+    if name == "ms_followup":  # what is new is in the current image
+        assert not any(case.finding[0].any() for case in cases if case.finding is not None)
+
+
+def test_a_set_without_the_patient_that_is_left_out_is_refused(lesions: Path) -> None:
+    file = lesions / "ms_flair" / "data.jsonl"
+    file.write_text("\n".join(line for line in file.read_text().splitlines() if "ms-x19" not in line))
+    with pytest.raises(DataError, match="left out"):
+        check_data(lesions)
+
+
+@pytest.mark.slow
+def test_lesions_are_measured_like_the_other_sets_without_intervals(setup: Setup, lesions: Path) -> None:
+    report = evidence.run(replace(setup, data=lesions), size=TINY, budgets=[0.1], workers=1, tell=lambda *_: None)
+    for name in ("ms_flair", "ms_followup"):
+        suite = report["suites"][name]
+        assert (suite["n"], suite["groups"], suite["unit"]) == (4, 1, "patient")
+        row = next(r for r in report["rows"] if (r["suite"], r["selector"]) == (name, "ours"))
+        assert row["accuracy_ci"] == [None, None]
+        assert row["evidence_recall"] is not None
+    lines = [line for line in report["targets"] if "ms_flair" in line["target"]]
+    assert [line["verdict"] in ("met", "not met") for line in lines] == [True, True]
+    said = page(report, {}, [])
+    assert said.count("One patient only") == 2
+    assert "inf]" not in said
 
 
 @pytest.mark.parametrize("fault", ["missing", "empty", "image gone", "no rows"])
@@ -121,7 +187,8 @@ def test_a_run_measures_everything_and_does_not_depend_on_the_processes(setup: S
     report = evidence.run(setup, size=TINY, budgets=[0.05, 0.1], workers=1, tell=lambda *step: steps.append(step))
     assert steps[-1][1] == steps[-1][2] == len(steps)
     rows = {(row["suite"], row["selector"], row["budget"]): row for row in report["rows"]}
-    for suite, budgets in (("sim_2d", (0.05, 0.1)), ("sim_long", LONG_BUDGETS), ("bccd", (0.05, 0.1))):
+    ordinary = dict.fromkeys(("sim_2d", "sim_pair", "bccd"), (0.05, 0.1))
+    for suite, budgets in (*ordinary.items(), ("sim_long", LONG_BUDGETS)):
         for name in ("ours", "random", "saliency", "oracle"):
             for budget in budgets:
                 assert rows[suite, name, budget]["n"] == report["suites"][suite]["n"]
@@ -188,6 +255,21 @@ def test_verdicts_follow_the_numbers() -> None:
         == "not measured"
     )
     assert better["prefill speed-up at 10 % of 1,024 tokens"] == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "difference", "met"),
+    [(3.0, 0.0, ["met", "met"]), (2.9, 0.1, ["not met", "met"]), (4.0, -0.01, ["met", "not met"])],
+)
+def test_the_lesions_verdicts_follow_the_recall(ratio: float, difference: float, met: list[str]) -> None:
+    report = made_up(0.2)
+    told = {"label": "", "n": 9, "recall": [0.6, 0.2], "ratio_ci": [None, None], "difference_ci": [None, None]}
+    told |= {"ratio": ratio, "difference": difference}
+    report["suites"]["ms_flair"] = {"evidence": [told | {"second": rival} for rival in ("random", "saliency")]}
+    of_lesions = [line for line in targets(report) if "ms_flair" in line["target"]]
+    assert [line["verdict"] for line in of_lesions] == met
+    del report["suites"]["ms_flair"]
+    assert {v for t, v in verdicts(report).items() if "ms_flair" in t} == {"not measured"}
 
 
 def test_a_ratio_whose_interval_reaches_too_low_is_not_met() -> None:

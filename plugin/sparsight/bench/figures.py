@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sparsight.bench.parts import BLIND, READ, Fact, Part
-from sparsight.bench.suites import MASKED, SEEN, tested_at
+from sparsight.bench.suites import MASKED, tested_at
 from sparsight.rl.confidence import calibration_error, reliability, risk_coverage
 from sparsight.rl.evidence_tests import area, curve, summarise_tests
 from sparsight.rl.scoring import Result
@@ -22,10 +22,7 @@ _AREAS = (0.0, 0.001, 0.003, 0.01, 1.0)  # strata of evidence, share of the slic
 
 
 def figures_of(name: str, parts: list[Part], seed: int) -> dict[str, Any]:
-    """Tables of a suite: rows and paired as `sparsight evaluate` prints them, areas, evidence, strata, tests and more.
-
-    A suite that was seen in training has `seen` instead: its evidence by patient, nothing about answers.
-    """
+    """Tables of a suite: rows and paired as `sparsight evaluate` prints them, areas, evidence, strata, tests, more."""
     parts = sorted(parts, key=lambda part: min(part.facts, default=""))
     facts = {case: fact for part in parts for case, fact in part.facts.items()}
     results = [r for part in parts for r in part.results]
@@ -35,8 +32,6 @@ def figures_of(name: str, parts: list[Part], seed: int) -> dict[str, Any]:
     for part in parts:
         seconds.update(part.seconds)
     spent = {stage: round(value, 1) for stage, value in seconds.items()}
-    if name in SEEN:
-        return {"rows": [], "paired": [], "seen": _by_patient(results, seed), "seconds": spent}
     results += _majority(results, facts)
     results += recheck(results, "ours")
     names = list(dict.fromkeys(r.selector for r in results))
@@ -98,16 +93,6 @@ def _evidence(
         if rival not in ALWAYS
     ]
     return [{"label": label, **row} for label, row in found if row]
-
-
-def _by_patient(results: list[Result], seed: int) -> list[dict[str, Any]]:
-    """Where the kept tokens are, patient by patient: nothing about answers."""
-    kept = ("selector", "budget", "n", "evidence_recall", "pointing_hit", "iou", "kept", "fraction")
-    rows = []
-    for group in sorted({r.group for r in results}):
-        own = [r for r in results if r.group == group and r.recall is not None]
-        rows += [{"patient": group} | {k: row[k] for k in kept} for row in summarise(own, seed=seed)]
-    return rows
 
 
 def _strata(

@@ -14,10 +14,13 @@ Rows = list[dict[str, Any]]
 _NAMES = {
     "sim_2d": "Simulated images",
     "sim_long": "Simulated volumes of 9,216 tokens and more",
+    "sim_pair": "Simulated pairs of a prior and a current image",
     "sim_ood": "Simulated images in anatomy never trained on",
     "nih_cxr": "Chest radiographs (nih_cxr, val)",
     "bccd": "Blood smears (bccd, val)",
     "vqa_rad": "VQA-RAD (vqa_rad, val; questions with choices)",
+    "ms_flair": "MS lesions (ms_flair, a patient left out of training)",
+    "ms_followup": "MS lesions, new or changed since the prior scan (ms_followup, a patient left out of training)",
 }
 _TESTS = ("kept", "pixel sufficiency", "pixel necessity", "complement", "shuffled image", "no image")
 
@@ -29,7 +32,6 @@ def page(report: Report, pictures: dict[str, str], examples: Sequence[dict[str, 
     for name, suite in report["suites"].items():
         if suite.get("n"):
             lines += _suite(report, name, suite, pictures)
-    lines += _seen(report)
     lines += _tests(report, pictures)
     lines += _confidence(report, pictures)
     lines += _read(report)
@@ -68,6 +70,8 @@ def _suite(report: Report, name: str, suite: dict[str, Any], pictures: dict[str,
     paired = [row for row in report["paired"] if row["suite"] == name]
     title = f"## {_NAMES.get(name, name)}: {suite['n']} questions, {suite['groups']} {suite['unit']}s"
     lines = [title, "", *_carried(name, paired), ""]
+    if suite["groups"] == 1:
+        lines += [f"One {suite['unit']} only: its images hang together, so no interval can be given.", ""]
     if any(row["selector"] == "all" and (row["fraction"] or 1) < 1 for row in rows):
         lines += [f"`all` is thinned evenly to the {report['max_tokens']:,} tokens that one prompt holds.", ""]
     lines += [*_accuracy(rows, suite["areas"]), ""]
@@ -174,26 +178,6 @@ def _strata(suite: dict[str, Any]) -> list[str]:
         return []
     head = ("at 10 %", "n", "all", "ours", "its recall", "ours - all", "ours - saliency")
     return [*_table(head, cells), ""]
-
-
-def _seen(report: Report) -> list[str]:
-    lines = []
-    for name, suite in report["suites"].items():
-        if suite.get("seen"):
-            lines += [f"## {name}: seen in training, evidence only, by patient", ""]
-            cells = [
-                [
-                    row["patient"],
-                    row["selector"],
-                    share(row["budget"]),
-                    str(row["n"]),
-                    *(number(row[key]) for key in ("evidence_recall", "pointing_hit", "iou")),
-                ]
-                for row in suite["seen"]
-            ]
-            head = ("patient", "stream", "kept", "n", "evidence recall", "pointing", "IoU")
-            lines += [*_table(head, cells), ""]
-    return lines
 
 
 def _tests(report: Report, pictures: dict[str, str]) -> list[str]:

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsight.bench.suites import MASKED, SEEN, Suite, cases_of, tested_at
+from sparsight.bench.suites import MASKED, Suite, cases_of, tested_at
 from sparsight.model import PolicySelector, Reader, load_policy, load_reader
 from sparsight.rl.evaluate import SelectorFor, pose, posed_as, selectors_by_name
 from sparsight.rl.evidence_tests import Outcome, run_tests
-from sparsight.rl.scoring import Posed, Result, Said, answered, by_reading, choices_of
+from sparsight.rl.scoring import Posed, Result, answered, by_reading, choices_of
 from sparsight.types import Case, Selection, TokenGrid
 
 TESTED = ("ours", "saliency", "random", "oracle")
@@ -91,23 +91,17 @@ def measure_part(setup: Setup, task: Task) -> Part:
         closed += [(case, grid) for case in asked]
         posed = [p for case in asked for p in pose(case, grid, reader, streams, suite.budgets)]
         clock.lap("select")
-        if suite.name in SEEN:  # no answer: only where the kept tokens are
-            part.results += answered(reader, posed, _unasked)
-            continue
         posed += [_blind(case, grid) for case in asked]
         part.results += answered(reader, posed)
         clock.lap("answer")
         free = [case for case in group if not _has_choices(case)]
         part.read += _read_open(reader, streams, free, grid, tested_at(suite.name))
         clock.lap("read")
-    if suite.name not in SEEN:
-        _tests(part, task, reader, streams, closed)
-        clock.lap("evidence tests")
-        for case, grid in closed[: task.read]:
-            part.read += answered(
-                reader, _posed_to_read(case, grid, reader, streams, tested_at(suite.name)), by_reading
-            )
-        clock.lap("read")
+    _tests(part, task, reader, streams, closed)
+    clock.lap("evidence tests")
+    for case, grid in closed[: task.read]:
+        part.read += answered(reader, _posed_to_read(case, grid, reader, streams, tested_at(suite.name)), by_reading)
+    clock.lap("read")
     return part
 
 
@@ -149,10 +143,6 @@ def _blind(case: Case, grid: TokenGrid) -> Posed:
     """The question alone."""
     none = Selection(np.zeros(0, np.int64), np.zeros(grid.n, np.float32), 0.0, "greedy", BLIND)
     return posed_as(BLIND, 0.0, case, grid, none)
-
-
-def _unasked(_: Reader, posed: Sequence[Posed]) -> list[Said]:
-    return [Said("", 0.0) for _ in posed]
 
 
 def _has_choices(case: Case) -> bool:

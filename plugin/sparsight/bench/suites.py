@@ -3,15 +3,17 @@
     sim_2d    images in the four presets, findings of 0.05 to 3 % of the image        split test
     sim_ood   the same in kinds of anatomy that no training image has                 split test_ood
     sim_long  volumes of 16 to 32 slices, 9,216 tokens and more                       split test
+    sim_pair  pairs of a prior and a current image, 1,152 tokens                      split test
     nih_cxr, bccd, vqa_rad   val rows of the sets that a data folder holds
-    ms_flair  train rows (its two patients are training patients): where the evidence is, never how it answers
+    ms_flair, ms_followup    rows of the one patient of each that is left out of training (recipe.sources.LEFT_OUT);
+                             ms_followup are pairs
 
 Every suite comes in parts of about 40 questions, so that processes can share it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +23,7 @@ import numpy as np
 
 from sparsight.datasets import load_folder
 from sparsight.errors import DataError
+from sparsight.recipe.sources import LEFT_OUT, REAL, real_cases
 from sparsight.sim import PRESETS, SceneConfig, Simulator, Split
 from sparsight.sim.real import standard
 from sparsight.types import Case
@@ -28,10 +31,10 @@ from sparsight.types import Case
 Unit = Literal["image", "patient"]
 # The presets in turn, at the rates at which the reader was trained on them.
 TURNS = ("default", "many", "default", "faint", "default", "default", "many", "default", "tiny", "default")
+PRESET = {"sim_long": "volume", "sim_pair": "pair"}  # of suites that have one only
 LONG = replace(PRESETS["volume"], depth=(16, 32))
-REAL = {"nih_cxr": "val", "bccd": "val", "vqa_rad": "val", "ms_flair": "train"}  # and the split that is asked
-MASKED = ("sim_2d", "sim_ood", "sim_long", "bccd", "ms_flair")  # suites whose findings are known
-SEEN = ("ms_flair",)  # in training: no accuracy is reported
+MASKED = ("sim_2d", "sim_ood", "sim_long", "sim_pair", "bccd", "ms_flair", "ms_followup")  # whose findings are known
+VAL = "val"  # the split of real sets that nothing was trained on
 CASE_SEEDS = 3  # scenes are drawn with that many seeds in turn
 TEST_BUDGET = 0.1  # of the evidence tests and of what is read in full: what the product keeps by default
 LONG_BUDGETS = (0.005, 0.01, 0.02)  # of sim_long, whose tests are at the last
@@ -78,9 +81,15 @@ def check_data(data: Path | None) -> tuple[str, ...]:
         )
     for name in found:
         try:
-            load_folder(data / name, REAL[name])
+            rows = _measurable(data / name)
         except DataError as error:
             raise DataError(f"{name}: {error.given}", expected=error.expected, todo=error.todo) from error
+        if not rows:
+            raise DataError(
+                f"{name}: no row of the patient that is left out of training",
+                expected=f"rows of group {LEFT_OUT[name]}",
+                todo="restore them, or leave that folder out",
+            )
     return found
 
 
@@ -93,11 +102,10 @@ def cases_of(suite: Suite, data: Path | None, seed: int, part: int) -> Iterator[
         yield from _simulated(suite, data, seed, part)
         return
     assert data is not None
-    split = REAL[suite.name]
-    folder = _folder(data / suite.name, split)
+    folder = _folder(data / suite.name)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(folder))[: suite.n])
     for index in np.array_split(chosen, suite.parts)[part]:
-        yield folder[int(index)], split
+        yield folder[int(index)], VAL
 
 
 def _simulated(suite: Suite, data: Path | None, seed: int, part: int) -> Iterator[tuple[Case, str]]:
@@ -107,7 +115,7 @@ def _simulated(suite: Suite, data: Path | None, seed: int, part: int) -> Iterato
     wanted = suite.n // parts + (part < suite.n % parts)
     index = part
     while wanted > 0:
-        preset = "volume" if suite.name == "sim_long" else TURNS[index % len(TURNS)]
+        preset = PRESET.get(suite.name) or TURNS[index % len(TURNS)]
         drawn = _FIRST_SEED + seed * CASE_SEEDS + index % CASE_SEEDS
         scene = _simulator(preset, data).scene(split, index, drawn)
         for case in scene.cases[:wanted]:
@@ -123,4 +131,11 @@ def _simulator(preset: str, data: Path | None) -> Simulator:
 
 
 _backgrounds = lru_cache(maxsize=1)(standard)
-_folder = lru_cache(maxsize=8)(load_folder)
+
+
+def _measurable(path: Path) -> Sequence[Case]:
+    """What of a set may be measured. Images are read when a case is taken, but for the sets of LEFT_OUT."""
+    return load_folder(path, VAL) if path.name not in LEFT_OUT else real_cases(path, VAL)
+
+
+_folder = lru_cache(maxsize=8)(_measurable)

@@ -32,6 +32,7 @@ def ask(
         str, typer.Argument(help="DICOM, NIfTI, NRRD, PNG, JPEG or TIFF file or folder, or a study's id.")
     ],
     question: Annotated[str, typer.Argument(help="What you want to know.")],
+    prior: Annotated[str | None, typer.Option(help="An earlier image to compare with, as STUDY.")] = None,
     budget: Annotated[str | None, typer.Option(help="Share of the visual tokens to keep, in (0, 1], or auto.")] = None,
     no_recheck: Annotated[
         bool, typer.Option("--no-recheck", help="Do not read a negative or ungrounded answer again from more tokens.")
@@ -54,6 +55,7 @@ def ask(
         asked = service.ask(
             study,
             parsed,
+            prior=prior,
             budget=share,
             recheck=not no_recheck,
             on_progress=lambda p: tell(p.stage, p.done, p.total),
@@ -64,7 +66,7 @@ def ask(
         overlay_png(asked.volume, asked.grid, asked.weights(), regions, overlay, title=parsed.text)
         reply["overlay"] = str(overlay)
     if labelmap:
-        write_labelmap(labelmap, asked.labelmap(), asked.volume)
+        write_labelmap(labelmap, asked.labelmap(), asked.image)
         reply["labelmap"] = str(labelmap)
     if json:
         emit_json(reply)
@@ -211,7 +213,8 @@ def _print_answer(reply: dict[str, Any]) -> None:
     for region in reply["evidence"][:5]:
         (x0, y0, z0), (x1, y1, z1) = region["box_mm"]
         box = f"x {round(x0)}..{round(x1)}, y {round(y0)}..{round(y1)}, z {round(z0)}..{round(z1)} mm (LPS)"
-        console.print(f"  {region['weight']:>5.0%}  {box}, slice {region['slice']}")
+        where = f"{region['image']} image" if region["image"] else f"slice {region['slice']}"
+        console.print(f"  {region['weight']:>5.0%}  {box}, {where}")
     for name in ("overlay", "labelmap"):
         if name in reply:
             console.print(f"  {name}: {escape(reply[name])}")

@@ -44,9 +44,13 @@ def overlay_png(
 ) -> None:
     """Draw the evidence over the image: heat on the kept tokens, boxes with their weight, in true proportions.
 
-    weights: (N,), 0 for tokens not kept. A volume shows up to three slices, those with most evidence, or slice_index.
+    weights: (N,), 0 for tokens not kept. A volume shows up to three slices, those with most evidence, or slice_index; a
+    pair shows both images.
     """
-    shown = _heaviest_slices(grid, weights, volume.shape[0]) if slice_index is None else [slice_index]
+    if slice_index is not None:
+        shown = [slice_index]
+    else:
+        shown = [0, 1] if volume.pair else _heaviest_slices(grid, weights, volume.shape[0])
     if not all(0 <= k < volume.shape[0] for k in shown):
         raise InputError(f"slice {slice_index}", expected=f"0 to {volume.shape[0] - 1}", todo="choose a slice")
     side = 9.0 if len(shown) == 1 else 6.0  # inches of the longer side of one panel
@@ -164,7 +168,8 @@ def _draw_slice(
     _draw_letters(axes, volume)
     if volume.shape[0] > 1:
         share = float(weights.reshape(grid.shape)[_slice_token(grid, k)].sum() / max(float(weights.sum()), 1e-12))
-        caption = f"slice {k + 1} of {volume.shape[0]}, {share:.0%} of the evidence"
+        name = ("prior", "current")[k] if volume.pair else f"slice {k + 1} of {volume.shape[0]}"
+        caption = f"{name}, {share:.0%} of the evidence"
         axes.text(0.5, -0.01, caption, transform=axes.transAxes, color="0.85", size=9, ha="center", va="top")
 
 

@@ -54,7 +54,7 @@ class AnswerTask(InferTask):
         asked = service.ask(study, question, budget=_budget(request), recheck=_recheck(request))
         with tempfile.NamedTemporaryFile(prefix="sparsight-", suffix=extension, delete=False) as file:
             path = Path(file.name)
-        write_labelmap(path, asked.labelmap(), asked.volume)
+        write_labelmap(path, asked.labelmap(), asked.image)
         return str(path), {**ask_json(asked), "label_names": LABELS}
 
 

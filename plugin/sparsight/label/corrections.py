@@ -96,7 +96,7 @@ def on_study(mask: NDArray[np.bool_], ijk_to_lps: NDArray[np.float64] | None, vo
 
 def _kind(asked: Asked, mask: NDArray[np.bool_], ijk_to_lps: NDArray[np.float64] | None) -> MarkKind:
     """`missed` where the evidence lies wholly beside the drawn region, else `relevant`."""
-    drawn = on_study(mask, ijk_to_lps, asked.volume)
+    drawn = on_study(mask, ijk_to_lps, asked.image)
     return "relevant" if (drawn & (asked.labelmap() > 0)).any() else "missed"
 
 

@@ -42,7 +42,7 @@ class Grounding(ScoringMethod):
             return {"coverage": None, "spill": None}
         asked = service.reopen(newest[0].id)
         mask, ijk_to_lps = read_mask(Path(datastore.get_label_uri(image_id, "final")))
-        drawn = on_study(mask, ijk_to_lps, asked.volume) if mask.any() else np.zeros(asked.volume.shape, bool)
+        drawn = on_study(mask, ijk_to_lps, asked.image) if mask.any() else np.zeros(asked.image.shape, bool)
         return {"episode": asked.episode.id, **agreement(asked.labelmap() > 0, drawn)}
 
 

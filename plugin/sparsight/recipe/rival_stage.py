@@ -38,7 +38,8 @@ from sparsight.recipe import sources
 from sparsight.recipe.fit import fit
 from sparsight.recipe.language_stage import answer_loss, subset
 from sparsight.recipe.pool import Item, Pool
-from sparsight.recipe.sizes import SIZES, OnProgress
+from sparsight.recipe.sizes import SIZES
+from sparsight.recipe.train import OnProgress
 from sparsight.rl.checkpoint import load_checkpoint, save_checkpoint
 from sparsight.rl.language import LanguageConfig, LanguageStep, train_language
 from sparsight.rl.trainer import Example
@@ -53,7 +54,7 @@ _BUDGET = 0.1  # of what is measured
 
 @dataclass(frozen=True)
 class RivalSize:
-    """How long each part learns. Scenes: as many as the policy's, recipe.train.SIZES of the same name."""
+    """How long each part learns. Scenes: as many as the policy's, recipe.sizes.SIZES of the same name."""
 
     box_steps: int
     box_tokens: int  # in a batch

@@ -92,7 +92,7 @@ def volumes(
 
 def pairs(split: Split, first: int, n: int, seed: int, data: Path | None, tell: Tell, *, scoring: bool = False) -> Pool:
     """Draw n pairs of a prior and a current image: two slices, 1,152 tokens."""
-    simulator = Simulator(replace(PRESETS["pair"], questions=4 if scoring else _QUESTIONS), standard(data))
+    simulator = Simulator(replace(PRESETS["pair"], questions=_SCORED if scoring else QUESTIONS), standard(data))
     pool = Pool(by_question=True)  # a pair without change allows fewer questions than others
     for index in range(first, first + n):
         pool.add(simulator.scene(split, index, seed).cases, "sim pair", scoring=scoring)

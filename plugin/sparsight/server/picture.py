@@ -73,7 +73,7 @@ def labelmap_nifti(asked: Asked) -> bytes:
     """The tokens of the evidence on the study's own grid as .nii.gz bytes: 1 where they lie."""
     with tempfile.TemporaryDirectory(prefix="sparsight-") as folder:
         path = Path(folder) / "evidence.nii.gz"
-        write_labelmap(path, asked.labelmap(), asked.volume)
+        write_labelmap(path, asked.labelmap(), asked.image)
         return path.read_bytes()
 
 

@@ -64,7 +64,8 @@ def ask(request: AskRequest, service: Served) -> dict[str, Any]:
         kind = request.kind or question.kind
         choices = question.choices or (("yes", "no") if kind == "yes_no" else ())
         question = Question(question.text, kind, choices if kind != "free" else (), request.region)
-    return ask_json(service.ask(request.study, question, budget=request.budget, recheck=request.recheck))
+    asked = service.ask(request.study, question, prior=request.prior, budget=request.budget, recheck=request.recheck)
+    return ask_json(asked)
 
 
 @router.post("/feedback", response_model=FeedbackReply, tags=["Correct"])

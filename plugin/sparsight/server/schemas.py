@@ -27,6 +27,7 @@ class AskRequest(_Request):
 
     study: Identifier = Field(description="an id that GET /sparsight/studies lists", examples=["chest-1"])
     question: str = Field(min_length=1, max_length=20_000, examples=["Is there a nodule?"])
+    prior: Identifier | None = Field(None, description="an earlier study to compare with; both must be single images")
     kind: Literal["free", "yes_no", "choice"] | None = Field(None, description="default: seen from the question")
     choices: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default_factory=list, max_length=20)
     region: Corners | None = Field(None, description="ask about this part only, LPS mm")
@@ -68,6 +69,7 @@ class RegionReply(_Reply):
     box_mm: Corners
     weight: float
     sop_uid: str | None = None
+    image: Literal["prior", "current"] | None = Field(None, description="which of the two it lies in; null: one study")
 
 
 class PolicyUsed(BaseModel):
@@ -81,6 +83,7 @@ class AskReply(_Reply):
     """An answer with what it rests on; the same JSON as `sparsight ask --json`."""
 
     episode: str = Field(examples=["e0123456789abcdef"])
+    prior: str | None = Field(None, description="the study it was compared with")
     answer: str
     reasoning: str
     confidence: float = Field(description="calibrated probability that the answer is right, 0..1")

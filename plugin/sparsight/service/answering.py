@@ -138,9 +138,14 @@ class Asked:
         """The tokens that the evidence is made of."""
         return shown(self.episode.selection, self.episode.recheck)
 
+    @property
+    def image(self) -> ImageVolume:
+        """What the label map lies on: the study itself, without the prior it was compared with."""
+        return self.volume.current
+
     def labelmap(self) -> NDArray[np.uint8]:
-        """The tokens of the evidence as voxels: (D, H, W), 1 where they lie."""
-        return tokens_to_labelmap(self.grid, self.shown.keep, self.volume.shape)
+        """The tokens of the evidence as voxels of `image`: (D, H, W), 1 where they lie."""
+        return tokens_to_labelmap(self.grid, self.shown.keep, self.volume.shape)[-self.image.shape[0] :]
 
     def weights(self) -> NDArray[np.float32]:
         """Weight of each token, (N,), sums to 1 over those of the evidence."""

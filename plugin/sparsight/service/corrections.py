@@ -108,7 +108,8 @@ def _coverage(grid: TokenGrid, mark: Mark) -> NDArray[np.float32]:
             raise GeometryError(
                 f"a mask of {mark.mask.shape} pixels", expected="the size of the image", todo="draw it on the image"
             )
-        affine = frame.ijk_to_lps
+        affine = frame.ijk_to_lps.copy()
+        affine[:3, 3] += over[0] * affine[:3, 2]  # of a pair, the current image: the last slice
     return token_coverage(grid, resample_mask(mark.mask, affine, frame))
 
 

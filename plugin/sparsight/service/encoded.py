@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sparsight.errors import NotFoundError
 from sparsight.imaging.load import load
+from sparsight.imaging.pair import pair_of
 from sparsight.imaging.studies import StudySource
 from sparsight.model.protocols import Reader
 from sparsight.types import ImageVolume, TokenGrid
@@ -21,17 +22,28 @@ Turn = Callable[[], AbstractContextManager[None]]  # takes and gives back the ma
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A study with its tokens, and what it took to get them."""
+    """A study with its tokens, and what it took to get them. prior: id of what it is compared with in `volume`."""
 
     id: str
     volume: ImageVolume
     grid: TokenGrid
     timings_ms: dict[str, float] = field(default_factory=dict)
+    prior: str | None = None
 
     @property
     def bytes(self) -> int:
         """Memory it holds."""
         return self.volume.voxels.nbytes + self.grid.features.nbytes
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """A study, or a pair, before it is encoded."""
+
+    id: str
+    prior: str | None
+    volume: ImageVolume
+    load_ms: float
 
 
 class EncodedStudies:
@@ -43,30 +55,51 @@ class EncodedStudies:
         self._opened: tuple[str, ImageVolume] | None = None  # the last study loaded for its pictures alone
         self._lock = threading.Lock()
 
-    def get(self, study: str | ImageVolume, reader: Reader, on_stage: Callable[[str], None], turn: Turn) -> Encoded:
+    def get(
+        self,
+        study: str | ImageVolume,
+        reader: Reader,
+        on_stage: Callable[[str], None],
+        turn: Turn,
+        *,
+        prior: str | ImageVolume | None = None,
+    ) -> Encoded:
         """Load and encode, unless that was done before. study: an id of the source (or, without one, a path); a volume.
 
+        prior: likewise, an earlier image; both are then encoded as one pair.
         A study that changed on disk is loaded anew: its fingerprint is part of the key. Only encoding takes a turn at
         the machine: a slow PACS holds up nobody else.
-        Raises NotFoundError, ImageError, GeometryError.
+        Raises NotFoundError, ImageError, GeometryError, InputError.
         """
-        if isinstance(study, ImageVolume):
-            return self._encode((study.sha256, reader.id), None, study, reader, 0.0, on_stage, turn)
         study_id, fingerprint, loader = self._locate(study)
-        key = (fingerprint, reader.id)
+        if prior is None:
+            key = (fingerprint, reader.id)
+            compared = None
+        else:
+            compared = self._locate(prior)
+            key = (f"{fingerprint}\n{compared[1]}", reader.id)
         if hit := self._hit(key, 0.0):
             return hit
-        on_stage("load")
+        if isinstance(study, str) or isinstance(prior, str):
+            on_stage("load")
         start = time.perf_counter()
-        volume = loader()
-        return self._encode(key, study_id, volume, reader, _ms_since(start), on_stage, turn)
+        volume, prior_id = loader(), None
+        study_id = _named(study_id, volume)
+        if compared is not None:
+            earlier = compared[2]()
+            prior_id = _named(compared[0], earlier)
+            volume = pair_of(earlier, volume)
+        made = _Loaded(study_id, prior_id, volume, _ms_since(start))
+        return self._encode(key, made, reader, on_stage, turn)
 
-    def volume(self, study_id: str) -> ImageVolume:
-        """The study without its tokens. Raises NotFoundError where it can no longer be had."""
+    def volume(self, study_id: str, prior: str | None = None) -> ImageVolume:
+        """The study (with a prior: the pair) without its tokens. Raises NotFoundError where it can no longer be had."""
         with self._lock:
             for kept in reversed(self._kept.values()):
-                if kept.id == study_id:
+                if (kept.id, kept.prior) == (study_id, prior):
                     return kept.volume
+        if prior is not None:
+            return pair_of(self.volume(prior), self.volume(study_id))
         if self.source is None:
             raise NotFoundError(
                 "a study asked about by path", expected="a study source", todo="name the folder with --studies"
@@ -90,31 +123,29 @@ class EncodedStudies:
     def _encode(
         self,
         key: tuple[str, str],
-        study_id: str | None,
-        volume: ImageVolume,
+        loaded: _Loaded,
         reader: Reader,
-        load_ms: float,
         on_stage: Callable[[str], None],
         turn: Turn,
     ) -> Encoded:
         with turn():
-            if hit := self._hit(key, load_ms):  # somebody else encoded it while we waited
+            if hit := self._hit(key, loaded.load_ms):  # somebody else encoded it while we waited
                 return hit
             on_stage("encode")
             start = time.perf_counter()
-            grid = reader.encode(volume)
-            timings = {"load": load_ms, "encode": _ms_since(start)}
-        # a file name may hold a patient's name: without a served id the content names the study
-        study_id = study_id or volume.series_uid or f"sha256-{volume.sha256[:16]}"
-        made = Encoded(study_id, volume, grid, timings)
+            grid = reader.encode(loaded.volume)
+            timings = {"load": loaded.load_ms, "encode": _ms_since(start)}
+        made = Encoded(loaded.id, loaded.volume, grid, timings, loaded.prior)
         with self._lock:
             self._kept[key] = made
             while len(self._kept) > 1 and sum(e.bytes for e in self._kept.values()) > self._max_bytes:
                 self._kept.popitem(last=False)
         return made
 
-    def _locate(self, study: str) -> tuple[str | None, str, Callable[[], ImageVolume]]:
+    def _locate(self, study: str | ImageVolume) -> tuple[str | None, str, Callable[[], ImageVolume]]:
         """(id, fingerprint, loader). With a source only its ids count: a client of a server must not name paths."""
+        if isinstance(study, ImageVolume):
+            return None, study.sha256, lambda: study
         if self.source is not None:
             source = self.source
             return source.info(study).id, source.fingerprint(study), lambda: source.load(study)
@@ -126,6 +157,11 @@ class EncodedStudies:
                 todo="check the path; with --studies DIR, `sparsight doctor` lists the ids of a folder",
             )
         return None, _path_fingerprint(path), lambda: load(path)
+
+
+def _named(study_id: str | None, volume: ImageVolume) -> str:
+    """The id that a study is recorded under. A file name may hold a patient's name: else the content names it."""
+    return study_id or volume.series_uid or f"sha256-{volume.sha256[:16]}"
 
 
 def _path_fingerprint(path: Path) -> str:

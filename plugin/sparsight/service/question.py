@@ -44,6 +44,14 @@ def check_region(question: Question, grid: TokenGrid) -> None:
         )
 
 
+def check_pair(question: Question, *, compared: bool) -> None:
+    """Raise QuestionError where a region would hide one image of a pair from the policy."""
+    if compared and question.region is not None:
+        raise QuestionError(
+            "a region together with a prior", expected="one of them", todo="leave the region out: name the place"
+        )
+
+
 def check_budget(budget: Budget) -> Budget:
     """A share of the tokens. Raises BudgetError unless it is in (0, 1]."""
     if budget == "auto":

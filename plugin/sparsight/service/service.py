@@ -27,7 +27,7 @@ from sparsight.service import corrections
 from sparsight.service.answering import Answering, Asked, OnProgress, Progress, shown, tokens_at
 from sparsight.service.encoded import Encoded, EncodedStudies
 from sparsight.service.learning import Learned, Learner
-from sparsight.service.question import check_budget, check_region, parse_question
+from sparsight.service.question import check_budget, check_pair, check_region, parse_question
 from sparsight.service.turn import Priority, Turnstile
 from sparsight.store import Features, PolicyRegistry, Store
 from sparsight.types import Budget, Episode, Feedback, ImageVolume, PolicyVersion, Question, Reward, TokenGrid
@@ -71,23 +71,28 @@ class Service:
         study: str | ImageVolume,
         question: Question,
         *,
+        prior: str | ImageVolume | None = None,
         budget: Budget | None = None,
         recheck: bool = True,
         on_progress: OnProgress | None = None,
     ) -> Asked:
         """Answer a question about a study and record it.
 
-        study: an id of the served studies, a path where none are served, or a volume. budget: share of the tokens to
-        keep, in (0, 1], or "auto": the policy decides. recheck: read a negative or ungrounded answer again from more
-        tokens (serve.recheck_budget).
-        Raises QuestionError, BudgetError, NotFoundError, ImageError, GeometryError, BusyError.
+        study: an id of the served studies, a path where none are served, or a volume. prior: an earlier image to
+        compare with, likewise (imaging/pair.py says which pairs can be). budget: share of the tokens to keep, in
+        (0, 1], or "auto": the policy decides. recheck: read a negative or ungrounded answer again from more tokens
+        (serve.recheck_budget).
+        Raises QuestionError, BudgetError, NotFoundError, ImageError, GeometryError, InputError, BusyError.
         """
         tell = on_progress or (lambda progress: None)
         start = time.perf_counter()
         serve = self.config.serve
         parse_question(question.text, choices=question.choices, max_chars=serve.max_question_chars)
         share = check_budget(serve.budget if budget is None else budget)
-        study_ = self._encoded.get(study, self.reader, lambda stage: tell(Progress(stage)), self._turnstile.turn)
+        check_pair(question, compared=prior is not None)
+        study_ = self._encoded.get(
+            study, self.reader, lambda stage: tell(Progress(stage)), self._turnstile.turn, prior=prior
+        )
         volume, grid = study_.volume, study_.grid
         check_region(question, grid)
         with self._turnstile.turn():
@@ -120,6 +125,7 @@ class Service:
             config_sha256=self.config.sha256,
             timings_ms=timings,
             recheck=reading.recheck,
+            prior=study_.prior,
         )
         self.store.save_episode(episode)
         return Asked(episode, volume, grid)
@@ -230,7 +236,7 @@ class Service:
     def reopen(self, episode_id: str) -> Asked:
         """An earlier episode with its study again. Raises NotFoundError, also where the study is gone."""
         episode = self.store.episode(episode_id)
-        volume = self._encoded.volume(episode.study)
+        volume = self._encoded.volume(episode.study, episode.prior)
         if volume.sha256 != episode.volume_sha256:
             raise NotFoundError(
                 "a study that changed since it was asked about", expected="the same images", todo="ask about it again"

@@ -83,9 +83,9 @@ def jitter(rng: np.random.Generator, voxels: NDArray[np.uint8]) -> Floats:
     return np.asarray(image, np.float32)
 
 
-def volume_of(voxels: Floats, background: Background) -> ImageVolume:
+def volume_of(voxels: Floats, background: Background, *, pair: bool = False) -> ImageVolume:
     """Identity geometry: columns run to the patient's left, rows to posterior, slices to superior (LPS)."""
-    return ImageVolume(voxels, np.eye(4), background.modality, (127.5, 255.0), has_mm=False)
+    return ImageVolume(voxels, np.eye(4), background.modality, (127.5, 255.0), has_mm=False, pair=pair)
 
 
 def case_of(name: str, volume: ImageVolume, asked: Asked, group: str) -> Case:

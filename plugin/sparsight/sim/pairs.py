@@ -106,7 +106,7 @@ def draw_pair(
         [_acquired(config, rng, _displaced(images[0], down, right)), _acquired(config, rng, images[1])]
     )
     moved = tuple(_move_prior(change, down, right) for change in changes)
-    volume = volume_of(voxels, background)
+    volume = volume_of(voxels, background, pair=True)
     asked = ask_pair(config, moved, rng)
     cases = tuple(case_of(f"{name}-{n}", volume, a, background.group) for n, a in enumerate(asked))
     return Scene(volume, tuple(f for change in moved for f in change.seen), cases, moved)

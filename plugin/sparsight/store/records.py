@@ -70,6 +70,8 @@ def episode_to_record(episode: Episode) -> tuple[Json, Arrays]:
     }
     if episode.recheck is not None:  # absent, as in the records of before there were any: their text stays the same
         record["recheck"] = asdict(episode.recheck)
+    if episode.prior is not None:
+        record["prior"] = episode.prior
     keep, scores = np.asarray(selection.keep, np.int64), np.asarray(selection.scores, np.float32)
     return record, {"keep": keep, "scores": scores}
 
@@ -92,6 +94,7 @@ def episode_from_record(record: Json, arrays: Arrays) -> Episode:
         grid_shape=_tuples(record["grid_shape"]),
         timings_ms=record["timings_ms"],
         recheck=Recheck(**{**recheck, "first": Answer(**recheck["first"])}) if recheck else None,
+        prior=record.get("prior"),
         **{name: record[name] for name in _EPISODE_TEXTS},
     )
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from sparsight.cli import main as program
 from sparsight.errors import SparsightError
 
-MARKS_JSON = {"box_mm", "box_ijk", "weight", "sop_uid", "slice"}
+MARKS_JSON = {"box_mm", "box_ijk", "weight", "sop_uid", "slice", "image"}
 
 
 @pytest.fixture
@@ -71,6 +72,22 @@ def test_ask_correct_learn_and_list(run: Any, picture: Path, tmp_path: Path) -> 
     assert run("rollback")[1]["error"]["code"] == "conflict"
 
 
+def test_a_study_is_asked_about_beside_its_prior(run: Any, picture: Path, tmp_path: Path) -> None:
+    prior, overlay, labels = tmp_path / "prior.png", tmp_path / "o.png", tmp_path / "l.nii.gz"
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (48, 60), dtype=np.uint8)).save(prior)
+    pictures = ("--overlay", str(overlay), "--labelmap", str(labels))
+    code, asked = run("ask", str(picture), "Is there a new nodule?", "--prior", str(prior), *pictures)
+    assert code == 0
+    assert asked["budget"]["total"] == 2 * 480
+    assert asked["prior"].startswith("sha256-")
+    assert asked["prior"] != asked["study"]
+    assert {region["image"] for region in asked["evidence"]} <= {"prior", "current"}
+    assert all(region["image"] == ("prior", "current")[region["slice"]] for region in asked["evidence"])
+    with Image.open(overlay) as drawn:
+        assert drawn.size[0] > 1.5 * drawn.size[1]  # side by side
+    assert nibabel.load(labels).shape == (120, 96, 1)  # of the study alone
+
+
 def test_an_untrained_reader_is_read_again_and_a_person_is_told(
     run: Any, picture: Path, tmp_path: Path, reader_folder: Path
 ) -> None:
@@ -94,6 +111,9 @@ def test_an_untrained_reader_is_read_again_and_a_person_is_told(
         (["ask", "nowhere.dcm", "Is there a nodule?"], "not_found"),
         (["ask", "{picture}", " "], "bad_question"),
         (["ask", "{picture}", "q" * 100_000], "bad_question"),
+        (["ask", "{picture}", "Is it?", "--prior", "nowhere.png"], "not_found"),
+        (["ask", "{picture}", "Is it?", "--prior", "{picture}"], "bad_input"),
+        (["ask", "{picture}", "Is it?", "--prior", "{empty}"], "bad_image"),
         (["ask", "{picture}", "Is it?", "--budget", "0"], "bad_budget"),
         (["ask", "{picture}", "Is it?", "--budget", "2"], "bad_budget"),
         (["ask", "{picture}", "Is it?", "--budget", "x"], "bad_budget"),

@@ -39,7 +39,7 @@ def asked():
         reader="r", policy="p", policy_sha256="0" * 64, config_sha256="0" * 64, timings_ms={},
     )  # fmt: skip
     volume = ImageVolume(np.zeros((4, 10, 12), np.float32), AFFINE, "CT", (40, 400))
-    return SimpleNamespace(episode=episode, volume=volume, labelmap=lambda: labels)
+    return SimpleNamespace(episode=episode, volume=volume, image=volume, labelmap=lambda: labels)
 
 
 class FakeService:
@@ -197,7 +197,7 @@ def test_a_mask_on_the_evidence_is_relevant_and_one_beside_it_was_missed(asked, 
 
 def test_the_same_label_is_the_same_correction(asked, tmp_path):
     path = write(tmp_path / "a.png", np.ones((10, 12)))
-    asked.volume = replace(asked.volume, voxels=np.zeros((1, 10, 12), np.float32))
+    asked.volume = asked.image = replace(asked.volume, voxels=np.zeros((1, 10, 12), np.float32))
     asked.labelmap = lambda: np.ones((1, 10, 12), np.uint8)
     first, again = correction(asked, path, {}), correction(asked, path, {})
     other = correction(asked, path, {"answer": "no"})

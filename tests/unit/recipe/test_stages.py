@@ -16,8 +16,9 @@ from sparsight.recipe.encoder_stage import ATTRIBUTES, WeakBatches, WeakHeads
 from sparsight.recipe.fit import fit
 from sparsight.recipe.language_stage import Mixture, answer_loss, naming_loss, subset, write
 from sparsight.recipe.pool import Item, Pool
+from sparsight.recipe.sizes import SIZES, Size
 from sparsight.recipe.supervision import REGIONS, Weak
-from sparsight.recipe.train import SIZES, Size, _Recipe
+from sparsight.recipe.train import _Recipe
 from sparsight.sim import KINDS, PRESETS, Simulator
 from sparsight.types import Question
 

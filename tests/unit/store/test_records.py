@@ -89,6 +89,7 @@ episodes = st.builds(
     config_sha256=texts,
     timings_ms=timings,
     recheck=st.none() | rechecks,
+    prior=st.none() | st.text(min_size=1),
 )
 masks = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=6))
 marks = st.builds(
@@ -140,7 +141,7 @@ def test_an_episode_survives(episode: Episode) -> None:
 
 def test_a_record_of_before_the_recheck_is_the_same_text(make_episode: Callable[..., Episode]) -> None:
     record, arrays = episode_to_record(make_episode())
-    assert "recheck" not in record
+    assert not {"recheck", "prior"} & set(record)
     assert episode_from_record(json.loads(canonical(record)), arrays).recheck is None
 
 

@@ -1,0 +1,78 @@
+"""A study and its prior over HTTP: what the reply says, which pictures belong to it, and what is refused."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from sparsight.config import Config
+from sparsight.server import problems, state
+from sparsight.server.routes import router
+from sparsight.service import Service
+
+
+@pytest.fixture
+def client(tmp_path: Path, reader_folder: Path) -> Iterator[TestClient]:
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    for seed, name in enumerate(("now", "before")):
+        pixels = np.random.default_rng(seed).integers(0, 255, (96, 120), dtype=np.uint8)
+        Image.fromarray(pixels).save(studies / f"{name}.png")
+    stack = np.random.default_rng(2).normal(0, 30, (40, 32, 5)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(stack, np.diag([-1.0, -1.0, 3.0, 1.0])), studies / "stack.nii.gz")
+    service = Service(Config.load(home=tmp_path / "home", serve={"reader": str(reader_folder)}), studies)
+    app = FastAPI()
+    app.include_router(router)
+    problems.install(app)
+    state.use(service)
+    yield TestClient(app)
+    state.use(None)
+    service.close()
+
+
+def test_a_study_is_compared_with_its_prior(client: TestClient) -> None:
+    asked = client.post("/sparsight/ask", json={"study": "now", "prior": "before", "question": "Is there a new ring?"})
+    assert asked.status_code == 200, asked.text
+    reply = asked.json()
+    assert (reply["study"], reply["prior"]) == ("now", "before")
+    assert all(region["image"] == ("prior", "current")[region["slice"]] for region in reply["evidence"])
+    episode = f"/sparsight/episodes/{reply['episode']}"
+    assert client.get(episode).json() == reply
+    assert client.get(f"{episode}/geometry").json()["shape"] == [2, 96, 120]
+    for k, name in enumerate(("before", "now")):
+        shown = client.get(f"{episode}/slice.png", params={"slice": k, "evidence": False}).content
+        with Image.open(io.BytesIO(shown)) as picture, Image.open(state.service().studies.root / f"{name}.png") as own:
+            assert np.abs(np.asarray(picture.convert("L"), int) - np.asarray(own, int)).max() <= 1
+    with Image.open(io.BytesIO(client.get(f"{episode}/overlay.png").content)) as overlay:
+        assert overlay.size[0] > 1.5 * overlay.size[1]  # side by side
+    assert client.get(f"{episode}/labelmap.nii.gz").status_code == 200
+    alone = client.post("/sparsight/ask", json={"study": "now", "question": "Is there a ring?"}).json()
+    assert alone["prior"] is None
+    assert {region["image"] for region in alone["evidence"]} == {None}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"prior": "nowhere"}, 404, "not_found"),
+        ({"prior": "/etc/hostname"}, 404, "not_found"),
+        ({"prior": "now"}, 422, "bad_input"),
+        ({"prior": "stack"}, 422, "bad_geometry"),
+        ({"study": "stack", "prior": "now"}, 422, "bad_geometry"),
+        ({"prior": ""}, 422, "bad_input"),
+        ({"prior": ["before"]}, 422, "bad_input"),
+        ({"prior": "before", "region": [[0, 0, 0], [9, 9, 1]]}, 422, "bad_question"),
+    ],
+)
+def test_a_pair_that_cannot_be_compared_is_refused(
+    client: TestClient, body: dict[str, object], status: int, code: str
+) -> None:
+    reply = client.post("/sparsight/ask", json={"study": "now", "question": "Is there a new ring?"} | body)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
+    assert client.get("/sparsight/episodes").json() == []
