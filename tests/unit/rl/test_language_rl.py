@@ -398,14 +398,15 @@ def test_a_nano_reader_that_knows_only_the_form_learns_the_answer(nano: NanoRead
     unseen = [example(900 + n, width, 4) for n in range(20)]
     selector = Evidence()
     before = alternation.measure(reader, selector, unseen, 0.25)
-    config = LanguageConfig(steps=30, batch=8, budgets=(0.25,), limit=8, lr=2e-3, kl=0.0, sharpness=0.0)
+    config = LanguageConfig(steps=80, batch=8, budgets=(0.25,), limit=8, lr=2e-3, kl=0.0, sharpness=0.0, perception=0.0)
     report = train_language(
         NanoLanguagePolicy(reader), selector, [example(n, width, 4) for n in range(40)], config=config
     )
     after = alternation.measure(reader, selector, unseen, 0.25)
     assert before.kept < 0.75
     assert after.kept > 0.9
-    assert report.history[-1].reward > 0.9
+    rewards = [step.reward for step in report.history]
+    assert np.mean(rewards[-10:]) > np.mean(rewards[:10]) + 0.15
 
 
 # The two streams in turns
