@@ -48,8 +48,8 @@ SIZES = {
         policy_batch=32,
         looks=60_000,
         looked_steps=800,
-        turns=1,
-        turn_steps=(100, 40),
+        turns=0,
+        turn_steps=(150, 60),
         test_scenes=300,
     ),
     "small": Size(

@@ -247,7 +247,7 @@ class _Recipe:
             self._fit_language(reader, mixture, "looked", size.looked_steps, first=_LATE, lr=1e-3, muon=0.01)
         both = nn.ModuleDict({"policy": policy, "language": reader.language})
         with self._stage("turns"), _once(self.out / "turns.safetensors", self.runs["turns"], both) as todo:
-            if todo:
+            if todo and size.turns:
                 take_turns(
                     policy,
                     reader,
