@@ -82,6 +82,11 @@ class FolderCases(Sequence[Case]):
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def groups(self) -> frozenset[str]:
+        """The patients or cases that the rows are of; no image is read."""
+        return frozenset(row.patient for row in self._rows)
+
     @overload
     def __getitem__(self, index: int) -> Case: ...
     @overload

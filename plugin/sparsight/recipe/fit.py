@@ -34,7 +34,8 @@ def fit(
 
     muon: peak learning rate of Muon (Jordan et al. 2024) for the hidden matrices, all but embeddings; 0: AdamW for all.
     Random draws depend on (seed, step) only. The checkpoint stays when done: the same run then returns at once.
-    Raises TrainingError for a loss that is not a number; the checkpoint before it is kept.
+    Raises TrainingError for a loss or a gradient that is not a number, before it reaches the weights: those in place
+    and the last checkpoint are the last good ones.
     """
     optimizers = _optimizers(module, lr, muon)
     peaks = (lr, muon)
@@ -47,20 +48,25 @@ def fit(
                 group["lr"] = peak * rate
         loss = loss_of(step, np.random.default_rng([seed, step]))
         if not torch.isfinite(loss):
-            raise TrainingError(
-                f"a loss that is not a number at step {step}",
-                expected="a finite loss",
-                todo="run again: training resumes at its last checkpoint",
-            )
+            raise _stopped("a loss", step)
         module.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        if not torch.isfinite(torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)):
+            raise _stopped("a gradient", step)
         for optimizer in optimizers:
             optimizer.step()
         if (step + 1) % _SAVE_EVERY == 0 or step + 1 == steps:
             save_checkpoint(checkpoint, run, module, optimizers, step + 1)
         on_step(step + 1, steps, float(loss.detach()))
     module.eval()
+
+
+def _stopped(what: str, step: int) -> TrainingError:
+    return TrainingError(
+        f"{what} that is not a number at step {step}",
+        expected="finite numbers",
+        todo="run again, which resumes at the last checkpoint; if it stops there again, with another seed",
+    )
 
 
 def _optimizers(module: nn.Module, lr: float, muon: float) -> list[torch.optim.Optimizer]:

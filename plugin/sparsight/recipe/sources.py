@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sparsight.datasets import load_folder
+from sparsight.errors import DataError
 from sparsight.recipe.pool import Pool
 from sparsight.sim import KINDS, PRESETS, SceneConfig, Simulator, Split
 from sparsight.sim.real import standard
@@ -27,6 +28,43 @@ _TEMPLATE = 30  # rows that ask in the same words: the question is then a findin
 _EASY = ("synthetic_chest", "synthetic_brain", "synthetic_tissue")
 
 Tell = Callable[[str, int, int], None]
+
+
+def check_data(data: Path | None) -> None:
+    """Check all rows that training and its measurements will ask for, in seconds, before anything is drawn or trained.
+
+    Raises DataError: no such folder, none of the sets in it, or (naming the set) whatever `load_folder` refuses.
+    Whether a picture is whole shows when it is read, which `train_nano` does before it draws a scene.
+    """
+    if data is None:
+        return
+    if not data.is_dir():
+        raise DataError("a data folder that is not there", expected="a folder of data folders", todo="check --data")
+    found = [name for name in REAL if (data / name).is_dir()]
+    if not found:
+        raise DataError(
+            "a data folder without a set that training knows",
+            expected=f"one of the folders {', '.join(REAL)}",
+            todo="check --data, or leave it out to train on simulated images only",
+        )
+    for name in found:
+        try:
+            for split in ("train", "val"):
+                _check_split(data / name, split)
+        except DataError as error:
+            raise DataError(f"{name}: {error.given}", expected=error.expected, todo=error.todo) from error
+
+
+def _check_split(folder: Path, split: str) -> None:
+    """Raise DataError unless real_cases can give rows of this split."""
+    unseen = LEFT_OUT.get(folder.name)
+    cases = load_folder(folder, "train" if unseen else split)
+    if unseen and not any((group == unseen) == (split == "val") for group in cases.groups):
+        raise DataError(
+            f"no row {'of' if split == 'val' else 'beside those of'} {unseen}, the patient that is measured on",
+            expected="rows of that patient and of at least one other",
+            todo="add them, or leave that folder out",
+        )
 
 
 def simulated(

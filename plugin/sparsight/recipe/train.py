@@ -63,9 +63,11 @@ def train_nano(
     """Train, measure and write a reader with its policy and card to `out/nano`; returns the card's figures.
 
     data: a folder of data folders; its train rows are mixed in, its val rows are measured on. Log: out/train.log.
+    Raises DataError for a fault in any of them before anything is drawn, written or trained.
     """
     if size not in SIZES:
         raise ConfigError(f"size {size[:20]!r}", expected=", ".join(SIZES), todo="choose one of these")
+    sources.check_data(data)
     out.mkdir(parents=True, exist_ok=True)
     if not resume:
         for old in out.glob("*.safetensors"):
@@ -123,14 +125,14 @@ class _Recipe:
 
     def _train(self) -> tuple[NanoReader, TokenPolicy, dict[str, Pool]]:
         size, seed = self.size, self.seed
-        pools = {
+        pools = {  # data folders first: a picture that breaks off is to be found before scenes are drawn for minutes
+            "real": sources.real(self.data, "train", self.tell),
+            "real val": sources.real(self.data, "val", self.tell),
             "easy": sources.easy("train", 0, size.easy, seed, self.tell),
             "sim": sources.simulated("train", 0, size.scenes, seed, self.data, self.tell),
             "volumes": sources.volumes("train", 0, size.volumes, seed, self.data, self.tell),
             "pairs": sources.pairs("train", 0, size.pairs, seed, self.data, self.tell),
-            "real": sources.real(self.data, "train", self.tell),
             "val": sources.simulated("val", 0, size.test_scenes // 3 + 1, seed, self.data, self.tell),
-            "real val": sources.real(self.data, "val", self.tell),
         }
         written = [
             t

@@ -132,7 +132,7 @@ def train_language(
             done = run.step(step, began)
             history.append(done)
             finished = watch.finished(done, run.largest_credit)
-            if (step + 1) % _SAVE_EVERY == 0:
+            if (step + 1) % _SAVE_EVERY == 0 and watch.calm:  # what may prove to be a collapse is not kept
                 good = deepcopy(module.state_dict())
                 if checkpoint:
                     save_checkpoint(checkpoint, run.fingerprint, module, [run.optimizer], step + 1)
@@ -303,16 +303,22 @@ def _loss(
 
 
 class _Watch:
-    """Tells when there is nothing more to learn, and calls a collapse when it has lasted."""
+    """Tells when there is nothing more to learn, and calls a collapse when it has lasted.
+
+    calm: whether the last step gave no sign of one.
+    """
 
     def __init__(self) -> None:
+        self.calm = True
         self._flat = self._sure = 0
 
     def finished(self, step: LanguageStep, largest_credit: float) -> bool:
         """True once all texts have been right for ten steps. Raises TrainingError on a collapse."""
         self._flat = self._flat + 1 if largest_credit < _FLAT_CREDIT else 0
         self._sure = self._sure + 1 if step.entropy < _FLAT_ENTROPY else 0
-        if self._flat >= _PATIENCE and step.reward > _SOLVED:
+        solved = step.reward > _SOLVED
+        self.calm = self._sure == 0 and (self._flat == 0 or solved)
+        if self._flat >= _PATIENCE and solved:
             return True
         if self._sure >= _PATIENCE:
             raise _stopped("a language stream that no longer explores", "lower sharpness or raise kl")

@@ -110,7 +110,7 @@ def train_policy(
             done = run.step(step, began)
             history.append(done)
             finished = watch.finished(done, run.largest_spread, run.log_n)
-            if (step + 1) % _SAVE_EVERY == 0:
+            if (step + 1) % _SAVE_EVERY == 0 and watch.calm:  # what may prove to be a collapse is not kept
                 good = deepcopy(policy.state_dict())
                 if checkpoint:
                     save_checkpoint(checkpoint, run.fingerprint, policy, [run.optimizer], step + 1)
@@ -305,9 +305,13 @@ class _Draw:
 
 
 class _Watch:
-    """Tells when there is nothing more to learn, and calls a collapse when it has lasted."""
+    """Tells when there is nothing more to learn, and calls a collapse when it has lasted.
+
+    calm: whether the last step gave no sign of one.
+    """
 
     def __init__(self) -> None:
+        self.calm = True
         self._flat = self._sure = 0
         self._first: float | None = None
 
@@ -316,7 +320,9 @@ class _Watch:
         self._first = step.reward if self._first is None else self._first
         self._flat = self._flat + 1 if largest_spread < _FLAT_REWARD else 0
         self._sure = self._sure + 1 if step.entropy < _FLAT_ENTROPY * log_n else 0
-        if self._flat >= _PATIENCE and step.reward > self._first + 0.01:
+        learned = step.reward > self._first + 0.01
+        self.calm = self._sure == 0 and (self._flat == 0 or learned)
+        if self._flat >= _PATIENCE and learned:
             return True
         if self._sure >= _PATIENCE:
             raise _stopped("a policy that no longer explores", "raise entropy or kl in learn.yaml")

@@ -128,6 +128,8 @@ def test_an_untrained_reader_is_read_again_and_a_person_is_told(
         (["evaluate", "--data", "{empty}"], "bad_data"),
         (["evaluate", "--data", "{empty}", "--budgets", "0.1,3"], "bad_budget"),
         (["train", "mega", "--out", "{empty}"], "bad_input"),
+        (["train", "nano", "--out", "{empty}/out", "--data", "{empty}/none"], "bad_data"),
+        (["train", "nano", "--out", "{empty}/out", "--data", "{empty}"], "bad_data"),
         (["next", "--studies", "{empty}/none"], "not_found"),
         (["serve", "--studies", "{empty}/none"], "not_found"),
     ],

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -22,20 +24,67 @@ def batch(visual: torch.Tensor, seen: torch.Tensor | None = None) -> Batch:
     return Batch(torch.tensor([ASKED]), visual, seen, torch.tensor([TEXT]))
 
 
-def states(reader: NanoReader, features: torch.Tensor, keep: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    language = reader.language
-    visual = language.see(features[keep], encode_positions((1, 6, 10), keep))[None]
-    with torch.no_grad():
-        return language.hidden(batch(visual, seen[None]))[0, -len(TEXT) :]
+@pytest.fixture(params=["sdpa", "eager"])
+def states(request: pytest.FixtureRequest, reader: NanoReader, features: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """Last states of the text, read with one of the two ways to compute attention that `hidden` chooses between."""
+
+    def read(keep: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        language = reader.language
+        visual = language.see(features[keep], encode_positions((1, 6, 10), keep))[None]
+        with torch.set_grad_enabled(request.param == "eager"):
+            result = language.hidden(batch(visual, seen[None]))[0, -len(TEXT) :].detach()
+        assert language.lm.config._attn_implementation == request.param
+        return result
+
+    return read
 
 
-def test_dropping_tokens_equals_masking_them(reader: NanoReader, features: torch.Tensor) -> None:
-    keep = torch.tensor([0, 3, 17, 18, 44, 59])
+KEPT = {
+    "some": [0, 3, 17, 18, 44, 59],
+    "neighbours": list(range(20, 31)),
+    "one": [59],
+    "none": [],
+    "all but one": [n for n in range(60) if n != 7],
+}
+
+
+@pytest.mark.parametrize("kept", KEPT.values(), ids=KEPT)
+def test_dropping_tokens_equals_masking_them(states: Callable[..., torch.Tensor], kept: list[int]) -> None:
+    keep = torch.tensor(kept, dtype=torch.int64)
     everything, seen = torch.arange(60), torch.zeros(60, dtype=torch.bool)
     seen[keep] = True
-    dropped = states(reader, features, keep, torch.ones(6, dtype=torch.bool))
-    masked = states(reader, features, everything, seen)
+    dropped = states(keep, torch.ones(len(keep), dtype=torch.bool))
+    masked = states(everything, seen)
     assert torch.allclose(dropped, masked, atol=1e-5)
+    assert not torch.allclose(masked, states(everything, ~seen), atol=1e-3)
+
+
+def both_ways(reader: NanoReader, rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities as they are when a reward is scored, and as they are when the stream is trained."""
+    with torch.no_grad():
+        scored = reader.language.log_probs(rows)
+    assert reader.language.lm.config._attn_implementation == "sdpa"
+    trained = reader.language.log_probs(rows).detach()
+    return scored, trained
+
+
+def test_the_gradient_path_reads_what_the_other_reads(reader: NanoReader, features: torch.Tensor) -> None:
+    """Rows of many lengths together, so that padding on all three parts is in it."""
+    rows = [
+        Row([*ASKED, *more], *visual_row(features, (1, 6, 10), torch.arange(k)), [ANSWER, *[50] * n, END_ANSWER], n + 1)
+        for k, n, more in ((0, 1, []), (3, 4, [44]), (40, 2, [44, 45, 46]), (60, 1, []))
+    ]
+    scored, trained = both_ways(reader, rows)
+    assert reader.language.lm.config._attn_implementation == "eager"
+    assert torch.allclose(scored, trained, atol=1e-5)
+
+
+def test_a_long_prompt_keeps_fused_attention_with_a_gradient(reader: NanoReader) -> None:
+    many = torch.randn(300, reader.encoder.width, generator=torch.Generator().manual_seed(1))
+    rows = [Row(ASKED, *visual_row(many, (1, 15, 20), torch.arange(300)), TEXT, 2)]
+    scored, trained = both_ways(reader, rows)
+    assert reader.language.lm.config._attn_implementation == "sdpa"
+    assert torch.allclose(scored, trained, atol=1e-5)
 
 
 def test_where_a_kept_token_was_changes_what_is_read(reader: NanoReader, features: torch.Tensor) -> None:

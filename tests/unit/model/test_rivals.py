@@ -301,7 +301,10 @@ def test_fastv_attention_is_that_of_the_chosen_layer_and_leaves_the_model_as_it_
     assert one.shape == (480,)
     assert 0 < one.sum() < 1
     assert not torch.allclose(one, two)
-    assert reader.language.lm.config._attn_implementation == "sdpa"
+    for usual in ("sdpa", "eager"):  # what `hidden` left, without and with a gradient
+        reader.language.lm.set_attn_implementation(usual)
+        assert torch.equal(FastVSelector(reader, 1).attention(grid, ASKED, torch.arange(480)), one)
+        assert reader.language.lm.config._attn_implementation == usual
     for layer in (0, 3):
         with pytest.raises(ConfigError):
             FastVSelector(reader, layer)

@@ -214,17 +214,36 @@ def test_a_stage_resumes_at_the_same_bits_and_a_finished_one_is_not_run_again(tm
     assert torch.equal(again, straight)
 
 
-def test_a_loss_that_is_not_a_number_stops_the_stage(tmp_path: Path) -> None:
-    module = torch.nn.Linear(1, 1)
-    with pytest.raises(TrainingError):
-        fit(
-            module,
-            lambda step, rng: module(torch.ones(1, 1)).sum() * float("nan"),
-            steps=3,
-            lr=0.1,
-            warm=1,
-            seed=0,
-            run="r",
-            checkpoint=tmp_path / "c.safetensors",
-            on_step=lambda *a: None,
-        )
+class _NoGradient(torch.autograd.Function):
+    """Itself forward; backward, not a number."""
+
+    @staticmethod
+    def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * float("nan")
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_not_a_number_stops_the_stage_before_it_reaches_weights_or_checkpoint(tmp_path: Path, what: str) -> None:
+    """At step 99, whose weights would be saved: a checkpoint of them could never be resumed."""
+    torch.manual_seed(0)
+    module, path, done = torch.nn.Linear(2, 1), tmp_path / "c.safetensors", []
+
+    def loss_of(step: int, rng: np.random.Generator) -> torch.Tensor:
+        out = module(torch.ones(1, 2)).square().sum()
+        if step < 99:
+            return out
+        return out * float("nan") if what == "loss" else _NoGradient.apply(out)
+
+    common = {"steps": 120, "lr": 0.01, "warm": 1, "seed": 0, "run": "r", "checkpoint": path}
+    with pytest.raises(TrainingError, match=f"a {what} that is not a number at step 99"):
+        fit(module, loss_of, on_step=lambda *step: done.append(step[0]), **common)
+    assert done[-1] == 99
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+    again: list[int] = []
+    fit(module, lambda *_: module(torch.ones(1, 2)).square().sum(), on_step=lambda *s: again.append(s[0]), **common)
+    assert again[0] == 51
+    assert all(torch.isfinite(p).all() for p in module.parameters())

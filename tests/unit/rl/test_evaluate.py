@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from sparsight.errors import InputError
 from sparsight.imaging.grid import prepare, token_coverage
-from sparsight.model import GridSelector, ScoreRequest, ScoreSelector
+from sparsight.model import GridSelector, ScoreRequest, ScoreSelector, load_reader
+from sparsight.model.rivals import RIVALS
 from sparsight.rl.acquisition import acquire
-from sparsight.rl.evaluate import evaluate, finding_share, selectors_by_name
+from sparsight.rl.evaluate import SELECTORS, evaluate, finding_share, selectors_by_name
 from sparsight.rl.evidence_tests import (
     Outcome,
     area,
@@ -28,7 +30,7 @@ from sparsight.rl.evidence_tests import (
 )
 from sparsight.rl.scoring import Posed, Said, by_choices, by_reading, judge
 from sparsight.rl.sentinel import correct, simulated
-from sparsight.rl.tables import areas, compare, compare_evidence, recheck, summarise
+from sparsight.rl.tables import areas, compare, compare_evidence, recheck, signed, summarise, value
 from sparsight.types import Answer, Case, ImageVolume, Question, Selection, TokenGrid
 
 QUESTION = Question("Is there a nodule?", "yes_no", ("yes", "no"))
@@ -156,6 +158,38 @@ def test_paired_difference_and_its_interval(reader: SeesOneToken) -> None:
     assert row["difference_ci"][0] > 0
     (row,) = compare(results, "oracle", "all")
     assert row["difference"] == 0
+
+
+def test_every_stream_can_be_made_for_nano_and_keeps_the_budget(reader_folder: Path) -> None:
+    nano = load_reader(reader_folder)
+    streams = selectors_by_name(SELECTORS, nano, GridSelector())
+    assert tuple(streams) == SELECTORS
+    assert set(RIVALS) < set(SELECTORS)
+    some = cases(2)
+    results = evaluate(some, nano, streams, [0.1], ask=by_choices)
+    assert [r.selector for r in results if r.case == some[0].id] == list(SELECTORS)
+    n = nano.encode(some[0].volume).n
+    coarser = {"downsampled", "pooled"}  # of whole cells in a rectangle, so up to a few fewer
+    exact = {(name, n if name == "all" else round(0.1 * n)) for name in set(SELECTORS) - coarser}
+    assert {(r.selector, r.kept) for r in results if r.selector not in coarser} == exact
+    assert all(0.66 * 0.1 * n <= r.kept <= 0.1 * n for r in results if r.selector in coarser)
+    assert all(0 <= r.p_right <= 1 for r in results if r.p_right is not None)
+
+
+def test_streams_that_look_into_nano_are_refused_for_another_reader(reader: SeesOneToken) -> None:
+    for name in ("fastv", "cdpruner", "downsampled"):
+        with pytest.raises(InputError, match="nano"):
+            selectors_by_name(["all", name], reader, GridSelector())
+
+
+def test_numbers_are_written_with_their_interval_and_a_dash_where_there_is_none() -> None:
+    assert value(0.9123, [0.8904, 0.931]) == "0.912 [0.890, 0.931]"
+    assert value(0.5, None) == "0.500 [-, -]"
+    assert value(0.5, [None, 0.75]) == "0.500 [-, 0.750]"
+    assert value(None, [0.1, 0.2]) == "-"
+    assert signed(0.0312, [-0.01, 0.052]) == "+0.031 [-0.010, +0.052]"
+    assert signed(-0.25, [None, None]) == "-0.250 [-, -]"
+    assert signed(None, [0.1, 0.2]) == "-"
 
 
 @pytest.mark.parametrize("names", [["best"], [], ["all", "Random"]])
