@@ -30,6 +30,7 @@ def _making(figures: dict[str, Any], spec: NanoSpec) -> list[str]:
         f"- Seconds per stage (one thread, shared machine): {figures['seconds']}.",
         f"- Images: {figures['images']}.",
         f"- Sizes: {figures['size']}.",
+        *([f"- {figures['note']}"] if "note" in figures else []),
         f"- Confidence = sigmoid({c.slope:.3f} logit(p) + {c.offset:.3f}), fitted on validation rows.",
         f"  Below {c.abstain_below:g} it abstains; a word it was never taught caps the confidence at {c.unknown:g}.",
         "",
@@ -58,9 +59,11 @@ from answers and simulated rationales (seed {seed}). Research use only; not a me
   say otherwise.
 - **Data.** Simulated findings in synthetic anatomy, in the ICBM 152 template and, where a data folder was given, in
   real chest radiographs without finding and FLAIR slices; train rows of NIH ChestX-ray14 samples (Wang et al., CVPR
-  2017; NIH Clinical Center), BCCD (MIT), VQA-RAD (CC0) and MS FLAIR (Lesjak et al. 2017, CC-BY).
-- **Pairs.** A prior and a current image are two slices of one volume. It compares them on simulated pairs only (new,
-  gone, grown, still there), whose images lie within two pixels of each other: no real pair was trained on.
+  2017; NIH Clinical Center), BCCD (MIT), VQA-RAD (CC0), MS FLAIR and MS follow-up pairs (Lesjak et al. 2016, 2017,
+  CC-BY), one of the two patients each of the MS sets.
+- **Pairs.** A prior and a current image are two slices of one volume. It learned to compare them on simulated pairs
+  (new, gone, grown, still there), whose images lie within two pixels of each other, and, where a data folder was given,
+  on the 36 real pairs of one patient.
 - **It cannot** answer outside the words it was taught, read text in images, or see what is smaller than a pixel of a
   192-pixel image. On real images its answers are weak: see the last table. It gives no reasoning where the data it
   learned a question from had none.
