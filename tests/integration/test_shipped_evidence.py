@@ -1,6 +1,7 @@
 """The benchmark as a researcher runs it, small, on the shipped weights: it ends in time and its figures make sense."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ SMALL = SIZES["small"]
 QUESTIONS = {name: getattr(SMALL, name) for name in ("sim_2d", "sim_ood", "sim_long", "sim_pair")}
 SHIPPED = [name for name in SELECTORS if name not in LABELLED]  # the labelled ones are trained on demand
 STREAMS = [name for name in SHIPPED if name != "all"]
+_TOKEN = 1 / 576  # of the smallest grid: budgets are rounded to whole tokens
 pytestmark = pytest.mark.slow
 
 
@@ -68,7 +70,7 @@ def test_figures_are_shares_inside_their_intervals_and_budgets_are_kept(report: 
         for name in ("evidence_recall", "pointing_hit", "iou", "false_negatives", "p_right"):
             assert row[name] is None or -1e-6 <= row[name] <= 1 + 1e-6
         if row["selector"] in STREAMS:
-            assert 0 < row["fraction"] <= row["budget"] * 1.02
+            assert 0 < row["fraction"] <= row["budget"] + _TOKEN
     for row in report["paired"]:
         low, high = row["difference_ci"]
         assert -1 <= low <= row["difference"] <= high <= 1
@@ -99,4 +101,4 @@ def test_evidence_is_tested_and_the_page_is_whole(report: dict[str, Any], out: P
     named = [part.split(")")[0] for part in text.split("](")[1:]]
     assert named
     assert all((out / name).stat().st_size > 1_000 for name in named)
-    assert "nan" not in text.lower()
+    assert not re.search(r"\bnan\b", text.lower())

@@ -69,6 +69,7 @@ def train(
     data: Annotated[Path | None, typer.Option(help="Folder of data folders; train rows only are used.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
     size: Annotated[str, typer.Option(help="full, or small (minutes, for a trial).")] = "full",
+    threads: Annotated[int, typer.Option(help="Of nano; more than one only where nothing else runs.", min=1)] = 1,
     json: Json = False,
 ) -> None:
     """Train the shipped weights again, or the rivals of a reader; a second call resumes at the last checkpoint."""
@@ -81,7 +82,7 @@ def train(
     session: Session = context.obj
     with progress_bar("train", quiet=json) as tell:
         if what == "nano":
-            report = train_nano(out, data, seed=seed, size=size, on_progress=tell)
+            report = train_nano(out, data, seed=seed, size=size, threads=threads, on_progress=tell)
         else:
             report = train_rivals(session.config().serve.reader, out, data, seed=seed, size=size, on_progress=tell)
     if json:

@@ -7,6 +7,7 @@ Each stage leaves its checkpoint in `out`, so a second call goes on where the fi
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +49,7 @@ _BLANK = 0.15  # share of the encoder's batches in which all but the salient pat
 _LATE = 0.6  # progress at which the second language stage begins: subsets of every kind, no naming
 _PRICED = 8  # questions of the budget head for each step of the policy
 _VALIDATION = 200  # questions
+_SECONDS = "seconds.json"
 _TEST_SEED = 777  # the test scenes are the same for every training seed
 
 
@@ -57,12 +59,14 @@ def train_nano(
     *,
     seed: int = 0,
     size: str = "full",
+    threads: int = 1,
     resume: bool = True,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Train, measure and write a reader with its policy and card to `out/nano`; returns the card's figures.
 
     data: a folder of data folders; its train rows are mixed in, its val rows are measured on. Log: out/train.log.
+    threads: two are 1.6 times as fast as one where nothing else runs, and slower where something does.
     Raises DataError for a fault in any of them before anything is drawn, written or trained.
     """
     if size not in SIZES:
@@ -70,17 +74,18 @@ def train_nano(
     sources.check_data(data)
     out.mkdir(parents=True, exist_ok=True)
     if not resume:
-        for old in out.glob("*.safetensors"):
-            old.unlink()
-    torch.set_num_threads(1)
-    return _Recipe(out, data, seed, size, on_progress or (lambda stage, done, total: None)).run()
+        for old in [*out.glob("*.safetensors"), out / _SECONDS]:
+            old.unlink(missing_ok=True)
+    torch.set_num_threads(threads)
+    return _Recipe(out, data, seed, size, threads, on_progress or (lambda stage, done, total: None)).run()
 
 
 class _Recipe:
     """The four stages in order, with what they hand to each other."""
 
-    def __init__(self, out: Path, data: Path | None, seed: int, size: str, tell: OnProgress) -> None:
+    def __init__(self, out: Path, data: Path | None, seed: int, size: str, threads: int, tell: OnProgress) -> None:
         self.out, self.data, self.seed, self.size, self.tell = out, data, seed, SIZES[size], tell
+        self.threads = threads
         # What a stage depends on names its checkpoint: changing a later stage keeps the earlier ones.
         of = asdict(self.size)
         given = f"seed {seed} data {bool(data)} scenes {of['easy']} + {of['scenes']}"
@@ -92,7 +97,8 @@ class _Recipe:
         looked = f"{policy} looked {of['looked_steps']} of {of['looks']}"
         turns = f"{looked} turns {of['turns']} x {of['turn_steps']}"
         self.runs = {"encoder": given, "language": language, "policy": policy, "looked": looked, "turns": turns}
-        self.seconds: dict[str, float] = {}
+        self.runs["budget"] = f"budget {turns}"
+        self.seconds = _Seconds(out / _SECONDS, self.runs)
         self.budget: dict[str, float] = {}
         self.handler = logging.FileHandler(out / "train.log")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -103,7 +109,6 @@ class _Recipe:
         _LOG.setLevel(logging.INFO)
         try:
             reader, policy, pools = self._train()
-            started = time.perf_counter()
             spec = calibrate(reader, policy, pools["val"], pools["real val"], self.tell)
             reader.spec = spec
             folder = self.out / "nano"
@@ -113,8 +118,8 @@ class _Recipe:
             assert reader.sha256 == sha256
             test = self._test_pools(reader)
             figures = report(reader, policy, test, self.tell)
-            self.seconds["measure"] = time.perf_counter() - started
-            figures |= {"seed": self.seed, "size": asdict(self.size), "seconds": self.seconds, "reader": reader.id}
+            figures |= {"seed": self.seed, "size": asdict(self.size), "threads": self.threads, "reader": reader.id}
+            figures["seconds"] = self.seconds.by_stage
             figures["budget"] = self.budget
             figures["images"] = {name: len(pool.pixels) for name, pool in pools.items()}
             write_card(folder, figures, spec)
@@ -161,7 +166,7 @@ class _Recipe:
         heads = WeakHeads(encoder.channels, len(findings), len(KINDS))
         both = nn.ModuleDict({"encoder": encoder.to(memory_format=torch.channels_last), "heads": heads})
         phases: dict[str, dict[str, float]] = {"easy": {"easy": 1.0}, "all": {"easy": 0.2, "sim": 0.65, "real": 0.15}}
-        with self._stage("encoder"):
+        with self.seconds.of("encoder"):
             for phase, mix in phases.items():
                 steps = self.size.encoder_easy if phase == "easy" else self.size.encoder_all
                 batches = {
@@ -184,7 +189,7 @@ class _Recipe:
 
     def _language(self, reader: NanoReader, pools: dict[str, Pool]) -> None:
         mixture = self._mixture(reader, pools)
-        with self._stage("language"):
+        with self.seconds.of("language"):
             self._fit_language(reader, mixture, "language", self.size.language_steps, first=0.0, lr=2e-3, muon=0.02)
 
     def _mixture(self, reader: NanoReader, pools: dict[str, Pool]) -> Mixture:
@@ -231,7 +236,7 @@ class _Recipe:
         examples = self._examples(reader, pools["real"])
         policy = TokenPolicy(reader.encoder.width, 2 * reader.spec.hidden)
         path = self.out / "policy.safetensors"
-        with self._stage("policy"), _once(path, self.runs["policy"], policy) as todo:
+        with self.seconds.of("policy"), _once(path, self.runs["policy"], policy) as todo:
             if todo:
                 trained = train_selector(
                     reader,
@@ -243,12 +248,12 @@ class _Recipe:
                     on_step=self._log_policy(),
                 )
                 policy.load_state_dict(trained.state_dict())
-        with self._stage("looked"):
+        with self.seconds.of("looked"):
             mixture = self._mixture(reader, pools)
             mixture.looks = looks_of(policy, reader, _mixed(pools), size.looks, seed)
             self._fit_language(reader, mixture, "looked", size.looked_steps, first=_LATE, lr=1e-3, muon=0.01)
         both = nn.ModuleDict({"policy": policy, "language": reader.language})
-        with self._stage("turns"), _once(self.out / "turns.safetensors", self.runs["turns"], both) as todo:
+        with self.seconds.of("turns"), _once(self.out / "turns.safetensors", self.runs["turns"], both) as todo:
             if todo and size.turns:
                 take_turns(
                     policy,
@@ -261,7 +266,7 @@ class _Recipe:
                     seed=seed + 1,
                     on_phase=lambda phase: _LOG.info("turn %s", phase),
                 )
-        with self._stage("budget"):
+        with self.seconds.of("budget"):
             self.budget = asdict(train_head(policy, reader, examples, _PRICED * size.policy_steps, seed))
             _LOG.info("budget %s", self.budget)
         return policy
@@ -311,9 +316,6 @@ class _Recipe:
 
         return on_step
 
-    def _stage(self, name: str) -> _Timed:
-        return _Timed(name, self.seconds)
-
     def _log(self, stage: str) -> Callable[[int, int, float], None]:
         recent: list[float] = []
 
@@ -341,18 +343,28 @@ def _once(path: Path, run: str, module: nn.Module) -> Iterator[bool]:
         save_checkpoint(path, run, module, [], 1)
 
 
-class _Timed:
-    """Adds the seconds of a block to a table and logs them."""
+class _Seconds:
+    """What each stage took, over all calls that it was worked on in: kept in a file beside the checkpoints."""
 
-    def __init__(self, name: str, table: dict[str, float]) -> None:
-        self.name, self.table = name, table
+    def __init__(self, path: Path, runs: dict[str, str]) -> None:
+        self.path, self.runs = path, runs
+        self.taken: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
-    def __enter__(self) -> None:
-        self.started = time.perf_counter()
+    @property
+    def by_stage(self) -> dict[str, float]:
+        """Seconds by name, of the runs in hand."""
+        return {name: self.taken[run] for name, run in self.runs.items() if run in self.taken}
 
-    def __exit__(self, *_: object) -> None:
-        self.table[self.name] = round(time.perf_counter() - self.started, 1)
-        _LOG.info("%s took %.1f s", self.name, self.table[self.name])
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Add the seconds of a block, also of one that breaks off."""
+        run, started = self.runs[name], time.perf_counter()
+        try:
+            yield
+        finally:
+            self.taken[run] = round(self.taken.get(run, 0.0) + time.perf_counter() - started, 1)
+            self.path.write_text(json.dumps(self.taken, indent=1), encoding="utf-8")
+            _LOG.info("%s: %.1f s", name, self.taken[run])
 
 
 def _drawn_loss(
