@@ -162,7 +162,7 @@ def test_paired_difference_and_its_interval(reader: SeesOneToken) -> None:
 
 def test_every_stream_can_be_made_for_nano_and_keeps_the_budget(reader_folder: Path) -> None:
     nano = load_reader(reader_folder)
-    names = [name for name in SELECTORS if name not in LABELLED]  # those are trained first: model/test_rivals_trained.py
+    names = [name for name in SELECTORS if name not in LABELLED]  # the others are trained first
     streams = selectors_by_name(names, nano, GridSelector())
     assert list(streams) == names
     assert set(RIVALS) < set(SELECTORS)
