@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.special import softmax
 
 from sparsight.imaging.grid import tokens_to_boxes
 from sparsight.types import Evidence, ImageVolume, Region, Selection, TokenGrid
@@ -42,6 +43,9 @@ def describe(
 
     The light rest of the budget joins nothing: it would chain separate findings into one box. Weights sum to 1.
 
+    A region's propensity is the probability that the policy, drawing without a budget, takes one of its tokens first:
+    with the scores that an episode keeps it is what counterfactual learning from verdicts needs.
+
     necessity: nats the answer loses without its evidence (None: not tested); grounded where it is >= threshold.
     """
     weights = token_weights(selection)
@@ -57,11 +61,13 @@ def describe(
     members = [np.flatnonzero(groups == g + 1) for g in order]
     boxes = tokens_to_boxes(grid, members, volume.shape)
     total = float(sum(group_weight[g] for g in order))
+    drawn = softmax(selection.scores.astype(np.float64))
     regions = []
     for g, tokens, (box_ijk, box_mm) in zip(order, members, boxes, strict=True):
         k = _slice_of(volume, grid, int(tokens[np.argmax(weights[tokens])]))
         sop_uid = (volume.sop_uids[k] or None) if volume.sop_uids else None
-        regions.append(Region(box_mm, box_ijk, float(group_weight[g]) / total, sop_uid, k))
+        weight, propensity = float(group_weight[g]) / total, float(drawn[tokens].sum())
+        regions.append(Region(box_mm, box_ijk, weight, sop_uid, k, propensity))
     grounded = None if necessity is None else necessity >= threshold
     return Evidence(tuple(regions), len(selection.keep), grid.n, necessity, grounded)
 

@@ -41,6 +41,7 @@ def episode_json(episode: Episode) -> dict[str, Any]:
                 "box_mm": [[round(x, 3) for x in corner] for corner in region.box_mm],
                 "box_ijk": [list(corner) for corner in region.box_ijk],
                 "weight": round(region.weight, 4),
+                "propensity": None if region.propensity is None else round(region.propensity, 6),
                 "sop_uid": region.sop_uid,
                 "slice": region.slice_index,
                 "image": None if episode.prior is None else ("prior", "current")[region.slice_index],

@@ -185,6 +185,7 @@ class Region:
     weight: float  # share of the selection's weight, 0..1; all regions sum to 1
     sop_uid: str | None  # slice through its heaviest token, of a pair the image it lies in
     slice_index: int
+    propensity: float | None = None  # that the policy draws a token of it first, out of all N; None: older episodes
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import torch
 
 from sparsight.evidence import describe, token_weights
 from sparsight.imaging.grid import prepare
+from sparsight.model import plackett_luce
 from sparsight.types import ImageVolume, Selection, TokenGrid
 
 
@@ -46,6 +47,19 @@ def test_neighbours_join_and_far_tokens_do_not() -> None:
     assert low == pytest.approx((-10 + 2 * 55.5, 20 + 2 * 55.5, 30 + 5 * 2.5))
     assert high == pytest.approx((-10 + 2 * 63.5, 20 + 2 * 63.5, 30 + 5 * 3.5))
     assert (found.kept, found.total) == (4, 256)
+
+
+def test_a_regions_propensity_is_that_of_the_first_draw_from_all_tokens() -> None:
+    image = volume()
+    grid = grid_of(image)
+    chosen = selection(grid, {(1, 2, 2): 2.0, (1, 2, 3): 2.0, (3, 7, 7): 1.0})
+    first, second = describe(image, grid, chosen, necessity=None, threshold=0.5).regions
+    draws = plackett_luce.sample(torch.from_numpy(chosen.scores), 1, 20_000, torch.Generator().manual_seed(0))[:, 0]
+    often = np.bincount(draws.ravel(), minlength=grid.n).reshape(grid.shape) / 20_000
+    assert first.propensity == pytest.approx(often[1, 2, 2:4].sum(), abs=0.01)
+    assert second.propensity == pytest.approx(often[3, 7, 7], abs=0.01)
+    assert second.propensity is not None
+    assert 0.05 < second.propensity < second.weight  # any token might have been drawn, not only the kept ones
 
 
 def test_weights_are_plackett_luce_first_draws() -> None:

@@ -68,6 +68,7 @@ class RegionReply(_Reply):
 
     box_mm: Corners
     weight: float
+    propensity: float | None = Field(None, description="that the policy draws a token of it before any other")
     sop_uid: str | None = None
     image: Literal["prior", "current"] | None = Field(None, description="which of the two it lies in; null: one study")
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from sparsight.cli import main as program
 from sparsight.errors import SparsightError
 
-MARKS_JSON = {"box_mm", "box_ijk", "weight", "sop_uid", "slice", "image"}
+MARKS_JSON = {"box_mm", "box_ijk", "weight", "propensity", "sop_uid", "slice", "image"}
 
 
 @pytest.fixture
