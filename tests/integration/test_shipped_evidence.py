@@ -30,13 +30,13 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command += ["bench", "evidence", "--size", "small", "--workers", "2", "--out", str(folder / "out"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert json.loads(done.stdout) == json.loads((folder / "out" / "evidence.json").read_text())
+    assert json.loads(done.stdout) == json.loads((folder / "out" / "results" / "evidence.json").read_text())
     return folder / "out"
 
 
 @pytest.fixture(scope="module")
 def report(out: Path) -> dict[str, Any]:
-    made: dict[str, Any] = json.loads((out / "evidence.json").read_text())
+    made: dict[str, Any] = json.loads((out / "results" / "evidence.json").read_text())
     return made
 
 

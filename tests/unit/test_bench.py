@@ -211,7 +211,7 @@ def test_a_run_measures_everything_and_does_not_depend_on_the_processes(setup: S
     named = [part.split(")")[0] for part in text.split("](")[1:]]
     assert named
     assert all((tmp_path / "out" / name).stat().st_size > 1_000 for name in named)
-    assert json.loads((tmp_path / "out" / "evidence.json").read_text()) == report
+    assert json.loads((tmp_path / "out" / "results" / "evidence.json").read_text()) == report
 
 
 def made_up(gains: float) -> dict[str, Any]:

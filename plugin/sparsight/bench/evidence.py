@@ -1,6 +1,7 @@
 """Which visual stream finds the evidence: all of them in one run, at equal budgets, on cases never trained on.
 
-run() measures and gives a report of plain values; write() makes evidence.json, results.md and the pictures of it.
+run() measures and gives a report of plain values; write() makes results.md, and in results/
+evidence.json and the pictures.
 """
 
 from __future__ import annotations
@@ -87,12 +88,13 @@ def run(setup: Setup, *, size: Size, budgets: Sequence[float], workers: int, tel
 
 
 def write(report: dict[str, Any], setup: Setup, out: Path) -> None:
-    """evidence.json, results.md, plots, and example overlays of simulated images on synthetic anatomy."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "evidence.json").write_text(dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    pictures = draw_plots(report, out)
+    """results.md; in results/ evidence.json, plots, and example overlays of simulated images on synthetic anatomy."""
+    beside = out / "results"
+    beside.mkdir(parents=True, exist_ok=True)
+    (beside / "evidence.json").write_text(dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    pictures = draw_plots(report, beside)
     reader, ours = loaded(setup)
-    examples = draw_examples(reader, ours, out, seed=setup.seed, budget=TEST_BUDGET)
+    examples = draw_examples(reader, ours, beside, seed=setup.seed, budget=TEST_BUDGET)
     (out / "results.md").write_text(page(report, pictures, examples), encoding="utf-8")
 
 

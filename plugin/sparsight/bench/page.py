@@ -26,7 +26,7 @@ _TESTS = ("kept", "pixel sufficiency", "pixel necessity", "complement", "shuffle
 
 
 def page(report: Report, pictures: dict[str, str], examples: Sequence[dict[str, Any]]) -> str:
-    """results.md. pictures: {file: caption}; examples: as examples.draw_examples gives them."""
+    """results.md. pictures: {file in results/: caption}; examples: as examples.draw_examples gives them."""
     lines = _head(report)
     lines += ["## Targets", "", *_table(("target", "wanted", "measured", ""), _target_cells(report)), ""]
     for name, suite in report["suites"].items():
@@ -45,7 +45,7 @@ def _head(report: Report) -> list[str]:
         "",
         f"`sparsight bench evidence`, version {report['version']}, {report['created'][:10]}: "
         f"reader `{report['reader']}`, policy `{report['policy']}`, seed {report['seed']}, {report['seconds']:.0f} s "
-        f"with {report['workers']} process(es). Every figure is in `evidence.json` beside this page.",
+        f"with {report['workers']} process(es). Every figure is in [evidence.json](results/evidence.json).",
         "",
         "Choices are scored, one prefill each, bfloat16, without reasoning, unless it says *read*. Accuracy: share of "
         "right answers. Intervals: 95 % bootstrap, resampling images of simulated suites and patients of real ones; "
@@ -80,7 +80,7 @@ def _suite(report: Report, name: str, suite: dict[str, Any], pictures: dict[str,
     lines += ["Ours minus, in accuracy:", "", *_differences(paired), ""]
     lines += _strata(suite)
     file = f"retention-{name}.png"
-    return [*lines, f"![{pictures[file]}]({file})", ""] if file in pictures else lines
+    return [*lines, f"![{pictures[file]}](results/{file})", ""] if file in pictures else lines
 
 
 def _carried(name: str, paired: Rows) -> list[str]:
@@ -219,7 +219,7 @@ def _tests(report: Report, pictures: dict[str, str]) -> list[str]:
             columns = ("p(right answer)", f"n = {points[0]['n']}", *(share(p["share"]) for p in points), "area")
             lines += [*_table(columns, cells), ""]
     file = "insertion-deletion.png"
-    return [*lines, f"![{pictures[file]}]({file})", ""] if file in pictures else lines
+    return [*lines, f"![{pictures[file]}](results/{file})", ""] if file in pictures else lines
 
 
 def _confidence(report: Report, pictures: dict[str, str]) -> list[str]:
@@ -243,7 +243,7 @@ def _confidence(report: Report, pictures: dict[str, str]) -> list[str]:
     lines += [*_table(head, cells), ""]
     for file in ("reliability.png", "abstention.png"):
         if file in pictures:
-            lines += [f"![{pictures[file]}]({file})", ""]
+            lines += [f"![{pictures[file]}](results/{file})", ""]
     return lines
 
 
@@ -282,7 +282,7 @@ def _examples(examples: Sequence[dict[str, Any]]) -> list[str]:
     for example in examples:
         recall = "" if example["recall"] is None else f" Evidence recall {example['recall']:.2f}."
         said = f"{example['question']} Said: {example['said']}. Right: {example['answer']}.{recall}"
-        lines += [f"![{said}]({example['file']})", "", said, ""]
+        lines += [f"![{said}](results/{example['file']})", "", said, ""]
     return lines
 
 

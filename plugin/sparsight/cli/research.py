@@ -93,7 +93,7 @@ def train(
 
 def evidence(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Folder for evidence.json, results.md and pictures.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for results.md, and results/ with figures and pictures.")] = Path(
         "bench-evidence"
     ),
     data: Annotated[Path | None, typer.Option(help="Folder of data folders: adds the real sets.")] = None,
