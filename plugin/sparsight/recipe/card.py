@@ -27,7 +27,7 @@ def _making(figures: dict[str, Any], spec: NanoSpec) -> list[str]:
     return [
         "## How it was made",
         "",
-        f"- Seconds per stage (one thread, shared machine): {figures['seconds']}.",
+        f"- Seconds per stage (over all calls; the last one on {figures['threads']} threads): {figures['seconds']}.",
         f"- Images: {figures['images']}.",
         f"- Sizes: {figures['size']}.",
         *([f"- {figures['note']}"] if "note" in figures else []),
