@@ -41,7 +41,7 @@ def test_the_card_says_what_supervised_and_how_majority_was_counted(tmp_path: Pa
     table = {"n": 4, "rows": [whole, row], "paired": paired, "ours by question": {"where": [0.5, 4]}}
     figures = dict.fromkeys(TABLES, table)
     figures |= {"real val": {"bccd": {"n": 4, "majority": 0.5, "ours 0.1": 0.5, "no image": 0.5}}, "reader": "nano-0"}
-    write_card(tmp_path, {**figures, "seed": 0, "seconds": {}, "images": {}, "size": {}}, NanoSpec())
+    write_card(tmp_path, {**figures, "seed": 0, "seconds": {}, "threads": 1, "images": {}, "size": {}}, NanoSpec())
     text = " ".join((tmp_path / "card.md").read_text().split())
     for said in ("simulator's rationales", "as a target or reward", "lesion mask of one FLAIR", "over images]"):
         assert said in text
