@@ -188,8 +188,8 @@ def _tests(report: Report, pictures: dict[str, str]) -> list[str]:
         "tokens that were not kept. *shuffled image*: another study's tokens. A blanked pixel takes the local mean of "
         "what was not kept. *ratio*: to `kept`, paired. *changed*: share of answers that differ from those with "
         "`kept`. *chance*: guessing among the choices. *evidence*: questions whose answer rests on a finding; "
-        "*positive*: those that a no, none or 0 would answer wrongly. `random` is the policy before RL: it starts "
-        "uniform.",
+        "*positive*: those that a no, none or 0 would answer wrongly. `saliency` ranks as the policy of `nano` did "
+        "before RL.",
         "",
     ]
     for name, suite in report["suites"].items():

@@ -25,13 +25,16 @@ _CHUNK = 32_768  # tokens scored at a time: bounds the memory of a volume
 class TokenPolicy(nn.Module):
     """FiLM network: what a token shows and where it is, modulated by the question, becomes one score.
 
-    About 80,000 parameters, always float32. Scores are averaged over 3 x 3 neighbours of a slice: without it RL likes
-    tokens beside the finding, to which the encoder's receptive field leaks (the answer is right, the evidence is off).
+    About 80,000 parameters, always float32. What the network adds is averaged over 3 x 3 neighbours of a slice: without
+    it RL likes tokens beside the finding, to which the encoder's receptive field leaks (the answer is right, the
+    evidence is off). `prior` (0: none) is the number of logits whose log-sum-exp is added as it is, whatever is asked:
+    where the encoder has learned what findings look like, a policy may start there (`begin_at`) instead of uniform.
     `budget` says how many tokens to keep where the caller does not.
     """
 
-    def __init__(self, channels: int, question: int, hidden: int = 128) -> None:
+    def __init__(self, channels: int, question: int, hidden: int = 128, prior: int = 0) -> None:
         super().__init__()
+        self.prior = nn.Linear(channels, prior) if prior else None
         self.look = nn.Linear(channels + DIM, hidden)
         self.film = nn.Linear(question, 2 * hidden)
         self.mix = nn.Linear(hidden, hidden)
@@ -56,7 +59,15 @@ class TokenPolicy(nn.Module):
         ]
         field = torch.cat(chunks, dim=1).reshape(-1, 1, gh, gw)  # (B * s, 1, gh, gw)
         field = functional.avg_pool2d(field, 3, stride=1, padding=1, count_include_pad=False)
-        return field.reshape(-1, len(slices) * gh * gw)
+        scores = field.reshape(-1, len(slices) * gh * gw)
+        return scores if self.prior is None else scores + self.prior(features).logsumexp(-1)
+
+    @torch.no_grad()
+    def begin_at(self, weight: Tensor, bias: Tensor) -> None:
+        """Set the prior. weight: (prior, c) of the first c channels; bias: (prior,)."""
+        assert self.prior is not None
+        self.prior.weight.zero_()[:, : weight.shape[1]] = weight
+        self.prior.bias.copy_(bias)
 
     def _score(self, features: Tensor, at: Tensor, question: Tensor) -> Tensor:
         x = torch.cat([features, at.expand(len(features), -1, -1)], dim=-1)
@@ -74,12 +85,13 @@ class TokenPolicy(nn.Module):
         """Rebuild a policy; its sizes are read off the weights. Raises WeightsError if they are not a policy's."""
         try:
             hidden, wide = arrays["look.weight"].shape
-            policy = cls(wide - DIM, arrays["film.weight"].shape[1], hidden)
+            prior = len(arrays["prior.bias"]) if "prior.bias" in arrays else 0
+            policy = cls(wide - DIM, arrays["film.weight"].shape[1], hidden, prior)
             policy.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
         except (KeyError, ValueError, RuntimeError) as error:
             raise WeightsError(
                 f"{len(arrays)} arrays that are not a token policy",
-                expected="look, film, mix, out and budget of one TokenPolicy",
+                expected="look, film, mix, out and budget of one TokenPolicy, perhaps prior",
                 todo="choose another policy version",
             ) from error
         return policy.eval()

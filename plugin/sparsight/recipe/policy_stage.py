@@ -1,6 +1,7 @@
 """The policy, by reinforcement learning from answers alone, in turns with the language stream; then its budget head.
 
-No warm start: blocks of neighbouring tokens are drawn first, so that random subsets differ in what they are worth.
+It begins at what the encoder's answer-trained logits take for a finding, so tokens are drawn at once; blocks first
+(model.coarse), which a uniform start needs, cover more of a finding and drop others at 2 % (docs/lab-log.md).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from sparsight.rl.budget import BudgetReport, price, train_budget
 from sparsight.rl.language import LanguageConfig
 from sparsight.rl.trainer import Example, Step, train_policy
 
+SOFTENED = 3.0  # the encoder's log-odds are divided by it: as they are, a draw is nearly always the same
 _TARGET = 0.1  # share of the tokens that the budget head may spend
 
 
@@ -30,6 +32,15 @@ def examples_of(pool: Pool, reader: str) -> list[Example]:
     """Questions of an encoded pool as examples for the policy: answers only."""
     grids = [pool.grid(i, reader) for i in range(len(pool.pixels))]
     return [Example(grids[item.image], item.question, item.answer) for item in pool.items]
+
+
+def fresh_policy(reader: NanoReader) -> TokenPolicy:
+    """A policy that knows no question yet: it begins at what the encoder takes for a finding, softened to explore."""
+    kinds = len(reader.spec.findings)
+    policy = TokenPolicy(reader.encoder.width, 2 * reader.spec.hidden, prior=kinds)
+    logits = reader.encoder.logits
+    policy.begin_at(logits.weight[:kinds] / SOFTENED, logits.bias[:kinds] / SOFTENED)
+    return policy
 
 
 class HalfReader(NanoReader):
@@ -53,10 +64,10 @@ def train_selector(
     checkpoint: Path,
     on_step: Callable[[Step], None],
 ) -> TokenPolicy:
-    """A policy for this reader, from scratch, by reinforcement alone: settings of an earlier small study of ours."""
+    """A policy for this reader by reinforcement alone: settings of an earlier small study of ours."""
     torch.manual_seed(seed)
-    policy = TokenPolicy(reader.encoder.width, 2 * reader.spec.hidden)
-    config = LearnConfig(steps=steps, batch=batch, replay=0.0, budgets=(0.02, 0.05, 0.1, 0.2), kl=0.0)
+    policy = fresh_policy(reader)
+    config = LearnConfig(steps=steps, batch=batch, block=1, replay=0.0, budgets=(0.01, 0.02, 0.05, 0.1, 0.2), kl=0.0)
     train_policy(policy, HalfReader(reader), examples, config=config, seed=seed, on_step=on_step, checkpoint=checkpoint)
     return policy
 

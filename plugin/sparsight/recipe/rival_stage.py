@@ -37,6 +37,7 @@ from sparsight.model.selectors import AllSelector
 from sparsight.recipe import sources
 from sparsight.recipe.fit import fit
 from sparsight.recipe.language_stage import answer_loss, subset
+from sparsight.recipe.policy_stage import fresh_policy
 from sparsight.recipe.pool import Item, Pool
 from sparsight.recipe.sizes import SIZES
 from sparsight.recipe.train import OnProgress
@@ -137,7 +138,7 @@ class _Stage:
 
     def _masks(self, pools: list[Pool]) -> TokenPolicy:
         torch.manual_seed(self.seed)
-        policy = TokenPolicy(self.reader.encoder.width, 2 * self.reader.spec.hidden)
+        policy = fresh_policy(self.reader)
         steps = self.size.mask_steps
         fit(
             policy,

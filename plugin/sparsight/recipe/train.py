@@ -1,7 +1,8 @@
 """Train the nano reader and its policy from scratch on questions and answers; no mask or box is a target or a reward.
 
-1 encoder (answers by place), 2 language stream (frozen features, pruned input), 3 policy (RL), 4 language stream on
-what the policy keeps, 5 both in turns (RL), 6 budget head, calibration and card.
+1 encoder (answers by place), 2 language stream (frozen features, pruned input), 3 a policy that scouts (RL), 4 language
+stream on what the scout keeps, 5 the policy, on the reader as it now is (RL), 6 both in turns (RL), 7 budget head,
+calibration and card.
 Each stage leaves its checkpoint in `out`, so a second call goes on where the first one stopped.
 """
 
@@ -34,7 +35,7 @@ from sparsight.recipe.encoder_stage import ATTRIBUTES, WeakBatches, WeakHeads
 from sparsight.recipe.fit import LossOf, fit
 from sparsight.recipe.language_stage import Mixture, answer_loss, naming_loss
 from sparsight.recipe.looks import looks_of
-from sparsight.recipe.policy_stage import examples_of, take_turns, train_head, train_selector
+from sparsight.recipe.policy_stage import SOFTENED, examples_of, fresh_policy, take_turns, train_head, train_selector
 from sparsight.recipe.pool import Pool
 from sparsight.recipe.report import report
 from sparsight.recipe.sizes import SIZES
@@ -93,11 +94,11 @@ class _Recipe:
         language = f"{given} volumes {of['volumes']} pairs {of['pairs']}"
         language = f"{language} language {of['language_steps']} x {of['language_tokens']}"
         learned = f"{of['rl_scenes']} + {of['rl_volumes']} + {of['rl_pairs']}"
-        policy = f"{language} policy {of['policy_steps']} x {of['policy_batch']} on {learned}"
+        policy = f"{language} policy from odds / {SOFTENED:g}, {of['policy_steps']} x {of['policy_batch']} on {learned}"
         looked = f"{policy} looked {of['looked_steps']} of {of['looks']}"
         turns = f"{looked} turns {of['turns']} x {of['turn_steps']}"
-        self.runs = {"encoder": given, "language": language, "policy": policy, "looked": looked, "turns": turns}
-        self.runs["budget"] = f"budget {turns}"
+        self.runs = {"encoder": given, "language": language, "scout": policy, "looked": looked}
+        self.runs |= {"policy": f"policy {looked}", "turns": turns, "budget": f"budget {turns}"}
         self.seconds = _Seconds(out / _SECONDS, self.runs)
         self.budget: dict[str, float] = {}
         self.handler = logging.FileHandler(out / "train.log")
@@ -231,27 +232,15 @@ class _Recipe:
         )
 
     def _streams(self, reader: NanoReader, pools: dict[str, Pool]) -> TokenPolicy:
-        """Policy, language stream on what it keeps, both in turns, budget head."""
+        """A scout, language stream on what it keeps, the policy, both in turns, budget head."""
         size, seed = self.size, self.seed
         examples = self._examples(reader, pools["real"])
-        policy = TokenPolicy(reader.encoder.width, 2 * reader.spec.hidden)
-        path = self.out / "policy.safetensors"
-        with self.seconds.of("policy"), _once(path, self.runs["policy"], policy) as todo:
-            if todo:
-                trained = train_selector(
-                    reader,
-                    examples,
-                    steps=size.policy_steps,
-                    batch=size.policy_batch,
-                    seed=seed,
-                    checkpoint=path.with_stem("policy-running"),
-                    on_step=self._log_policy(),
-                )
-                policy.load_state_dict(trained.state_dict())
+        scout = self._policy("scout", reader, examples)
         with self.seconds.of("looked"):
             mixture = self._mixture(reader, pools)
-            mixture.looks = looks_of(policy, reader, _mixed(pools), size.looks, seed)
+            mixture.looks = looks_of(scout, reader, _mixed(pools), size.looks, seed)
             self._fit_language(reader, mixture, "looked", size.looked_steps, first=_LATE, lr=1e-3, muon=0.01)
+        policy = self._policy("policy", reader, examples)
         both = nn.ModuleDict({"policy": policy, "language": reader.language})
         with self.seconds.of("turns"), _once(self.out / "turns.safetensors", self.runs["turns"], both) as todo:
             if todo and size.turns:
@@ -269,6 +258,23 @@ class _Recipe:
         with self.seconds.of("budget"):
             self.budget = asdict(train_head(policy, reader, examples, _PRICED * size.policy_steps, seed))
             _LOG.info("budget %s", self.budget)
+        return policy
+
+    def _policy(self, name: str, reader: NanoReader, examples: list[Example]) -> TokenPolicy:
+        """A policy for the reader as it is, in a stage of its own."""
+        policy, path = fresh_policy(reader), self.out / f"{name}.safetensors"
+        with self.seconds.of(name), _once(path, self.runs[name], policy) as todo:
+            if todo:
+                trained = train_selector(
+                    reader,
+                    examples,
+                    steps=self.size.policy_steps,
+                    batch=self.size.policy_batch,
+                    seed=self.seed,
+                    checkpoint=path.with_stem(f"{name}-running"),
+                    on_step=self._log_policy(name),
+                )
+                policy.load_state_dict(trained.state_dict())
         return policy
 
     def _examples(self, reader: NanoReader, real: Pool) -> list[Example]:
@@ -306,13 +312,13 @@ class _Recipe:
             pool.encode(reader.encoder)
         return pools
 
-    def _log_policy(self) -> Callable[[Step], None]:
-        log = self._log("policy")
+    def _log_policy(self, name: str) -> Callable[[Step], None]:
+        log = self._log(name)
 
         def on_step(step: Step) -> None:
             log(step.step, step.steps, -step.reward)
             if step.step % 25 == 0:
-                _LOG.info("policy entropy %.3f spread %.3f %s", step.entropy, step.spread, step.parts)
+                _LOG.info("entropy %.3f spread %.3f %s", step.entropy, step.spread, step.parts)
 
         return on_step
 

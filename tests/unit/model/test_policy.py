@@ -23,6 +23,16 @@ def test_a_fresh_policy_prefers_nothing(reader: NanoReader, volume: ImageVolume)
     assert float(scores.std()) == 0.0
 
 
+def test_a_prior_is_added_unaveraged_and_survives_its_arrays(reader: NanoReader, volume: ImageVolume) -> None:
+    grid = reader.encode(volume)
+    policy = TokenPolicy(reader.encoder.width, reader.embed(QUESTION).numel(), prior=3)
+    weight, bias = torch.randn(3, 5), torch.tensor([0.0, 1.0, -1.0])
+    policy.begin_at(weight, bias)
+    copy = PolicySelector(TokenPolicy.from_arrays(policy.to_arrays()), reader)
+    wanted = (grid.features[:, :5] @ weight.T + bias).exp().sum(1).log()  # the network itself still says nothing
+    assert torch.allclose(copy.scores(grid, QUESTION), wanted, atol=1e-4)
+
+
 def test_greedy_keeps_the_best_and_a_seed_draws(reader, selector, volume) -> None:
     grid = reader.encode(volume)
     greedy, again = selector.select(grid, QUESTION, 12), selector.select(grid, QUESTION, 12)

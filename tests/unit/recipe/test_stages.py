@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sparsight.errors import TrainingError
+from sparsight.model import PolicySelector, load_reader
 from sparsight.model.nano.encoder import LocalEncoder
 from sparsight.model.nano.language import NanoLanguage, Row
 from sparsight.model.nano.reader import NanoReader
@@ -15,12 +16,13 @@ from sparsight.model.positions import encode_positions
 from sparsight.recipe.encoder_stage import ATTRIBUTES, WeakBatches, WeakHeads
 from sparsight.recipe.fit import fit
 from sparsight.recipe.language_stage import Mixture, answer_loss, naming_loss, subset, write
+from sparsight.recipe.policy_stage import SOFTENED, fresh_policy
 from sparsight.recipe.pool import Item, Pool
 from sparsight.recipe.sizes import SIZES, Size
 from sparsight.recipe.supervision import REGIONS, Weak
 from sparsight.recipe.train import _Recipe
 from sparsight.sim import KINDS, PRESETS, Simulator
-from sparsight.types import Question
+from sparsight.types import Question, TokenGrid
 
 
 def test_the_encoders_loss_is_low_where_the_answer_is_and_high_elsewhere() -> None:
@@ -177,7 +179,7 @@ def test_a_mixture_draws_images_or_questions_alike_and_never_more_tokens_than_on
 def test_pairs_change_the_run_of_the_language_stream_and_not_that_of_the_encoder(tmp_path: Path) -> None:
     def runs(size: Size) -> dict[str, str]:
         with mock.patch.dict(SIZES, {"tiny": size}):
-            recipe = _Recipe(tmp_path, None, 0, "tiny", lambda stage, done, total: None)
+            recipe = _Recipe(tmp_path, None, 0, "tiny", 1, lambda stage, done, total: None)
         recipe.handler.close()
         return recipe.runs
 
@@ -247,3 +249,15 @@ def test_not_a_number_stops_the_stage_before_it_reaches_weights_or_checkpoint(tm
     fit(module, lambda *_: module(torch.ones(1, 2)).square().sum(), on_step=lambda *s: again.append(s[0]), **common)
     assert again[0] == 51
     assert all(torch.isfinite(p).all() for p in module.parameters())
+
+
+def test_a_fresh_policy_ranks_as_the_encoder_does_where_one_finding_stands_out(reader_folder: Path) -> None:
+    reader = load_reader(reader_folder)
+    assert isinstance(reader, NanoReader)
+    tokens = torch.randn(40, reader.encoder.width, generator=torch.Generator().manual_seed(0))
+    odds = SOFTENED * 5 * torch.eye(2)[torch.arange(40) % 2] * torch.linspace(0, 1, 40)[:, None]
+    kinds = torch.linalg.pinv(reader.encoder.logits.weight[:2].detach())
+    tokens[:, : reader.encoder.channels] = (odds - reader.encoder.logits.bias[:2].detach()) @ kinds.T
+    grid = TokenGrid(tokens, (1, 5, 8), (8.0, 8.0, 1.0), np.eye(4), np.eye(4), reader.id)
+    scores = PolicySelector(fresh_policy(reader), reader).scores(grid, Question("Is there a ring?"))
+    assert torch.equal(scores[8:].argsort(), reader.saliency(grid)[8:].argsort())
