@@ -43,8 +43,8 @@ def describe(
 
     The light rest of the budget joins nothing: it would chain separate findings into one box. Weights sum to 1.
 
-    A region's propensity is the probability that the policy, drawing without a budget, takes one of its tokens first:
-    with the scores that an episode keeps it is what counterfactual learning from verdicts needs.
+    A region's propensity is the probability that the policy, where it draws, takes one of its tokens first. What is
+    served is not drawn but the best K: verdicts on it alone allow no estimate of another policy by weighting.
 
     necessity: nats the answer loses without its evidence (None: not tested); grounded where it is >= threshold.
     """

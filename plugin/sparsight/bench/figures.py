@@ -150,6 +150,7 @@ def _false_negatives(results: list[Result], seed: int) -> list[dict[str, Any]]:
                 "rate_all": float(np.mean([bool(whole[r.case].missed) for r in own])),
                 "difference": more.mean,
                 "difference_ci": [more.low, more.high],
+                "fraction": float(np.mean([r.kept / r.of for r in own])),
             }
         )
     return out

@@ -50,7 +50,11 @@ def _head(report: Report) -> list[str]:
         "Choices are scored, one prefill each, bfloat16, without reasoning, unless it says *read*. Accuracy: share of "
         "right answers. Intervals: 95 % bootstrap, resampling images of simulated suites and patients of real ones; "
         "differences and ratios are paired. They are of the questions, for one trained reader and policy: another "
-        "training seed is not in them, nor is the number of comparisons on this page.",
+        "training seed is not in them, nor is the number of comparisons on this page, nor that scenes may share the "
+        "anatomy they were drawn in.",
+        "",
+        "Every stream is read by the same reader. The last part of the training of `nano` showed it what a policy of "
+        "this kind keeps (docs/method.md), so it has seen subsets like those of `ours` more often than any rival's.",
         "",
         "Masks and boxes score the evidence and feed the row `oracle`; labels also taught the rows `vitos` and `masks` "
         "where they are there, and nothing else (docs/rivals.md). *evidence recall*: share of the "
@@ -188,8 +192,7 @@ def _tests(report: Report, pictures: dict[str, str]) -> list[str]:
         "tokens that were not kept. *shuffled image*: another study's tokens. A blanked pixel takes the local mean of "
         "what was not kept. *ratio*: to `kept`, paired. *changed*: share of answers that differ from those with "
         "`kept`. *chance*: guessing among the choices. *evidence*: questions whose answer rests on a finding; "
-        "*positive*: those that a no, none or 0 would answer wrongly. `saliency` ranks as the policy of `nano` did "
-        "before RL.",
+        "*positive*: those that a no, none or 0 would answer wrongly.",
         "",
     ]
     for name, suite in report["suites"].items():
@@ -224,6 +227,7 @@ def _tests(report: Report, pictures: dict[str, str]) -> list[str]:
 
 def _confidence(report: Report, pictures: dict[str, str]) -> list[str]:
     lines = ["## How sure, how right", ""]
+    lines += ["The calibration was fitted on simulated validation scenes and on some of the real rows below.", ""]
     cells = []
     for name, suite in report["suites"].items():
         for kind, own in suite.get("read", {}).get("confidence", {}).items():

@@ -1,6 +1,6 @@
 """The questions of the benchmark, by suite. Simulated ones are of splits that nothing was trained on.
 
-    sim_2d    images in the four presets, findings of 0.05 to 3 % of the image        split test
+    sim_2d    images in the four presets, findings of 0.05 to 2 % of the image        split test
     sim_ood   the same in kinds of anatomy that no training image has                 split test_ood
     sim_long  volumes of 16 to 32 slices, 9,216 tokens and more                       split test
     sim_pair  pairs of a prior and a current image, 1,152 tokens                      split test
@@ -52,8 +52,11 @@ class Suite:
 
     @property
     def unit(self) -> Unit:
-        """A simulated image is nobody's, and independent of the others; a patient may have several."""
-        return "image" if self.name.startswith("sim") else "patient"
+        """A simulated scene counts as independent of the others; a patient may have several images.
+
+        Blood smears and the images of VQA-RAD come without a patient.
+        """
+        return "image" if self.name.startswith("sim") or self.name in ("bccd", "vqa_rad") else "patient"
 
     @property
     def parts(self) -> int:

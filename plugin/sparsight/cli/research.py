@@ -66,7 +66,10 @@ def train(
         str, typer.Argument(help="nano: the reader and its policy, from scratch. rivals: those that labels teach.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and log; of nano also for curves and weights.")],
-    data: Annotated[Path | None, typer.Option(help="Folder of data folders; train rows only are used.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of data folders: train rows train, val rows calibrate and measure."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
     size: Annotated[str, typer.Option(help="full, or small (minutes, for a trial).")] = "full",
     threads: Annotated[int, typer.Option(help="Of nano; more than one only where nothing else runs.", min=1)] = 1,

@@ -86,7 +86,7 @@ def compare_evidence(
 ) -> dict[str, Any] | None:
     """Evidence recall of two streams at one budget, paired: difference and ratio with intervals; None without masks."""
     mine = {r.case: r for r in results if (r.selector, r.budget) == (first, budget) and r.recall is not None}
-    theirs = {r.case: r for r in results if (r.selector, r.budget) == (second, budget)}
+    theirs = {r.case: r for r in results if (r.selector, r.budget) == (second, budget) and r.recall is not None}
     both = [case for case in mine if case in theirs]
     if not both:
         return None
@@ -110,9 +110,11 @@ def areas(results: Sequence[Result], *, seed: int = 0) -> list[dict[str, Any]]:
     """Area under each stream's retention curve, as a mean accuracy: trapezoids from the least budget to all tokens.
 
     area: over the kept fraction; area_log: over its logarithm, which gives small budgets their weight. The curve ends
-    at the accuracy of `all`; the area is linear in it, so every case has its own, and the interval is over them.
+    at the accuracy of `all` and the share that it is given (under 1 where a prompt does not hold all); the area is
+    linear in it, so every case has its own, and the interval is over them.
     """
     correct = {(r.selector, r.budget, r.case): float(r.correct) for r in results}
+    whole = {r.case: r.kept / r.of if r.of else 1.0 for r in results if r.selector == "all"}
     rows = []
     for selector in dict.fromkeys(r.selector for r in results if r.selector not in ALWAYS):
         budgets = sorted({r.budget for r in results if r.selector == selector and r.budget < 1})
@@ -123,7 +125,9 @@ def areas(results: Sequence[Result], *, seed: int = 0) -> list[dict[str, Any]]:
         curve = np.array(
             [[correct[selector, b, r.case] for b in budgets] + [correct["all", 1.0, r.case]] for r in own]
         )  # (cases, budgets + 1)
-        x = np.array([*budgets, 1.0])
+        x = np.array([*budgets, np.mean([whole[r.case] for r in own])])
+        if x[-1] <= budgets[-1]:
+            continue
         found = {
             name: interval(own, np.trapezoid(curve, at, axis=1) / (at[-1] - at[0]), seed)
             for name, at in (("area", x), ("area_log", np.log(x)))
@@ -140,7 +144,8 @@ def recheck(results: Sequence[Result], first: str, second: str = "all") -> list[
     """The answers of `first`, the negative ones replaced by those of `second`: what re-reading them would say.
 
     The product re-reads negative answers from all tokens (serve.recheck_budget 1), so with `all` this is its answer
-    as far as negatives go.
+    as far as negatives go, where one prompt holds all tokens; other cases are left out. It says that nothing is there
+    only where both do, so it cannot overlook more than `second`: what it costs is in `kept`.
     """
     wide = {r.case: r for r in results if r.selector == second}
     return [
@@ -148,7 +153,7 @@ def recheck(results: Sequence[Result], first: str, second: str = "all") -> list[
         if r.negative
         else replace(r, selector=f"{first}, negatives re-read")
         for r in results
-        if r.selector == first and r.case in wide
+        if r.selector == first and r.case in wide and wide[r.case].kept == wide[r.case].of
     ]
 
 
