@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from sparsight.config import Config
 from sparsight.model import TokenPolicy, base_policy_path
+from sparsight.model.positions import DIM
 from sparsight.service import Service
 from sparsight.sim import SceneConfig, Simulator
 from sparsight.types import Case, Episode, Feedback, Mark
@@ -32,11 +33,8 @@ def blank_reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shipped = base_policy_path("nano")
     shutil.copytree(shipped.parent, folder, dirs_exist_ok=True)
     torch.manual_seed(0)
-    policy = TokenPolicy.from_arrays(load_file(shipped))
-    for part in (policy.look, policy.film, policy.mix):
-        part.reset_parameters()
-    torch.nn.init.zeros_(policy.out.weight)
-    torch.nn.init.zeros_(policy.out.bias)
+    arrays = load_file(shipped)
+    policy = TokenPolicy(arrays["look.weight"].shape[1] - DIM, arrays["film.weight"].shape[1])  # no prior: all alike
     save_file(policy.to_arrays(), folder / "policy.safetensors")
     return folder
 

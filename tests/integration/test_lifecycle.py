@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from sparsight.config import Config
-from sparsight.errors import ConflictError, WeightsError
+from sparsight.errors import BusyError, ConflictError, WeightsError
 from sparsight.server.run import environment, free_port, prepare_app, start, wait_until_ready
 from sparsight.store import StoreLock
 
@@ -94,3 +95,8 @@ def test_altered_weights_are_said_so_at_once_and_to_every_question(config, studi
     finally:
         server.kill()
         server.wait()
+
+
+def test_a_server_is_not_started_on_a_port_where_another_one_listens(config, studies_folder):
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(BusyError, match="taken"):
+        start(config, str(studies_folder), port=other.getsockname()[1])

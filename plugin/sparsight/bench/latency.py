@@ -21,6 +21,7 @@ import httpx
 import numpy as np
 
 from sparsight.config import Config
+from sparsight.errors import TrainingError
 from sparsight.server.run import free_port, start, wait_until_ready
 from sparsight.service import Service, parse_question
 from sparsight.sim import SceneConfig, Simulator
@@ -88,7 +89,10 @@ def _learning(service: Service) -> float:
         episode = service.ask(scene.volume, case.question).episode
         verdict: Verdict = "accept" if episode.answer.text == case.answer else "amend"
         service.correct(Feedback(f"bench-{index}", episode.id, "bench", verdict, datetime.now(UTC), case.answer))
-    return service.learn().seconds
+    learned = service.learn()
+    if learned.candidate is None:  # then there is no time to report
+        raise TrainingError("; ".join(learned.reasons), expected="a candidate", todo="see docs/method.md")
+    return learned.seconds
 
 
 def _server(config: Config, folder: Path) -> tuple[float, list[float]]:

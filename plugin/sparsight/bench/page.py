@@ -227,7 +227,7 @@ def _tests(report: Report, pictures: dict[str, str]) -> list[str]:
 
 def _confidence(report: Report, pictures: dict[str, str]) -> list[str]:
     lines = ["## How sure, how right", ""]
-    lines += ["The calibration was fitted on simulated validation scenes and on some of the real rows below.", ""]
+    lines += ["The calibration of `nano` was fitted on simulated val scenes and on some of the real val rows.", ""]
     cells = []
     for name, suite in report["suites"].items():
         for kind, own in suite.get("read", {}).get("confidence", {}).items():

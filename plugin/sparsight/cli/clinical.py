@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from sparsight.cli.output import Json, console, emit_json, progress_bar
+from sparsight.cli.output import Json, check_targets, console, emit_json, progress_bar
 from sparsight.cli.session import Session
 from sparsight.errors import BudgetError, FeedbackError
 from sparsight.types import Budget, Feedback, Mark, MarkKind, Verdict
@@ -49,6 +49,7 @@ def ask(
     from sparsight.service import parse_question
 
     share = _budget(budget)
+    check_targets(overlay, labelmap)
     parsed = parse_question(question, choices=tuple(choice or ()))
     session: Session = context.obj
     with session.service(studies) as service, progress_bar("ask", quiet=json) as tell:

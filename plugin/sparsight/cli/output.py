@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sparsight.errors import finite
+from sparsight.errors import InputError, finite
 
 console = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
@@ -22,6 +23,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 def emit_json(value: dict[str, Any]) -> None:
     """Print one JSON object on stdout; NaN and infinities, which JSON does not know, become null."""
     typer.echo(json.dumps(finite(value), indent=2, ensure_ascii=False))
+
+
+def check_targets(*paths: Path | None) -> None:
+    """Raise InputError for a file that could not be written because its folder is not there: before any work."""
+    for path in paths:
+        if path is not None and not path.parent.is_dir():
+            raise InputError(
+                f"{path.name} in a folder that is not there", expected="an existing folder", todo="make it first"
+            )
 
 
 @contextmanager

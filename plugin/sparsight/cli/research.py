@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from sparsight.cli.output import Json, console, emit_json, progress_bar
+from sparsight.cli.output import Json, check_targets, console, emit_json, progress_bar
 from sparsight.cli.session import Session
 from sparsight.errors import BudgetError, InputError
 
@@ -142,6 +142,7 @@ def latency(
     """Time first and second questions, /info/ during an answer, learning, and peak memory."""
     from sparsight.bench.latency import measure
 
+    check_targets(out)
     session: Session = context.obj
     with progress_bar("bench latency", quiet=json) as tell:
         report = measure(session.config(), repeats=repeats, series=series, on_step=tell)

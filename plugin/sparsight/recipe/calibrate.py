@@ -1,4 +1,4 @@
-"""Stage 4: how sure the reader may say it is, fitted on validation questions that nothing was trained on."""
+"""The last stage: how sure the reader may say it is, fitted on validation questions that nothing was trained on."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def train_nano(
 
 
 class _Recipe:
-    """The four stages in order, with what they hand to each other."""
+    """The stages in order, with what they hand to each other."""
 
     def __init__(self, out: Path, data: Path | None, seed: int, size: str, threads: int, tell: OnProgress) -> None:
         self.out, self.data, self.seed, self.size, self.tell = out, data, seed, SIZES[size], tell

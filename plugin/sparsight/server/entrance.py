@@ -51,7 +51,12 @@ class Entrance:
     def _same_origin(self, headers: Headers) -> bool:
         """No Origin header means no browser; a form or script of another page always sends one."""
         origin = headers.get("origin")
-        return origin is None or origin in self._allowed or urlsplit(origin).netloc == headers.get("host")
+        if origin is None or origin in self._allowed:
+            return True
+        try:
+            return urlsplit(origin).netloc == headers.get("host")
+        except ValueError:
+            return False
 
 
 def _for_this_machine(scope: Scope, headers: Headers) -> bool:

@@ -65,7 +65,11 @@ def serve(
 def start(
     config: Config, studies: str, *, host: str = "127.0.0.1", port: int = 8000, log: Path | None = None
 ) -> subprocess.Popen[bytes]:
-    """The same in a process of its own, for the demo and for tests. End it with terminate() and wait()."""
+    """The same in a process of its own, for the demo and for tests. End it with terminate() and wait().
+
+    Raises BusyError where the port is taken: whoever waits for this server would else find the other one.
+    """
+    _check_port(host, port)
     code = (
         "import sys; from sparsight.config import Config; from sparsight.server.run import serve; "
         "sys.exit(serve(Config.load(), sys.argv[1], host=sys.argv[2], port=int(sys.argv[3])))"

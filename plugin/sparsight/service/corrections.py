@@ -38,6 +38,15 @@ def check(feedback: Feedback, episode: Episode) -> None:
         )
     if any((mark.box_mm is None) == (mark.mask is None) for mark in feedback.marks):
         raise FeedbackError("a mark without a region", expected="a box or a mask", todo="draw it")
+    for mark in feedback.marks:
+        if mark.box_mm is not None:
+            low, high = np.array(mark.box_mm)
+            if not (np.isfinite([low, high]).all() and (low <= high).all()):
+                raise FeedbackError(
+                    f"a box from {mark.box_mm[0]} to {mark.box_mm[1]}",
+                    expected="finite millimetres, the least corner first",
+                    todo="swap its corners, or see `ask --json`",
+                )
 
 
 def right_answer(feedback: Feedback, episode: Episode) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -66,10 +67,11 @@ class Learner:
         """Train on what the live policy's line has not learned, measure on what was kept out of training, decide."""
         start = time.perf_counter()
         lineage = self.registry.lineage(live.id)
-        pending = self._corrections(self.store.unlearned(lineage))
+        pending, unused = self._corrections(self.store.unlearned(lineage))
+        said = tuple(f"corrections that could not be used: {n} ({code})" for code, n in sorted(unused.items()))
         if not pending:
-            return _nothing("no new correction with an answer or a mark for this reader")
-        known = self._corrections(self.store.learned(lineage))
+            return _nothing("no new correction with an answer or a mark for this reader", *said)
+        known, _ = self._corrections(self.store.learned(lineage))
         train, held = split(pending, self.config.learn.held_out, never_held={c.study for c in known})
         if not train:
             return _nothing(f"{len(held)} corrections, all kept out of training: more studies are needed")
@@ -89,34 +91,40 @@ class Learner:
         version = self._decide(version, decision, live)
         seconds = time.perf_counter() - start
         promoted = version.state == "live"
-        return Learned(version, promoted, decision.reasons, len(train), len(held), seconds, decision.as_dict())
+        reasons = (*decision.reasons, *said)
+        return Learned(version, promoted, reasons, len(train), len(held), seconds, decision.as_dict())
 
     def _tried(self, live: PolicyVersion, keys: set[str]) -> PolicyVersion | None:
         """The child of the live policy that learned exactly these corrections and was held back or rolled back."""
         tried = (v for v in self.registry.list() if v.parent == live.id and v.state in ("held", "retired"))
         return next((v for v in tried if {f.key for f in self.store.learned([v.id])} == keys), None)
 
-    def _corrections(self, recorded: Sequence[Feedback]) -> list[Correction]:
-        """Those that can be replayed: with a right answer or a mark, on tokens that this reader made."""
-        found = []
+    def _corrections(self, recorded: Sequence[Feedback]) -> tuple[list[Correction], Counter[str]]:
+        """Those that can be replayed: with a right answer or a mark, on tokens that this reader made.
+
+        And how many could not be used for a fault, by what it was: their tokens are gone, a record was altered, ...
+        """
+        found: list[Correction] = []
+        unused: Counter[str] = Counter()
         for feedback in recorded:
-            episode = self.store.episode(feedback.episode)
-            answer = right_answer(feedback, episode)
-            if episode.reader != self.reader.id or (answer is None and not feedback.marks):
-                continue
             try:
+                episode = self.store.episode(feedback.episode)
+                answer = right_answer(feedback, episode)
+                if episode.reader != self.reader.id or (answer is None and not feedback.marks):
+                    continue
                 grid = self.grid_of(episode)
                 marks = marks_on(grid, feedback.marks)
                 if answer is not None:
                     self.reader.check(episode.question, answer)
-            except SparsightError:  # its tokens are gone or the reader cannot use it: counted, not learned
+            except SparsightError as error:
+                unused[error.code] += 1
                 continue
             question = episode.question
             if answer is not None and question.choices and answer not in question.choices:
                 question = replace(question, choices=(*question.choices, answer))
             example = Example(grid, question, answer, marks)
             found.append(Correction(feedback.key, episode.volume_sha256, question.kind, example))
-        return found
+        return found, unused
 
     def _train(self, train: list[Correction], known: list[Correction], live_policy: TokenPolicy) -> TokenPolicy:
         probes = sentinel.simulated(self.reader, "train", _REPLAY, _REPLAY_SEED, self.on_step)
@@ -194,8 +202,8 @@ def split(
     return [c for c in corrections if c.study not in held], [c for c in corrections if c.study in held]
 
 
-def _nothing(reason: str) -> Learned:
-    return Learned(None, False, (reason,), 0, 0, 0.0, {})
+def _nothing(*reasons: str) -> Learned:
+    return Learned(None, False, reasons, 0, 0, 0.0, {})
 
 
 def _groups(names: Sequence[str]) -> Any:

@@ -117,6 +117,7 @@ def test_an_untrained_reader_is_read_again_and_a_person_is_told(
         (["ask", "{picture}", "Is it?", "--budget", "0"], "bad_budget"),
         (["ask", "{picture}", "Is it?", "--budget", "2"], "bad_budget"),
         (["ask", "{picture}", "Is it?", "--budget", "x"], "bad_budget"),
+        (["ask", "{picture}", "Is it?", "--overlay", "{empty}/none/a.png"], "bad_input"),
         (["ask", "{empty}", "Is it?"], "bad_image"),
         (["ask", "{picture}", "Which?", "--choice", "one"], "bad_question"),
         (["correct", "e404", "--answer", "no"], "not_found"),

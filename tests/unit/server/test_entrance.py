@@ -32,6 +32,7 @@ def status(method="GET", query="", server=("127.0.0.1", 8000), **headers):
         ("https://evil.example", 403),
         ("http://localhost:8001", 403),
         ("null", 403),
+        ("http://[", 403),
     ],
 )
 def test_only_known_origins_change_things(origin, expected):

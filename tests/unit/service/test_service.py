@@ -230,6 +230,16 @@ class TestCorrect:
         exact = Mark("missed", mask=np.ones((1, 96, 120), bool))
         assert service.correct(feedback(episode, marks=(exact,))).parts["grounding"] is not None
 
+    @pytest.mark.parametrize("end", [float("nan"), float("inf"), -40.0])
+    def test_a_box_that_is_none_is_refused_and_not_stored(
+        self, service: Service, picture: ImageVolume, end: float
+    ) -> None:
+        episode = service.ask(picture, QUESTION).episode
+        mark = Mark("relevant", box_mm=((0.0, 0.0, 0.0), (end, 20.0, 1.0)))
+        with pytest.raises(FeedbackError, match="finite"):
+            service.correct(feedback(episode, "k", marks=(mark,)))
+        assert service.store.unlearned([service.live_selector().id]) == []
+
     def test_contradictory_marks_are_refused(self, service: Service, picture: ImageVolume) -> None:
         episode = service.ask(picture, QUESTION).episode
         box = ((5.0, 5.0, -1.0), (30.0, 30.0, 1.0))
@@ -266,6 +276,22 @@ class TestLearn:
         learned = service.learn()
         assert learned.candidate is None
         assert not learned.promoted
+
+    def test_corrections_that_cannot_be_used_are_counted_and_the_rest_is_learned(
+        self, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.lessons(service, 7)
+        read, broken = service.store.episode, service.store.unlearned([service.live_selector().id])[0].episode
+
+        def episode(id: str) -> Episode:  # noqa: A002 - the store's name
+            if id == broken:
+                raise WeightsError("a blob that was altered", expected="its hash", todo="restore it")
+            return read(id)
+
+        monkeypatch.setattr(service.store, "episode", episode)
+        learned = service.learn()
+        assert learned.corrections + learned.held_out == 6
+        assert learned.reasons[-1] == "corrections that could not be used: 1 (bad_weights)"
 
     def test_a_candidate_is_measured_recorded_and_not_learned_twice(self, service: Service) -> None:
         self.lessons(service, 7)
