@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from sparsight.types import Box, Doubt
+from sparsight.types import Doubt
 
 Point = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 Corners = tuple[Point, Point]
@@ -219,8 +219,3 @@ class StateReply(_Reply):
     """Whether the server answers, and with what."""
 
     state: Literal["live", "ready", "loading", "failed"]
-
-
-def box(corners: Corners) -> Box:
-    """The corners as types.Box."""
-    return corners
