@@ -1,5 +1,6 @@
 """Starting the stock way, and stopping without leaving anything behind."""
 
+import json
 import os
 import shutil
 import signal
@@ -58,6 +59,29 @@ def test_stock_command_with_our_seam_and_ctrl_c(config, studies_folder, tmp_path
     finally:
         server.kill()
         server.wait()
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 on this machine")
+def test_the_ipv6_loopback_is_this_machine_too(config, studies_folder):
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as probe:
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "sparsight.cli", "serve", "--studies", str(studies_folder)]
+    command += ["--host", "::1", "--port", str(port), "--json"]
+    server = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ | environment(config)
+    )
+    try:
+        url = json.loads(b"".join(iter(server.stdout.readline, b"}\n")) + b"}")["url"]
+        assert url == f"http://[::1]:{port}/sparsight/"
+        wait_until_ready(url.removesuffix("/sparsight/"), process=server)
+        body = {"study": "chest", "question": "Is there a nodule?"}
+        own = {"Origin": f"http://[::1]:{port}"}
+        assert httpx.post(f"{url}ask", json=body, headers=own, timeout=60).status_code == 200
+        assert httpx.post(f"{url}ask", json=body, headers={"Origin": "http://[::2]"}, timeout=60).status_code == 403
+        assert httpx.get(url, headers={"Host": "[::2]"}, timeout=30).status_code == 421
+    finally:
+        server.kill()
+        server.communicate()
 
 
 def test_a_killed_server_frees_its_store_and_nothing_is_lost(config, studies_folder):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import nibabel
 import numpy as np
@@ -133,6 +134,8 @@ def test_an_untrained_reader_is_read_again_and_a_person_is_told(
         (["train", "nano", "--out", "{empty}/out", "--data", "{empty}"], "bad_data"),
         (["next", "--studies", "{empty}/none"], "not_found"),
         (["serve", "--studies", "{empty}/none"], "not_found"),
+        (["serve", "--studies", "{empty}", "--host", "0.0.0.0"], "bad_config"),
+        (["serve", "--studies", "{empty}", "--host", "::"], "bad_config"),
     ],
 )
 def test_errors_have_a_code_and_exit_1(run: Any, picture: Path, tmp_path: Path, args: list[str], code: str) -> None:
@@ -141,6 +144,20 @@ def test_errors_have_a_code_and_exit_1(run: Any, picture: Path, tmp_path: Path, 
     exit_code, reply = run(*(arg.format(picture=picture, empty=empty) for arg in args))
     assert (exit_code, reply["error"]["code"]) == (1, code)
     assert all(reply["error"][part] for part in ("given", "expected", "todo"))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_serve_says_a_url_that_can_be_opened(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    def serve(*_: Any, on_start: Any, **__: Any) -> int:
+        on_start()
+        return 0
+
+    monkeypatch.setattr("sparsight.server.run.serve", serve)
+    code, printed = run("serve", "--studies", str(tmp_path), "--host", host, "--port", "8123")
+    url = urlsplit(printed["url"])
+    assert (code, url.hostname, url.port, url.path) == (0, host, 8123, "/sparsight/")
 
 
 def test_without_json_an_error_is_three_lines_on_stderr(tmp_path: Path) -> None:

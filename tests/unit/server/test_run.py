@@ -1,7 +1,9 @@
+import socket
+
 import pytest
 
 from sparsight.config import Config
-from sparsight.errors import ConfigError
+from sparsight.errors import BusyError, ConfigError
 from sparsight.server.run import serve
 
 
@@ -11,3 +13,10 @@ def test_only_this_machine_is_served_even_with_stock_authentication(tmp_path, mo
     with pytest.raises(ConfigError, match="loopback"):
         serve(Config.load(home=tmp_path / "home"), str(tmp_path), host=host)
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_every_name_of_the_loopback_is_one_to_listen_on(tmp_path, host):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as other, pytest.raises(BusyError, match="taken"):
+        serve(Config.load(home=tmp_path / "home"), str(tmp_path), host=host, port=other.getsockname()[1])
