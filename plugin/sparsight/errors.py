@@ -13,7 +13,8 @@ SparsightError                 what was given, what was expected, what to do; a 
 ├── BusyError             423  the store is locked, the disk is full, the queue is full: try again
 ├── WeightsError          409  weights missing, altered (hash), or of another model
 ├── TrainingError         409  NaN loss, collapsed reward or entropy
-└── ConfigError           400  an unknown key, a value out of range
+├── ConfigError           400  an unknown key, a value out of range
+└── InternalError         500  a defect of ours
 
 A message never carries a patient's text: ids of ours, numbers and DICOM keywords only.
 """
@@ -132,3 +133,10 @@ class ConfigError(SparsightError):
 
     code = "bad_config"
     status = 400
+
+
+class InternalError(SparsightError):
+    """A defect of ours; the log says more."""
+
+    code = "internal"
+    status = 500

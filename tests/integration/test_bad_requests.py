@@ -132,6 +132,12 @@ def test_dropped_routes(client):
         refused(client.get("/logs/gpu"), 404)
 
 
+@pytest.mark.parametrize(("wanted", "status"), [("bytes=99999999-", 416), ("bytes=x", 400)])
+def test_ranges_that_a_file_does_not_have(client, wanted, status):
+    error = refused(client.get("/sparsight/", headers={"Range": wanted}), status)
+    assert error["code"] == "bad_request"
+
+
 def test_other_origins_may_read_nothing_and_change_nothing(client):
     foreign = {"Origin": "https://evil.example"}
     assert "access-control-allow-origin" not in client.get("/info/", headers=foreign).headers

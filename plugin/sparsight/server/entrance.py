@@ -1,4 +1,4 @@
-"""What is refused before any route sees it.
+"""What is refused before any route sees it, and the form that errors leave in.
 
 Other machines and names, foreign pages, bodies too large, ids that could leave their folder.
 """
@@ -9,11 +9,11 @@ from urllib.parse import parse_qsl, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sparsight.errors import InputError
 from sparsight.server import guard
-from sparsight.server.problems import reply
+from sparsight.server.problems import by_status, reply
 
 _SAFE = {"GET", "HEAD", "OPTIONS"}
 _IDS = {"image", "id", "label", "session_id"}  # query parameters that stock code joins to a path
@@ -31,8 +31,12 @@ class Entrance:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check, then pass on."""
-        refusal = self._refusal(scope, Headers(scope=scope)) if scope["type"] == "http" else None
-        await (refusal or self.app)(scope, receive, send)
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+        elif refusal := self._refusal(scope, Headers(scope=scope)):
+            await refusal(scope, receive, send)
+        else:
+            await self.app(scope, receive, _errors_as_json(scope, receive, send))
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         if not _for_this_machine(scope, headers):
@@ -70,6 +74,26 @@ def _for_this_machine(scope: Scope, headers: Headers) -> bool:
     except ValueError:
         return False
     return named in guard.LOOPBACK and (not arrived_at or arrived_at[0] in guard.LOOPBACK)
+
+
+def _errors_as_json(scope: Scope, receive: Receive, send: Send) -> Send:
+    """A `send` that gives an error the platform words itself, such as a range beyond a file, the body of all others."""
+    replaced = False
+
+    async def pass_on(message: Message) -> None:
+        nonlocal replaced
+        if message["type"] == "http.response.start" and message["status"] >= 400:
+            headers = Headers(raw=message["headers"])
+            if not headers.get("content-type", "").startswith("application/json"):
+                replaced = True
+                response = by_status(message["status"])
+                body = {"content-type", "content-length", "content-encoding"}
+                response.headers.update({name: value for name, value in headers.items() if name not in body})
+                await response(scope, receive, send)
+        if not replaced:
+            await send(message)
+
+    return pass_on
 
 
 def _check_ids(scope: Scope) -> None:

@@ -1,4 +1,4 @@
-"""Every error as the same JSON: {"error": {code, given, expected, todo}}, never a traceback."""
+"""Every error as the same JSON: {"error": {code, given, expected, todo}}, never a traceback. Codes: docs/errors.md."""
 
 from __future__ import annotations
 
@@ -18,19 +18,44 @@ from sparsight.errors import SparsightError
 
 logger = logging.getLogger(__name__)
 
-_CODES = {401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+_CODES = {  # of a status alone: the entrance's, FastAPI's, MONAI Label's
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    409: "conflict",
+    413: "too_large",
+    421: "misdirected",
+    422: "bad_input",
+    423: "busy",
+    429: "too_many_requests",
+}
+_AGAIN = {423, 429}  # the same request may succeed a little later
+_AGAIN_S = 5
+
+
+def code_of(status: int) -> str:
+    """The stable code of any status from 400 on."""
+    return _CODES.get(status, "bad_request" if status < 500 else "internal")
 
 
 def reply(status: int, code: str, given: str, expected: str, todo: str, **extra: Any) -> JSONResponse:
     """The body every failed request gets."""
     error = {"code": code, "given": given, "expected": expected, "todo": todo, **extra}
-    return JSONResponse({"error": error}, status_code=status)
+    headers = {"Retry-After": str(_AGAIN_S)} if status in _AGAIN else None
+    return JSONResponse({"error": error}, status_code=status, headers=headers)
+
+
+def by_status(status: int) -> JSONResponse:
+    """The reply where only the status is known, or may be told: a text of the platform can repeat what was sent."""
+    given = responses.get(status, "refused").lower()
+    todo = "wait and try again" if status in _AGAIN else "see docs/api.md"
+    return reply(status, code_of(status), given, "a request as in /openapi.json", todo)
 
 
 async def _ours(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, SparsightError)
-    headers = {"Retry-After": "5"} if error.status == 423 else None
-    return JSONResponse(error.as_dict(), status_code=error.status, headers=headers)
+    return reply(error.status, error.code, error.given, error.expected, error.todo)
 
 
 async def _validation(_: Request, error: Exception) -> JSONResponse:
@@ -41,15 +66,12 @@ async def _validation(_: Request, error: Exception) -> JSONResponse:
     return reply(422, "bad_input", f"{where}: {first['msg']}", "a request as in /openapi.json", "see docs/api.md")
 
 
-async def _http(_: Request, error: Exception) -> JSONResponse:
-    """Stock code says 500 for what is the client's mistake; by now those are checked, so what is left is ours.
-
-    Its details repeat what was sent: the status says it in general words.
-    """
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    """Stock code says 500 for what is the client's mistake; by now those are checked, so what is left is ours."""
     assert isinstance(error, HTTPException)
-    code = _CODES.get(error.status_code, "error" if error.status_code < 500 else "internal")
-    given = responses.get(error.status_code, "refused").lower()
-    response = reply(error.status_code, code, given, "a request as in /openapi.json", "see docs/api.md")
+    if error.status_code >= 500:
+        return await _unknown(request, error)
+    response = by_status(error.status_code)
     response.headers.update(error.headers or {})
     return response
 
@@ -63,14 +85,16 @@ async def _stock(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, MONAILabelException)
     missing = isinstance(error, ImageNotFoundException | LabelNotFoundException)
     kind = "an unknown image or label" if missing else "a request MONAI Label refuses"
-    status, code = (404, "not_found") if missing else (400, str(error.error.value).lower())
-    return reply(status, code, kind, "what GET /info/ and GET /datastore/ list", "check model, image and label")
+    status = 404 if missing else 400
+    expected, todo = "what GET /info/ and GET /datastore/ list", "check model, image and label"
+    return reply(status, code_of(status), kind, expected, todo)
 
 
 async def _unknown(_: Request, error: Exception) -> JSONResponse:
     incident = secrets.token_hex(4)
     logger.error("incident %s", incident, exc_info=error)
-    return reply(500, "internal", "a defect of the server", "none", "report the id below", id=incident)
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    return reply(status, code_of(status), "a defect of the server", "none", "report the id below", id=incident)
 
 
 def install(app: FastAPI) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsight.config import Config
-from sparsight.errors import SparsightError
+from sparsight.errors import InternalError, SparsightError
 
 if TYPE_CHECKING:
     from sparsight.service import Service
@@ -36,7 +36,7 @@ class _Holder:
                     self.failure = error
                     raise
                 except Exception as error:  # its text may hold anything; the log has it
-                    self.failure = SparsightError(
+                    self.failure = InternalError(
                         f"a {type(error).__name__} while loading", expected="a service that loads", todo="read the log"
                     )
                     raise

@@ -1,13 +1,17 @@
 import asyncio
+import json
 
 import pytest
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 
 from sparsight.server.entrance import Entrance
 
 
-def status(method="GET", query="", server=("127.0.0.1", 8000), **headers):
-    """The status a request gets through the entrance; 200 from the application behind it."""
+BEHIND = PlainTextResponse("in")
+
+
+def sent_back(method="GET", query="", server=("127.0.0.1", 8000), app=BEHIND, **headers):
+    """The messages a request gets through the entrance; 200 from the application behind it."""
     sent = []
 
     async def send(message):
@@ -19,9 +23,13 @@ def status(method="GET", query="", server=("127.0.0.1", 8000), **headers):
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": method, "path": "/", "query_string": query.encode(), "headers": raw}
     scope["server"] = server
-    entrance = Entrance(PlainTextResponse("in"), allowed=frozenset({"https://viewer.example"}), max_bytes=1000)
+    entrance = Entrance(app, allowed=frozenset({"https://viewer.example"}), max_bytes=1000)
     asyncio.run(entrance(scope, receive, send))
-    return sent[0]["status"]
+    return sent
+
+
+def status(*args, **more):
+    return sent_back(*args, **more)[0]["status"]
 
 
 @pytest.mark.parametrize(
@@ -92,3 +100,16 @@ def test_size(length, expected):
 )
 def test_ids_in_the_query(query, expected):
     assert status(query=query) == expected
+
+
+def test_errors_that_the_platform_words_itself_get_our_form():
+    beyond = PlainTextResponse("Jane Doe", 416, headers={"Content-Range": "bytes */9"})
+    start, body = sent_back(app=beyond)
+    assert start["status"] == 416
+    headers = dict(start["headers"])
+    assert headers[b"content-range"] == b"bytes */9"
+    assert int(headers[b"content-length"]) == len(body["body"])
+    assert json.loads(body["body"])["error"]["code"] == "bad_request"
+    assert b"Jane" not in body["body"]
+    for passed in (BEHIND, JSONResponse({"error": {"code": "x"}}, 409)):
+        assert sent_back(app=passed)[1]["body"] == passed.body
