@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from sparsight.config import Config
 from sparsight.model import TokenPolicy
 from sparsight.model.nano.reader import NanoReader, build
 from sparsight.model.nano.tokenizer import known_words, train_tokenizer
-from sparsight.model.nano.weights import NanoSpec
+from sparsight.model.nano.weights import NanoSpec, save_policy
 from sparsight.server.run import free_port, start, wait_until_ready
 from sparsight.service import parse_question
 
@@ -53,7 +53,7 @@ def reader_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     reader = NanoReader(*build(spec, tokenizer.get_vocab_size()), tokenizer, spec, "0" * 64)
     reader.save(folder)
     question_size = len(reader.embed(parse_question(QUESTIONS[0])))
-    save_file(TokenPolicy(spec.channels + spec.logits, question_size).to_arrays(), folder / "policy.safetensors")
+    save_policy(folder, save(TokenPolicy(spec.channels + spec.logits, question_size).to_arrays()))
     return folder
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save
 
 from sparsight.config import Config
-from sparsight.model import TokenPolicy, base_policy_path
+from sparsight.model import TokenPolicy, load_base_policy
+from sparsight.model.nano.weights import SHIPPED, save_policy
 from sparsight.model.positions import DIM
 from sparsight.service import Service
 from sparsight.sim import SceneConfig, Simulator
@@ -30,12 +31,11 @@ CORRECTIONS = 60
 def blank_reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped reader beside a policy that has learned nothing."""
     folder = tmp_path_factory.mktemp("reader")
-    shipped = base_policy_path("nano")
-    shutil.copytree(shipped.parent, folder, dirs_exist_ok=True)
+    shutil.copytree(SHIPPED, folder, dirs_exist_ok=True)
     torch.manual_seed(0)
-    arrays = load_file(shipped)
+    arrays = load_base_policy("nano")
     policy = TokenPolicy(arrays["look.weight"].shape[1] - DIM, arrays["film.weight"].shape[1])  # no prior: all alike
-    save_file(policy.to_arrays(), folder / "policy.safetensors")
+    save_policy(folder, save(policy.to_arrays()))
     return folder
 
 

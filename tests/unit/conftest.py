@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from sparsight.model import TokenPolicy
 from sparsight.model.nano.reader import NanoReader, build
 from sparsight.model.nano.tokenizer import known_words, train_tokenizer
-from sparsight.model.nano.weights import NanoSpec
+from sparsight.model.nano.weights import NanoSpec, save_policy
 from sparsight.sim import texts
 from sparsight.types import Question
 
@@ -27,5 +27,5 @@ def reader_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wide = reader.embed(Question("is there a nodule?")).shape[0]
     policy = TokenPolicy(reader.encoder.width, wide)
     torch.nn.init.normal_(policy.out.weight)
-    save_file(policy.to_arrays(), folder / "policy.safetensors")
+    save_policy(folder, save(policy.to_arrays()))
     return folder

@@ -29,7 +29,7 @@ __all__ = [
     "ScoreSelector",
     "Selector",
     "TokenPolicy",
-    "base_policy_path",
+    "base_policy",
     "load_base_policy",
     "load_policy",
     "load_reader",
@@ -43,19 +43,23 @@ def load_reader(name: str | Path) -> NanoReader:
     return NanoReader.load(_folder(name))
 
 
-def base_policy_path(name: str | Path) -> Path:
-    """The file of the policy that was trained with a reader. Raises ConfigError for an unknown reader."""
-    return _folder(name) / "policy.safetensors"
+def base_policy(name: str | Path) -> bytes:
+    """The file of the policy that was trained with a reader, checked against the hash in the reader's manifest.
+
+    Raises WeightsError (missing, altered), ConfigError (an unknown reader).
+    """
+    from sparsight.model.nano.weights import read_policy
+
+    return read_policy(_folder(name))
 
 
 def load_base_policy(name: str | Path) -> dict[str, NDArray[np.float32]]:
     """The weights of the policy that was trained with a reader. Raises WeightsError, ConfigError."""
-    path = base_policy_path(name)
     try:
-        arrays: dict[str, NDArray[np.float32]] = load_arrays(path.read_bytes())
-    except (OSError, SafetensorError) as error:
+        arrays: dict[str, NDArray[np.float32]] = load_arrays(base_policy(name))
+    except SafetensorError as error:
         raise WeightsError(
-            f"{path.name} cannot be read",
+            "a policy that is no safetensors file",
             expected="the policy beside its reader",
             todo="reinstall sparsight, or train the reader again",
         ) from error

@@ -26,7 +26,7 @@ from sparsight.errors import ConfigError
 from sparsight.model.nano.encoder import LocalEncoder
 from sparsight.model.nano.reader import NanoReader, build
 from sparsight.model.nano.tokenizer import encode_text, known_words, train_tokenizer
-from sparsight.model.nano.weights import POLICY, NanoSpec
+from sparsight.model.nano.weights import NanoSpec, save_policy
 from sparsight.model.policy import TokenPolicy
 from sparsight.recipe import sources
 from sparsight.recipe.calibrate import calibrate
@@ -114,7 +114,7 @@ class _Recipe:
             reader.spec = spec
             folder = self.out / "nano"
             sha256 = reader.save(folder)
-            (folder / POLICY).write_bytes(save(policy.to_arrays()))
+            save_policy(folder, save(policy.to_arrays()))
             reader = NanoReader.load(folder)
             assert reader.sha256 == sha256
             test = self._test_pools(reader)

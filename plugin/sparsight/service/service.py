@@ -20,7 +20,7 @@ from sparsight import evidence
 from sparsight.config import Config
 from sparsight.errors import ConflictError, InputError, NotFoundError
 from sparsight.imaging.studies import open_studies
-from sparsight.model import PolicySelector, TokenPolicy, base_policy_path, load_reader
+from sparsight.model import PolicySelector, TokenPolicy, base_policy, load_reader
 from sparsight.model.protocols import Reader
 from sparsight.rl.acquisition import acquire
 from sparsight.service import corrections
@@ -55,7 +55,10 @@ class Service:
         self.store = Store(config.database or config.home / "store.db", config.home)
         self.registry = registry_of(config, self.reader)
         self.registry.install_base(
-            base_policy_path(config.serve.reader), reader=self.reader.id, record=self._log("promote")
+            base_policy(config.serve.reader),
+            reader=self.reader.id,
+            at_once=not config.gate.sign_off,
+            record=lambda policy: self.store.record("promote" if policy.state == "live" else "gate", policy),
         )
         self.studies = open_studies(studies) if studies is not None else None
         self._encoded = EncodedStudies(self.studies, config.serve.cache_bytes)
@@ -160,9 +163,11 @@ class Service:
             return learner.learn(live, selector.policy)
 
     def promote(self, policy: str, *, sign_off: str | None = None) -> PolicyVersion:
-        """Make a candidate live that the gate found good and that waits for a signature, or a retired policy again.
+        """Make a policy live: a candidate that passed the gate, one that was shipped and waits, or a retired one again.
 
-        Raises NotFoundError; ConflictError for one that the gate held back, with its reasons.
+        A signature is demanded where gate.sign_off says so, and for a shipped one that waits: no gate has compared it.
+        What is put back keeps its reasons, and its signature unless it is signed anew.
+        Raises NotFoundError; ConflictError for one that the gate held back, with its reasons, or without a signature.
         """
         version = self.registry.get(policy)
         if version.state == "live":
@@ -177,14 +182,21 @@ class Service:
             raise ConflictError(
                 f"policy {policy} was never measured", expected="a candidate that passed the gate", todo="learn again"
             )
-        if version.state == "candidate" and self.config.gate.sign_off and not sign_off:
+        shipped = version.state == "candidate" and version.parent is None
+        signed = (sign_off or "").strip() or None
+        if signed is None and (self.config.gate.sign_off or shipped):
             raise ConflictError(
                 "a promotion without a name", expected="a signature", todo="say who signs: --sign-off NAME"
             )
+        reasons = version.reasons
+        if shipped:
+            reasons = (f"shipped with the reader; chosen in place of policy {self.registry.live().id}",)
+        elif version.state == "retired":
+            reasons = _put_back(version, signed, in_place_of=self.registry.live().id)
         return self.registry.promote(
             policy,
-            reasons=version.reasons,
-            sign_off=sign_off,
+            reasons=reasons,
+            sign_off=signed or version.sign_off,
             expect_live=version.parent if version.state == "candidate" else None,
             record=self._log("promote"),
         )
@@ -290,6 +302,14 @@ class Service:
         kept = self.store.features(episode.volume_sha256, episode.reader)
         features = torch.from_numpy(kept.features.astype(np.float32))
         return TokenGrid(features, kept.shape, kept.patch, kept.uvw_to_ijk, kept.uvw_to_lps, episode.reader)
+
+
+def _put_back(version: PolicyVersion, signed: str | None, *, in_place_of: str) -> tuple[str, ...]:
+    """Reasons of a retired policy that goes live again: the old ones, and what a new signature would hide."""
+    reasons = [*version.reasons, f"put back in place of policy {in_place_of}"]
+    if version.sign_off and signed not in (None, version.sign_off):
+        reasons.append(f"signed off before by {version.sign_off}")
+    return tuple(dict.fromkeys(reasons))
 
 
 def registry_of(config: Config, reader: Reader) -> PolicyRegistry:

@@ -41,6 +41,7 @@ from sparsight.types import PolicyVersion
 
 Record = Callable[[PolicyVersion], object]
 _ID = re.compile(r"p[0-9]{4,}-[0-9a-f]{8}")  # number in order of learning, start of the weights' sha256
+_BASE = "p0000-"  # of a policy that was shipped, not learned
 _Live = dict[str, Any]  # {"live": id | None, "decisions": {id: {"state", "reasons", "sign_off"}}}
 
 
@@ -87,35 +88,35 @@ class PolicyRegistry:
 
     def install_base(
         self,
-        path: Path,
+        weights: bytes,
         *,
         reader: str,
         metrics: Mapping[str, float] | None = None,
+        at_once: bool = True,
         record: Record | None = None,
     ) -> PolicyVersion:
-        """Take in the policy shipped with a reader (a safetensors file); live at once where none is.
+        """Take in the policy shipped with a reader (a safetensors file's bytes); heals a copy that was altered.
 
-        Idempotent by content, and heals an installed copy that was altered. Raises WeightsError (missing, foreign).
+        It is live at once where none is. Seen for the first time, it also takes the place of one shipped before (not
+        with at_once=False); a policy that was learned stays live, and this one a candidate whose reasons say so. What
+        was decided once stays: a repeated call changes nothing. Raises WeightsError (not safetensors), BusyError.
         """
-        if not path.is_file():
-            raise WeightsError(
-                "the shipped policy's file is missing", expected="a safetensors file", todo="reinstall sparsight"
-            )
-        with disk_errors():
-            data = path.read_bytes()
-        _check_safetensors(data)
-        digest = sha256(data).hexdigest()
+        _check_safetensors(weights)
+        digest = sha256(weights).hexdigest()
         with self._changing():
-            policy = _candidate(f"p0000-{digest[:8]}", None, digest, reader, metrics)
+            policy = _candidate(f"{_BASE}{digest[:8]}", None, digest, reader, metrics)
             if not (self._folder / policy.id).exists():
-                self._publish(policy, data)
+                self._publish(policy, weights)
             else:
-                self._heal(policy, data)
+                self._heal(policy, weights)
             live = self._read_live()
-            if live["live"] is None:
-                decision = {"state": "live", "reasons": ["shipped with the reader"], "sign_off": None}
+            if live["live"] is not None and (live["live"] == policy.id or policy.id in live["decisions"]):
+                return self.get(policy.id)
+            state, reason = _first_decision(live["live"], at_once=at_once)
+            decision = {"state": state, "reasons": [reason], "sign_off": None}
+            if state == "live":
                 return self._swap(live, policy.id, decision, record)
-            return self.get(policy.id)
+            return self._decide(live, policy.id, decision, record)
 
     def get(self, policy_id: str) -> PolicyVersion:
         """Read a policy's manifest and what was decided about it. Raises NotFoundError, WeightsError (damaged)."""
@@ -209,11 +210,7 @@ class PolicyRegistry:
                 raise ConflictError(
                     f"policy {policy_id} is live", expected="a candidate", todo="roll back to its parent instead"
                 )
-            judged = replace(policy, state=state, reasons=tuple(reasons), sign_off=None)
-            if record is not None:
-                record(judged)
-            self._write_live(_decided(live, policy_id, {"state": state, "reasons": list(reasons), "sign_off": None}))
-            return judged
+            return self._decide(live, policy_id, {"state": state, "reasons": list(reasons), "sign_off": None}, record)
 
     def rollback(self, *, record: Record | None = None) -> PolicyVersion:
         """Make the live policy's parent answer again, bit for bit. Raises ConflictError when there is none."""
@@ -221,7 +218,9 @@ class PolicyRegistry:
             policy = self.live()
             if policy.parent is None:
                 raise ConflictError(
-                    f"policy {policy.id} has no parent", expected="a policy that was learned", todo="nothing to undo"
+                    f"policy {policy.id} has no parent",
+                    expected="a policy that was learned",
+                    todo="nothing to undo; promote an earlier version by its id, if there is one",
                 )
             self.weights_path(policy.parent)
             live = self._read_live()
@@ -234,7 +233,11 @@ class PolicyRegistry:
         if old is not None:
             known = live["decisions"].get(old, {"reasons": [], "sign_off": None})
             live = _decided(live, old, known | {"state": "retired"})
-        live = _decided(live, policy_id, decision) | {"live": policy_id}
+        return self._decide(live | {"live": policy_id}, policy_id, decision, record)
+
+    def _decide(self, live: _Live, policy_id: str, decision: dict[str, Any], record: Record | None) -> PolicyVersion:
+        """Log what is decided about a policy, then make it visible."""
+        live = _decided(live, policy_id, decision)
         policy = self._with_decision(self._manifest(policy_id), live)
         if record is not None:
             record(policy)
@@ -320,6 +323,21 @@ class PolicyRegistry:
 
 def _number(policy_id: str) -> int:
     return int(policy_id[1:].partition("-")[0])
+
+
+def _first_decision(live: str | None, *, at_once: bool) -> tuple[str, str]:
+    """State of a shipped policy that the registry has not seen before, and why. live: the id of the policy that is."""
+    shipped = "shipped with the reader"
+    if live is None:
+        return "live", shipped
+    if not live.startswith(_BASE):
+        return (
+            "candidate",
+            f"{shipped}; policy {live} was learned here and stays live until a person signs for this one",
+        )
+    if not at_once:
+        return "candidate", f"{shipped}; it takes the place of policy {live} when a person signs"
+    return "live", f"{shipped}, in place of policy {live}, which was shipped before"
 
 
 def _decided(live: _Live, policy_id: str, decision: dict[str, Any]) -> _Live:

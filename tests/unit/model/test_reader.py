@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -6,8 +7,9 @@ import pytest
 import torch
 
 from sparsight.errors import BudgetError, ConfigError, QuestionError, WeightsError
-from sparsight.model import RandomSelector, ScoreRequest, load_reader
+from sparsight.model import RandomSelector, ScoreRequest, base_policy, load_policy, load_reader
 from sparsight.model.nano.reader import NanoReader
+from sparsight.model.nano.weights import SHIPPED, save_policy
 from sparsight.types import ImageVolume, Question, Selection
 
 YES_NO = Question("Is there a nodule?", "yes_no", ("yes", "no"))
@@ -129,3 +131,38 @@ def test_a_saved_reader_is_the_same_and_altered_files_are_refused(
         load_reader(tmp_path)
     with pytest.raises(ConfigError):
         load_reader("no-such-reader")
+
+
+def test_a_policy_that_was_altered_beside_its_reader_is_refused(reader_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(reader_folder, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "policy.safetensors"
+    data = path.read_bytes()
+    assert base_policy(tmp_path) == data
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # still a policy, of one other number
+    for read in (base_policy, load_policy):
+        with pytest.raises(WeightsError, match=r"policy\.safetensors is not the file"):
+            read(tmp_path)
+    path.unlink()
+    with pytest.raises(WeightsError, match="cannot be read"):
+        base_policy(tmp_path)
+
+
+def test_the_reader_is_the_same_whatever_policy_lies_beside_it(reader_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(reader_folder, tmp_path, dirs_exist_ok=True)
+    sha256 = load_reader(tmp_path).sha256
+    save_policy(tmp_path, b"another")
+    assert base_policy(tmp_path) == b"another"
+    reader = load_reader(tmp_path)
+    assert reader.sha256 == sha256
+    assert reader.save(tmp_path) == sha256  # a reader saved anew knows no policy
+    with pytest.raises(WeightsError, match="no hash"):
+        base_policy(tmp_path)
+    save_policy(tmp_path, b"none")
+    with pytest.raises(WeightsError, match="no safetensors"):
+        load_policy(tmp_path)
+
+
+def test_the_shipped_reader_and_policy_are_whole() -> None:
+    figures = json.loads((SHIPPED / "figures.json").read_text())  # of the card, made when both were trained
+    assert load_reader("nano").id == figures["reader"]
+    assert load_policy("nano") is not None

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save
 
 from sparsight.config import Config, ServeConfig
 from sparsight.errors import (
@@ -23,8 +24,9 @@ from sparsight.errors import (
     WeightsError,
 )
 from sparsight.imaging.grid import box_to_tokens
-from sparsight.model import load_reader
+from sparsight.model import base_policy, load_base_policy, load_reader
 from sparsight.model.nano.reader import NanoReader
+from sparsight.model.nano.weights import save_policy
 from sparsight.reply import ask_json, learn_json, policy_json
 from sparsight.service import Progress, Service, parse_question
 from sparsight.types import Episode, Feedback, ImageVolume, Mark, Question, Verdict
@@ -354,9 +356,10 @@ class TestLearn:
         promoted = service.promote(self.candidate(service)).id
         other = tmp_path / "other"
         shutil.copytree(reader_folder, other)
-        tokenizer = NanoReader.load(other)
-        tokenizer.language.lm.model.norm.weight.data += 0.01
-        tokenizer.save(other)
+        another = NanoReader.load(other)
+        another.language.lm.model.norm.weight.data += 0.01
+        another.save(other)
+        save_policy(other, base_policy(reader_folder))
         second = Service(config.model_copy(update={"serve": config.serve.model_copy(update={"reader": str(other)})}))
         assert second.registry.live().parent is None
         second.close()
@@ -372,6 +375,93 @@ class TestLearn:
             service.promote(candidate)
         assert service.promote(candidate, sign_off="me").state == "live"
         service.close()
+
+    def test_what_was_retired_keeps_its_signature_and_is_signed_again_where_configured(self, config: Config) -> None:
+        strict = config.model_copy(update={"gate": config.gate.model_copy(update={"sign_off": True})})
+        service = Service(strict)
+        candidate = self.candidate(service)
+        service.promote(candidate, sign_off="Dr. A")
+        base = service.rollback().id
+        for name in (None, "", "  "):
+            with pytest.raises(ConflictError, match="name"):
+                service.promote(candidate, sign_off=name)
+        assert service.registry.live().id == base
+        again = service.promote(candidate, sign_off="Dr. B")
+        assert (again.state, again.sign_off) == ("live", "Dr. B")
+        assert again.reasons == ("better", f"put back in place of policy {base}", "signed off before by Dr. A")
+        service.close()
+        service = Service(config)  # now without signatures
+        service.rollback()
+        kept = service.promote(candidate)
+        assert (kept.sign_off, kept.reasons) == ("Dr. B", again.reasons)
+        assert service.store.verify() == []
+        service.close()
+
+    def ship(self, config: Config, tmp_path: Path, scale: float = 2.0) -> Config:
+        """The same reader with a new policy, as a newer release has it."""
+        folder = tmp_path / "newer"
+        shutil.copytree(config.serve.reader, folder, dirs_exist_ok=True)
+        arrays = {name: value * scale for name, value in load_base_policy(folder).items()}
+        save_policy(folder, save(arrays))
+        return config.model_copy(update={"serve": config.serve.model_copy(update={"reader": str(folder)})})
+
+    def test_a_newly_shipped_policy_answers_at_once_where_nothing_was_learned(
+        self, service: Service, config: Config, picture: ImageVolume, tmp_path: Path
+    ) -> None:
+        before = service.ask(picture, QUESTION).episode
+        newer = Service(self.ship(config, tmp_path))
+        after = newer.ask(picture, QUESTION).episode
+        assert after.reader == before.reader
+        assert after.policy != before.policy
+        assert service.ask(picture, QUESTION).episode.policy == after.policy  # the other process, too
+        assert [p.state for p in newer.policies() if p.id == before.policy] == ["retired"]
+        assert newer.promote(before.policy).state == "live"
+        assert newer.store.verify() == []
+        newer.close()
+        again = Service(self.ship(config, tmp_path))
+        assert again.registry.live().id == before.policy  # what a person decided stays
+        again.close()
+
+    def test_a_newly_shipped_policy_waits_for_a_signature_where_something_was_learned(
+        self, service: Service, config: Config, tmp_path: Path
+    ) -> None:
+        learned = service.promote(self.candidate(service)).id
+        entries = service.store.audit_head()[0]
+        newer = Service(self.ship(config, tmp_path))
+        assert newer.registry.live().id == learned
+        assert newer.store.audit_head()[0] == entries + 1
+        [waiting] = [p for p in newer.policies() if p.state == "candidate"]
+        assert "stays live until a person signs" in policy_json(waiting)["reasons"][0]
+        with pytest.raises(ConflictError, match="name"):
+            newer.promote(waiting.id)
+        promoted = newer.promote(waiting.id, sign_off="Dr. A")
+        assert (promoted.state, promoted.sign_off) == ("live", "Dr. A")
+        assert promoted.reasons == (f"shipped with the reader; chosen in place of policy {learned}",)
+        assert newer.promote(learned).state == "live"  # and back
+        assert newer.store.verify() == []
+        newer.close()
+
+    def test_where_every_promotion_is_signed_a_newly_shipped_policy_is_too(
+        self, service: Service, config: Config, tmp_path: Path
+    ) -> None:
+        base = service.registry.live().id
+        strict = config.model_copy(update={"gate": config.gate.model_copy(update={"sign_off": True})})
+        newer = Service(self.ship(strict, tmp_path))
+        assert newer.registry.live().id == base
+        [waiting] = [p for p in newer.policies() if p.state == "candidate"]
+        with pytest.raises(ConflictError, match="name"):
+            newer.promote(waiting.id)
+        assert newer.promote(waiting.id, sign_off="Dr. A").state == "live"
+        newer.close()
+
+    def test_a_shipped_policy_that_was_altered_is_not_installed(self, config: Config, tmp_path: Path) -> None:
+        folder = tmp_path / "reader"
+        shutil.copytree(config.serve.reader, folder)
+        path = folder / "policy.safetensors"
+        path.write_bytes(path.read_bytes()[:-8] + b"12345678")
+        with pytest.raises(WeightsError, match=r"policy\.safetensors"):
+            Service(config.model_copy(update={"serve": config.serve.model_copy(update={"reader": str(folder)})}))
+        assert not list((config.home / "readers").rglob("weights.safetensors"))
 
     def test_altered_weights_never_answer(self, service: Service, picture: ImageVolume) -> None:
         live = service.registry.live()

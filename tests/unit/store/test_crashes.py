@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from sparsight.store import PolicyRegistry, Store
 from sparsight.types import Episode, Feedback, Reward
@@ -88,14 +88,11 @@ def value_of(registry: PolicyRegistry, policy_id: str) -> float:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A store with a shipped policy that is live."""
-    save_file(weights(0), tmp_path / "shipped.safetensors")
-    PolicyRegistry(tmp_path / "root").install_base(tmp_path / "shipped.safetensors", reader="r")
+    PolicyRegistry(tmp_path / "root").install_base(save(weights(0)), reader="r")
     return tmp_path / "root"
 
 
 def test_installing_the_first_policy(tmp_path: Path) -> None:
-    path = tmp_path / "shipped.safetensors"
-    save_file(weights(0), path)
     (tmp_path / "empty").mkdir()
 
     def always(folder: Path) -> None:
@@ -104,11 +101,27 @@ def test_installing_the_first_policy(tmp_path: Path) -> None:
 
     kills = kill_everywhere(
         tmp_path / "empty",
-        lambda folder: PolicyRegistry(folder).install_base(path, reader="r"),
+        lambda folder: PolicyRegistry(folder).install_base(save(weights(0)), reader="r"),
         always=always,
         finally_=lambda folder: value_of(PolicyRegistry(folder), PolicyRegistry(folder).live().id),
     )
     assert kills > 10
+
+
+def test_installing_a_newly_shipped_policy(folder: Path) -> None:
+    base = PolicyRegistry(folder).live()
+
+    def always(folder: Path) -> None:
+        registry = PolicyRegistry(folder)
+        assert value_of(registry, registry.live().id) == (0 if registry.live().id == base.id else 1)
+
+    def finally_(folder: Path) -> None:
+        assert PolicyRegistry(folder).get(base.id).state == "retired"
+
+    def install(folder: Path) -> object:
+        return PolicyRegistry(folder).install_base(save(weights(1)), reader="r")
+
+    assert kill_everywhere(folder, install, always=always, finally_=finally_) > 10
 
 
 def test_adding_a_candidate(folder: Path) -> None:

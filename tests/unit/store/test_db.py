@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from sparsight.errors import ConfigError, ConflictError, FeedbackError, InputError, NotFoundError
 from sparsight.store import Features, PolicyRegistry, Store
@@ -103,14 +104,9 @@ def test_the_queue_follows_the_live_policy(
     make_episode: Make,
     make_feedback: MakeFeedback,
     reward: Reward,
-    tmp_path: Path,
 ) -> None:
     """Learned, held, promoted, learned on, rolled back: at every point the queue is what live has not used."""
-    shipped = tmp_path / "shipped.safetensors"
-    shipped.write_bytes(
-        (registry.weights_path(registry.add({"w": np.zeros(2)}, parent=None, reader="r").id)).read_bytes()
-    )
-    base = registry.install_base(shipped, reader="r")
+    base = registry.install_base(save({"w": np.zeros(2)}), reader="r")
     for n in range(6):
         store.save_episode(make_episode(f"e{n}"))
         store.save_feedback(make_feedback(f"k{n}", f"e{n}", marked=False), reward)

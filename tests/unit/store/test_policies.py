@@ -3,10 +3,11 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save, save_file
 
 from sparsight.errors import BusyError, ConflictError, NotFoundError, WeightsError
 from sparsight.store import PolicyRegistry
@@ -21,7 +22,9 @@ def weights(value: float) -> dict[str, np.ndarray]:
 @pytest.fixture
 def base(registry: PolicyRegistry, tmp_path: Path) -> PolicyVersion:
     save_file(weights(0), tmp_path / "shipped.safetensors")
-    return registry.install_base(tmp_path / "shipped.safetensors", reader="nano-1", metrics={"accuracy": 0.5})
+    return registry.install_base(
+        (tmp_path / "shipped.safetensors").read_bytes(), reader="nano-1", metrics={"accuracy": 0.5}
+    )
 
 
 def learn(registry: PolicyRegistry, value: float) -> PolicyVersion:
@@ -38,22 +41,73 @@ def test_before_anything_is_installed(registry: PolicyRegistry) -> None:
 def test_the_shipped_policy_is_live_once(registry: PolicyRegistry, base: PolicyVersion, tmp_path: Path) -> None:
     assert base.id == f"p0000-{base.sha256[:8]}"
     assert (base.state, base.parent, base.metrics) == ("live", None, {"accuracy": 0.5})
-    assert registry.install_base(tmp_path / "shipped.safetensors", reader="nano-1") == base
+    assert registry.install_base((tmp_path / "shipped.safetensors").read_bytes(), reader="nano-1") == base
     assert registry.list() == [base]
     child = learn(registry, 1)
     registry.promote(child.id)
-    assert registry.install_base(tmp_path / "shipped.safetensors", reader="nano-1").state == "retired"
+    assert registry.install_base((tmp_path / "shipped.safetensors").read_bytes(), reader="nano-1").state == "retired"
     assert registry.live().id == child.id  # a restart of the server must not undo what was learned
-    save_file(weights(9), tmp_path / "newer.safetensors")
-    assert registry.install_base(tmp_path / "newer.safetensors", reader="nano-1").state == "candidate"
-    assert registry.live().id == child.id
 
 
-def test_a_shipped_file_that_is_missing_or_foreign(registry: PolicyRegistry, tmp_path: Path) -> None:
-    (tmp_path / "x.safetensors").write_bytes(b"\x80\x04pickle")
-    for path in (tmp_path / "none", tmp_path / "x.safetensors"):
-        with pytest.raises(WeightsError):
-            registry.install_base(path, reader="r")
+def install(registry: PolicyRegistry, value: float, **more: Any) -> PolicyVersion:
+    return registry.install_base(save(weights(value)), reader="nano-1", **more)
+
+
+def test_a_newly_shipped_policy_takes_the_place_of_one_shipped_before(
+    registry: PolicyRegistry, base: PolicyVersion
+) -> None:
+    recorded: list[PolicyVersion] = []
+    newer = install(registry, 9, record=recorded.append)
+    assert recorded == [newer] == [registry.live()]
+    assert newer.state == "live"
+    assert newer.reasons == (f"shipped with the reader, in place of policy {base.id}, which was shipped before",)
+    assert registry.get(base.id).state == "retired"
+    assert install(registry, 9, record=recorded.append) == newer
+    assert install(registry, 0, record=recorded.append).state == "retired"  # an older release opens the same store
+    assert registry.live() == newer
+    assert len(recorded) == 1
+
+
+def test_a_newly_shipped_policy_waits_beside_one_that_was_learned(
+    registry: PolicyRegistry, base: PolicyVersion
+) -> None:
+    child = registry.promote(learn(registry, 1).id)
+    recorded: list[PolicyVersion] = []
+    for _ in range(2):
+        newer = install(registry, 9, record=recorded.append)
+        assert newer.state == "candidate"
+        assert f"{child.id} was learned here" in newer.reasons[0]
+    assert recorded == [newer]
+    assert registry.live() == child
+    registry.rollback()
+    assert install(registry, 9) == newer  # whoever rolled back wanted the parent
+    assert registry.live().id == base.id
+    assert registry.promote(newer.id, sign_off="Dr. A").state == "live"
+
+
+def test_a_newly_shipped_policy_waits_where_every_promotion_is_signed(
+    registry: PolicyRegistry, base: PolicyVersion
+) -> None:
+    newer = install(registry, 9, at_once=False)
+    assert newer.state == "candidate"
+    assert "a person signs" in newer.reasons[0]
+    assert install(registry, 9) == newer
+    assert registry.live() == base
+
+
+def test_a_newly_shipped_policy_that_was_not_decided_about_yet_goes_live(
+    registry: PolicyRegistry, base: PolicyVersion, tmp_path: Path
+) -> None:
+    before = (tmp_path / "live.json").read_bytes()
+    newer = install(registry, 9)
+    (tmp_path / "live.json").write_bytes(before)  # as after a kill between its folder and the decision
+    assert registry.get(newer.id).state == "candidate"
+    assert install(registry, 9) == newer == registry.live()
+
+
+def test_a_shipped_file_that_is_foreign(registry: PolicyRegistry) -> None:
+    with pytest.raises(WeightsError):
+        registry.install_base(b"\x80\x04pickle", reader="r")
     assert registry.list() == []
 
 
@@ -156,7 +210,7 @@ def test_installing_again_heals_the_shipped_policy(
     with pytest.raises(WeightsError):
         registry.rollback()  # never to weights that are not the parent's
     assert registry.live().id == child.id
-    registry.install_base(tmp_path / "shipped.safetensors", reader="nano-1")
+    registry.install_base((tmp_path / "shipped.safetensors").read_bytes(), reader="nano-1")
     assert registry.rollback().id == base.id
 
 
@@ -182,6 +236,7 @@ def test_a_record_that_fails_stops_every_change(registry: PolicyRegistry, base: 
         lambda: registry.add(weights(2), parent=base.id, reader="r", record=refuse),
         lambda: registry.promote(child.id, record=refuse),
         lambda: registry.hold(child.id, reasons=["x"], record=refuse),
+        lambda: registry.approve(child.id, reasons=["x"], record=refuse),
     ):
         with pytest.raises(BusyError, match="the store is locked"):
             change()

@@ -1,4 +1,8 @@
-"""The files of a nano reader: safetensors, tokenizer, and a manifest with the hash of each. Nothing is unpickled."""
+"""The files of a nano reader: safetensors, tokenizer, and a manifest with the hash of each. Nothing is unpickled.
+
+The policy that was trained with the reader lies beside it, and its hash stands in the same manifest; but it is no part
+of the reader, whose own sha256 is the same with another policy.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +53,10 @@ class NanoSpec:
 
 
 def save_nano(folder: Path, tensors: dict[str, Tensor], tokenizer: Tokenizer, spec: NanoSpec) -> str:
-    """Write a reader; returns its sha256 (weights, tokenizer and spec). The manifest comes last: no half reader."""
+    """Write a reader; returns its sha256 (weights, tokenizer and spec). The manifest comes last: no half reader.
+
+    A policy that lies in the folder belongs to the reader that was there: `save_policy` again, of this one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights = save_tensors({name: value.detach().contiguous() for name, value in tensors.items()})
     vocabulary = tokenizer.to_str().encode()
@@ -60,17 +67,38 @@ def save_nano(folder: Path, tensors: dict[str, Tensor], tokenizer: Tokenizer, sp
         "sha256": {READER: hashlib.sha256(weights).hexdigest(), TOKENIZER: hashlib.sha256(vocabulary).hexdigest()},
         "spec": asdict(spec),
     }
-    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
-    return hashlib.sha256(text.encode()).hexdigest()
+    (folder / MANIFEST).write_text(_text(manifest), encoding="utf-8")
+    return _reader_sha256(manifest)
+
+
+def save_policy(folder: Path, data: bytes) -> None:
+    """Write the policy trained with a reader (a safetensors file's bytes), and its hash to the reader's manifest.
+
+    Raises WeightsError where the folder holds no reader.
+    """
+    manifest = _manifest(folder)
+    (folder / POLICY).write_bytes(data)
+    manifest["sha256"][POLICY] = hashlib.sha256(data).hexdigest()
+    (folder / MANIFEST).write_text(_text(manifest), encoding="utf-8")
+
+
+def read_policy(folder: Path) -> bytes:
+    """Read what `save_policy` wrote. Raises WeightsError: missing, altered, or unknown to the reader's manifest."""
+    sha256 = _manifest(folder)["sha256"].get(POLICY)
+    if sha256 is None:
+        raise WeightsError(
+            f"a reader whose {MANIFEST} has no hash of {POLICY}",
+            expected="a policy that was saved with this reader",
+            todo="reinstall sparsight, or train the reader and its policy again",
+        )
+    return _checked(folder / POLICY, sha256)
 
 
 def load_nano(folder: Path) -> tuple[dict[str, Tensor], Tokenizer, NanoSpec, str]:
     """Read a reader: tensors, tokenizer, spec, sha256. Raises WeightsError for anything missing or altered."""
-    text = _read(folder / MANIFEST)
+    manifest = _manifest(folder)
+    hashes, sha256 = manifest["sha256"], _reader_sha256(manifest)
     try:
-        manifest: dict[str, Any] = json.loads(text)
-        hashes = manifest["sha256"]
         spec = manifest["spec"]
         calibration = Calibration(**spec.pop("calibration"))
         findings, known = tuple(spec.pop("findings")), tuple(spec.pop("words"))
@@ -78,7 +106,28 @@ def load_nano(folder: Path) -> tuple[dict[str, Tensor], Tokenizer, NanoSpec, str
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(MANIFEST) from error
     weights, vocabulary = (_checked(folder / name, hashes.get(name, "")) for name in (READER, TOKENIZER))
-    return load_tensors(weights), load_tokenizer(vocabulary), parsed, hashlib.sha256(text).hexdigest()
+    return load_tensors(weights), load_tokenizer(vocabulary), parsed, sha256
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """What manifest.json holds; `sha256` has the hashes of the other files by name."""
+    text = _read(folder / MANIFEST)
+    try:
+        manifest: dict[str, Any] = json.loads(text)
+        manifest["sha256"] = dict(manifest["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(MANIFEST) from error
+    return manifest
+
+
+def _reader_sha256(manifest: dict[str, Any]) -> str:
+    """Hash of the manifest as it is without a policy."""
+    own = {name: sha256 for name, sha256 in manifest["sha256"].items() if name != POLICY}
+    return hashlib.sha256(_text({**manifest, "sha256": own}).encode()).hexdigest()
+
+
+def _text(manifest: dict[str, Any]) -> str:
+    return json.dumps(manifest, indent=1, sort_keys=True) + "\n"
 
 
 def _checked(path: Path, sha256: str) -> bytes:
