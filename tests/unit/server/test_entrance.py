@@ -6,7 +6,6 @@ from starlette.responses import JSONResponse, PlainTextResponse
 
 from sparsight.server.entrance import Entrance
 
-
 BEHIND = PlainTextResponse("in")
 
 

@@ -41,9 +41,12 @@ def test_whatever_keeps_the_service_from_loading_is_said(monkeypatch):
 
     monkeypatch.setattr(state, "_HOLDER", state._Holder())
     monkeypatch.setattr("sparsight.service.Service", Failing)
-    for error, said in ((RuntimeError("Jane Doe"), "a RuntimeError"), (WeightsError("a", expected="b", todo="c"), "a")):
+    weights = WeightsError("a", expected="b", todo="c")
+    cases = ((RuntimeError("Jane Doe"), "a RuntimeError", "internal"), (weights, "a", "bad_weights"))
+    for error, said, code in cases:
         with pytest.raises(type(error)):
             state.service()
         assert state.failure().given.startswith(said)
+        assert state.failure().code == code
         assert "Jane" not in str(state.failure())
         assert not state.is_ready()
