@@ -1,4 +1,7 @@
-"""Studies, loaded and encoded once and kept while they fit: ask many questions, pay once."""
+"""Studies, loaded and encoded once and kept while they fit: ask many questions, pay once.
+
+Questions about one study that come at the same time pay once, too: the first loads and encodes, the others wait.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from sparsight.imaging.load import load
 from sparsight.imaging.pair import pair_of
 from sparsight.imaging.studies import StudySource
 from sparsight.model.protocols import Reader
+from sparsight.service.once import Once
 from sparsight.types import ImageVolume, TokenGrid
 
 Turn = Callable[[], AbstractContextManager[None]]  # takes and gives back the machine
@@ -36,14 +40,13 @@ class Encoded:
         return self.volume.voxels.nbytes + self.grid.features.nbytes
 
 
-@dataclass(frozen=True, eq=False)
-class _Loaded:
-    """A study, or a pair, before it is encoded."""
+@dataclass(frozen=True)
+class _Located:
+    """Where a study is: its id (None: its content will name it), what changes when it does, and how to load it."""
 
-    id: str
-    prior: str | None
-    volume: ImageVolume
-    load_ms: float
+    id: str | None
+    fingerprint: str
+    load: Callable[[], ImageVolume]
 
 
 class EncodedStudies:
@@ -54,6 +57,8 @@ class EncodedStudies:
         self._kept: OrderedDict[tuple[str, str], Encoded] = OrderedDict()
         self._opened: tuple[str, ImageVolume] | None = None  # the last study loaded for its pictures alone
         self._lock = threading.Lock()
+        self._encoding: Once[Encoded] = Once()
+        self._opening: Once[ImageVolume] = Once()
 
     def get(
         self,
@@ -71,26 +76,20 @@ class EncodedStudies:
         the machine: a slow PACS holds up nobody else.
         Raises NotFoundError, ImageError, GeometryError, InputError.
         """
-        study_id, fingerprint, loader = self._locate(study)
-        if prior is None:
-            key = (fingerprint, reader.id)
-            compared = None
-        else:
-            compared = self._locate(prior)
-            key = (f"{fingerprint}\n{compared[1]}", reader.id)
-        if hit := self._hit(key, 0.0):
+        located = self._locate(study)
+        compared = None if prior is None else self._locate(prior)
+        key = (located.fingerprint if compared is None else f"{located.fingerprint}\n{compared.fingerprint}", reader.id)
+        if hit := self._hit(key):
             return hit
+        start = time.perf_counter()
         if isinstance(study, str) or isinstance(prior, str):
             on_stage("load")
-        start = time.perf_counter()
-        volume, prior_id = loader(), None
-        study_id = _named(study_id, volume)
-        if compared is not None:
-            earlier = compared[2]()
-            prior_id = _named(compared[0], earlier)
-            volume = pair_of(earlier, volume)
-        made = _Loaded(study_id, prior_id, volume, _ms_since(start))
-        return self._encode(key, made, reader, on_stage, turn)
+
+        def make() -> Encoded:
+            return self._hit(key) or self._keep(key, _encode(located, compared, reader, on_stage, turn))
+
+        made, here = self._encoding.do(key, make)
+        return made if here else replace(made, timings_ms={"load": _ms_since(start), "encode": 0.0})
 
     def volume(self, study_id: str, prior: str | None = None) -> ImageVolume:
         """The study (with a prior: the pair) without its tokens. Raises NotFoundError where it can no longer be had."""
@@ -104,51 +103,37 @@ class EncodedStudies:
             raise NotFoundError(
                 "a study asked about by path", expected="a study source", todo="name the folder with --studies"
             )
-        fingerprint = self.source.fingerprint(study_id)
-        with self._lock:
-            if self._opened is not None and self._opened[0] == fingerprint:
-                return self._opened[1]
-        volume = self.source.load(study_id)
-        with self._lock:
-            self._opened = (fingerprint, volume)
-        return volume
+        source, fingerprint = self.source, self.source.fingerprint(study_id)
 
-    def _hit(self, key: tuple[str, str], load_ms: float) -> Encoded | None:
+        def load_it() -> ImageVolume:
+            opened = self._opened
+            if opened is None or opened[0] != fingerprint:
+                opened = self._opened = (fingerprint, source.load(study_id))
+            return opened[1]
+
+        return self._opening.do(fingerprint, load_it)[0]
+
+    def _hit(self, key: tuple[str, str]) -> Encoded | None:
         with self._lock:
             if kept := self._kept.get(key):
                 self._kept.move_to_end(key)
-                return replace(kept, timings_ms={"load": load_ms, "encode": 0.0})
+                return replace(kept, timings_ms={"load": 0.0, "encode": 0.0})
         return None
 
-    def _encode(
-        self,
-        key: tuple[str, str],
-        loaded: _Loaded,
-        reader: Reader,
-        on_stage: Callable[[str], None],
-        turn: Turn,
-    ) -> Encoded:
-        with turn():
-            if hit := self._hit(key, loaded.load_ms):  # somebody else encoded it while we waited
-                return hit
-            on_stage("encode")
-            start = time.perf_counter()
-            grid = reader.encode(loaded.volume)
-            timings = {"load": loaded.load_ms, "encode": _ms_since(start)}
-        made = Encoded(loaded.id, loaded.volume, grid, timings, loaded.prior)
+    def _keep(self, key: tuple[str, str], made: Encoded) -> Encoded:
         with self._lock:
             self._kept[key] = made
             while len(self._kept) > 1 and sum(e.bytes for e in self._kept.values()) > self._max_bytes:
                 self._kept.popitem(last=False)
         return made
 
-    def _locate(self, study: str | ImageVolume) -> tuple[str | None, str, Callable[[], ImageVolume]]:
-        """(id, fingerprint, loader). With a source only its ids count: a client of a server must not name paths."""
+    def _locate(self, study: str | ImageVolume) -> _Located:
+        """With a source only its ids count: a client of a server must not name paths."""
         if isinstance(study, ImageVolume):
-            return None, study.sha256, lambda: study
+            return _Located(None, study.sha256, lambda: study)
         if self.source is not None:
             source = self.source
-            return source.info(study).id, source.fingerprint(study), lambda: source.load(study)
+            return _Located(source.info(study).id, source.fingerprint(study), lambda: source.load(study))
         path = Path(study)
         if not path.exists():
             raise NotFoundError(
@@ -156,7 +141,27 @@ class EncodedStudies:
                 expected="the path of an image file or of a folder with one series",
                 todo="check the path; with --studies DIR, `sparsight doctor` lists the ids of a folder",
             )
-        return None, _path_fingerprint(path), lambda: load(path)
+        return _Located(None, _path_fingerprint(path), lambda: load(path))
+
+
+def _encode(
+    study: _Located, prior: _Located | None, reader: Reader, on_stage: Callable[[str], None], turn: Turn
+) -> Encoded:
+    """Load a study, or a study and its prior as one pair, and encode it when it is our turn."""
+    start = time.perf_counter()
+    volume, prior_id = study.load(), None
+    study_id = _named(study.id, volume)
+    if prior is not None:
+        earlier = prior.load()
+        prior_id = _named(prior.id, earlier)
+        volume = pair_of(earlier, volume)
+    load_ms = _ms_since(start)
+    with turn():
+        on_stage("encode")
+        start = time.perf_counter()
+        grid = reader.encode(volume)
+        timings = {"load": load_ms, "encode": _ms_since(start)}
+    return Encoded(study_id, volume, grid, timings, prior_id)
 
 
 def _named(study_id: str | None, volume: ImageVolume) -> str:
