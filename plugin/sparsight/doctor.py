@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
+from importlib.util import find_spec
+from pathlib import Path
 from time import perf_counter
+
+from packaging.requirements import Requirement
 
 from sparsight.config import Config
 from sparsight.errors import SparsightError
 
-_PACKAGES = (
-    "monai",
-    "monailabel",
-    "torch",
-    "transformers",
-    "pydicom",
-    "itk",
-    "numpy",
-    "fastapi",
-    "peft",
-    "bitsandbytes",
-)
+_SHOWN = ("torch", "transformers", "monai", "monailabel", "pydicom", "itk", "numpy", "fastapi")  # first to be asked for
+_NO_DEPS = ("monailabel==0.8.5", "pydicom-seg==0.4.1")  # pyproject's group `monailabel`: its metadata demands numpy<2
 _MIN_FREE_BYTES = 2 * 2**30
 
 
@@ -40,7 +37,7 @@ class Finding:
 def examine(config: Config, studies: str | None = None) -> list[Finding]:
     """Run all checks; none raises."""
     checks: list[tuple[str, Callable[[], Finding]]] = [
-        *((name, lambda name=name: _package(name)) for name in _PACKAGES),
+        ("server", _server),
         ("device", _device),
         ("home", lambda: _home(config)),
         ("reader", lambda: _reader(config)),
@@ -49,7 +46,64 @@ def examine(config: Config, studies: str | None = None) -> list[Finding]:
     ]
     if studies is not None:
         checks.append(("studies", lambda: _studies(studies)))
-    return [_guarded(name, check) for name, check in checks]
+    return [*packages(), *(_guarded(name, check) for name, check in checks)]
+
+
+def packages() -> list[Finding]:
+    """How many packages are as needed, then one finding for each that is not, with what to install.
+
+    Needed is what the installed sparsight declares, in itself and for its extra `server`, and MONAI Label with
+    pydicom-seg. What only `demo` needs is no fault where it is missing.
+    """
+    try:
+        declared = [Requirement(line) for line in requires("sparsight") or ()]
+    except PackageNotFoundError:
+        return [Finding("packages", False, "sparsight itself is not installed", "pip install . (README)")]
+    modules: dict[str, list[str]] = defaultdict(list)
+    for module, names in packages_distributions().items():
+        for name in names:
+            modules[_plain(name)].append(module)
+    checked = [_fault(need, "pip install", modules, optional=_for_demo(need)) for need in declared]
+    checked += [_fault(Requirement(line), "pip install --no-deps", modules, optional=False) for line in _NO_DEPS]
+    faults = [fault for fault in checked if fault]
+    known = ", ".join(f"{name} {version(name)}" for name in _SHOWN if _installed(name))
+    fit = f"{len(checked) - len(faults)} of {len(checked)} as needed"
+    return [Finding("packages", True, f"{fit}: {known}"), *faults]
+
+
+def _for_demo(need: Requirement) -> bool:
+    return need.marker is not None and not need.marker.evaluate({"extra": "server"})
+
+
+def _fault(need: Requirement, install: str, modules: Mapping[str, list[str]], *, optional: bool) -> Finding | None:
+    """What is wrong with one package, or None. modules: those of each installed package, by its plain name."""
+    todo = f'{install} "{need.name}{need.specifier}"'
+    wanted = f"needed: {need.specifier}"
+    if not _installed(need.name):
+        use = "only `sparsight demo` and training need it: " if optional else ""
+        return Finding(need.name, optional, f"not installed; {wanted}", use + todo)
+    found = version(need.name)
+    if not need.specifier.contains(found, prereleases=True):
+        return Finding(need.name, optional, f"{found}; {wanted}", todo)
+    own = modules.get(_plain(need.name), [])
+    if own and not any(find_spec(module) for module in own):
+        return Finding(
+            need.name, False, f"{found}, but its files are gone", todo.replace("install", "install --force-reinstall")
+        )
+    return None
+
+
+def _installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _plain(name: str) -> str:
+    """A package's name as all its spellings share it."""
+    return name.lower().replace("_", "-").replace(".", "-")
 
 
 def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
@@ -61,11 +115,22 @@ def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
         return Finding(name, False, f"{type(error).__name__}: {error}"[:200], "see the message; reinstall if in doubt")
 
 
-def _package(name: str) -> Finding:
+def _server() -> Finding:
+    """Import what the server is made of: a package may be there and yet lack something of its own."""
+    from sparsight.compat import allow_monailabel
+
+    allow_monailabel()
+    start = perf_counter()
     try:
-        return Finding(name, True, version(name))
-    except PackageNotFoundError:
-        return Finding(name, False, "not installed", "install the locked set: README, `make demo`")
+        import_module("monailabel.interfaces.app")
+    except ModuleNotFoundError as error:
+        return Finding(
+            "server",
+            False,
+            f"MONAI Label lacks the module {error.name}",
+            "install what is missing above, else the package that holds this module",
+        )
+    return Finding("server", True, f"MONAI Label can be imported ({perf_counter() - start:.1f} s)")
 
 
 def _device() -> Finding:
@@ -110,11 +175,10 @@ def _store(config: Config) -> Finding:
 
 
 def _converter() -> Finding:
-    path = shutil.which("itkimage2segimage")
-    todo = (
-        "" if path else "install dcmqi and run sparsight from its environment: DICOM SEG cannot be written without it"
-    )
-    return Finding("seg converter", path is not None, path or "not on PATH", todo)
+    here = str(Path(sys.executable).parent)  # where the server looks first
+    path = shutil.which("itkimage2segimage", path=os.pathsep.join([here, os.environ.get("PATH", "")]))
+    todo = "" if path else "pip install dcmqi: DICOM SEG cannot be written without it"
+    return Finding("seg converter", path is not None, path or "itkimage2segimage was not found", todo)
 
 
 def _studies(location: str) -> Finding:
