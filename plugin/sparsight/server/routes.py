@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from sparsight.errors import FeedbackError
 from sparsight.imaging.export import read_mask
 from sparsight.reply import ask_json, episode_json, policy_json, reward_json
-from sparsight.server import guard, picture, state
+from sparsight.server import examples, guard, picture, state
 from sparsight.server.jobs import LearningJob
 from sparsight.server.schemas import (
     AskReply,
@@ -39,22 +39,46 @@ from sparsight.types import Feedback, Mark, Question
 Served = Annotated[Service, Depends(state.service)]
 Learning = Annotated[LearningJob, Depends(LearningJob)]
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": ErrorReply, "description": text}
-    for code, text in {
-        400: "a setting is out of range",
-        404: "no such study, episode or policy",
-        409: "it contradicts what is recorded, or the weights cannot be used",
-        413: "the body is too large",
-        422: "the request cannot be carried out as it is",
-        423: "busy: nothing was lost, try again",
-    }.items()
+Responses = dict[int | str, dict[str, Any]]
+
+
+def _errors(*codes: str) -> Responses:
+    """The responses of a route that can fail with these codes, each with its body."""
+    made: Responses = {}
+    for code in codes:
+        failure = examples.FAILURES[code]
+        described = made.setdefault(failure.status, {"model": ErrorReply, "description": "", "content": {}})
+        described["description"] += ("; " if described["description"] else "") + failure.when
+        shown = described["content"].setdefault("application/json", {"examples": {}})
+        shown["examples"][code] = {"value": failure.body(code)}
+    return made
+
+
+def _file(media_type: str) -> Responses:
+    """The response of a route that sends a file."""
+    return {200: {"content": {media_type: {"schema": {"type": "string", "format": "binary"}}}}}
+
+
+_READS = ("misdirected", "bad_config", "bad_weights", "busy")  # of every route that asks the service
+_SENDS = (*_READS, "bad_request", "forbidden", "too_large")  # of those with a body, or that change something
+_MARKED = ("not_found", "conflict", "bad_input", "bad_feedback", "bad_geometry", "bad_question")
+_OPENED = ("not_found", "bad_input", "bad_image", "bad_geometry")
+
+_NOT_READY: dict[str, Any] = {
+    "model": StateReply,
+    "description": "loading; or failed, with the error",
+    "content": {"application/json": {"examples": {body["state"]: {"value": body} for body in examples.NOT_READY}}},
 }
 
-router = APIRouter(prefix="/sparsight", responses=_ERRORS)
+router = APIRouter(prefix="/sparsight")
 
 
-@router.post("/ask", response_model=AskReply, tags=["Ask"])
+@router.post(
+    "/ask",
+    response_model=AskReply,
+    responses=_errors(*_SENDS, *_OPENED, "bad_question", "bad_budget"),
+    tags=["Ask"],
+)
 def ask(request: AskRequest, service: Served) -> dict[str, Any]:
     """Ask a question about a study: the answer, its reasoning and the few regions it rests on."""
     question = parse_question(
@@ -68,14 +92,20 @@ def ask(request: AskRequest, service: Served) -> dict[str, Any]:
     return ask_json(asked)
 
 
-@router.post("/feedback", response_model=FeedbackReply, tags=["Correct"])
+@router.post("/feedback", response_model=FeedbackReply, responses=_errors(*_SENDS, *_MARKED), tags=["Correct"])
 def feedback(request: FeedbackRequest, service: Served) -> dict[str, Any]:
     """Accept, amend or reject an answer; the reward it earns is shown back at once."""
     marks = tuple(Mark(mark.kind, box_mm=mark.box_mm) for mark in request.marks)
     return _correct(service, request, marks)
 
 
-@router.post("/feedback/mask", response_model=FeedbackReply, tags=["Correct"])
+@router.post(
+    "/feedback/mask",
+    response_model=FeedbackReply,
+    responses=_errors(*_SENDS, *_MARKED, "bad_image"),
+    openapi_extra={"requestBody": {"content": {"multipart/form-data": {"example": examples.MASK_FORM}}}},
+    tags=["Correct"],
+)
 def feedback_mask(
     service: Served,
     feedback: Annotated[str, Form(max_length=100_000, description="a FeedbackRequest as JSON")],
@@ -115,7 +145,7 @@ def _correct(service: Service, request: FeedbackRequest, marks: tuple[Mark, ...]
     return {"key": given.key, "episode": given.episode, "reward": reward_json(service.correct(given))}
 
 
-@router.get("/episodes", response_model=list[AskReply], tags=["Ask"])
+@router.get("/episodes", response_model=list[AskReply], responses=_errors(*_READS, "bad_input"), tags=["Ask"])
 def episodes(
     service: Served,
     study: Annotated[str | None, Query(max_length=256)] = None,
@@ -125,20 +155,29 @@ def episodes(
     return [episode_json(episode) for episode in service.store.episodes(limit, study=study)]
 
 
-@router.get("/episodes/{episode}", response_model=AskReply, tags=["Ask"])
+@router.get(
+    "/episodes/{episode}", response_model=AskReply, responses=_errors(*_READS, "not_found", "bad_input"), tags=["Ask"]
+)
 def one_episode(episode: str, service: Served) -> dict[str, Any]:
     """One earlier answer."""
     return episode_json(service.episode(episode))
 
 
-@router.get("/episodes/{episode}/geometry", response_model=GeometryReply, tags=["Ask"])
+@router.get(
+    "/episodes/{episode}/geometry", response_model=GeometryReply, responses=_errors(*_READS, *_OPENED), tags=["Ask"]
+)
 def geometry(episode: str, service: Served) -> dict[str, Any]:
     """Where the pixels of slice.png are in the patient."""
     asked = service.reopen(episode)
     return picture.geometry(asked)
 
 
-@router.get("/episodes/{episode}/overlay.png", response_class=Response, tags=["Ask"])
+@router.get(
+    "/episodes/{episode}/overlay.png",
+    response_class=Response,
+    responses=_file("image/png") | _errors(*_READS, *_OPENED),
+    tags=["Ask"],
+)
 def overlay(
     episode: str, service: Served, slice_index: Annotated[int | None, Query(alias="slice", ge=0, le=100_000)] = None
 ) -> Response:
@@ -146,7 +185,12 @@ def overlay(
     return Response(picture.overlay(service.reopen(episode), slice_index), media_type="image/png")
 
 
-@router.get("/episodes/{episode}/slice.png", response_class=Response, tags=["Ask"])
+@router.get(
+    "/episodes/{episode}/slice.png",
+    response_class=Response,
+    responses=_file("image/png") | _errors(*_READS, *_OPENED),
+    tags=["Ask"],
+)
 def one_slice(
     episode: str,
     service: Served,
@@ -158,13 +202,18 @@ def one_slice(
     return Response(shown, media_type="image/png")
 
 
-@router.get("/episodes/{episode}/labelmap.nii.gz", response_class=Response, tags=["Ask"])
+@router.get(
+    "/episodes/{episode}/labelmap.nii.gz",
+    response_class=Response,
+    responses=_file("application/gzip") | _errors(*_READS, *_OPENED),
+    tags=["Ask"],
+)
 def labelmap(episode: str, service: Served) -> Response:
     """The tokens of the evidence as voxels, 1 where they lie, on the study's own grid."""
     return Response(picture.labelmap_nifti(service.reopen(episode)), media_type="application/gzip")
 
 
-@router.get("/studies", response_model=list[StudyReply], tags=["Ask"])
+@router.get("/studies", response_model=list[StudyReply], responses=_errors(*_READS, "bad_image"), tags=["Ask"])
 def studies(service: Served) -> list[dict[str, Any]]:
     """The studies that can be asked about."""
     if service.studies is None:
@@ -175,37 +224,49 @@ def studies(service: Served) -> list[dict[str, Any]]:
     ]
 
 
-@router.get("/policies", response_model=list[PolicyReply], tags=["Learn"])
+@router.get("/policies", response_model=list[PolicyReply], responses=_errors(*_READS), tags=["Learn"])
 def policies(service: Served) -> list[dict[str, Any]]:
     """All policy versions, oldest first."""
     return [policy_json(policy) for policy in service.policies()]
 
 
-@router.post("/policies/rollback", response_model=PolicyReply, tags=["Learn"])
+@router.post("/policies/rollback", response_model=PolicyReply, responses=_errors(*_SENDS, "conflict"), tags=["Learn"])
 def rollback(service: Served) -> dict[str, Any]:
     """Make the live policy's parent live again, bit for bit."""
     return policy_json(service.rollback())
 
 
-@router.post("/policies/{policy}/promote", response_model=PolicyReply, tags=["Learn"])
+@router.post(
+    "/policies/{policy}/promote",
+    response_model=PolicyReply,
+    responses=_errors(*_SENDS, "not_found", "conflict", "bad_input"),
+    tags=["Learn"],
+)
 def promote(policy: str, service: Served, request: PromoteRequest | None = None) -> dict[str, Any]:
     """Make a version live that the gate found good, or a retired one again."""
     return policy_json(service.promote(policy, sign_off=request.sign_off if request else None))
 
 
-@router.post("/learn", response_model=LearnReply, status_code=202, tags=["Learn"])
+@router.post(
+    "/learn", response_model=LearnReply, status_code=202, responses=_errors(*_SENDS, "conflict"), tags=["Learn"]
+)
 def learn(job: Learning) -> dict[str, Any]:
     """Start learning from the corrections so far, in a process of its own; 409 while one runs."""
     return job.start()
 
 
-@router.get("/learn", response_model=LearnReply, tags=["Learn"])
+@router.get("/learn", response_model=LearnReply, responses=_errors("misdirected"), tags=["Learn"])
 def learning(job: Learning) -> dict[str, Any]:
     """The latest learning job."""
     return job.status()
 
 
-@router.post("/next_case", response_model=NextCaseReply, tags=["Learn"])
+@router.post(
+    "/next_case",
+    response_model=NextCaseReply,
+    responses=_errors(*_SENDS, "not_found", "bad_input", "bad_image"),
+    tags=["Learn"],
+)
 def next_case(service: Served, request: NextCaseRequest | None = None) -> dict[str, Any]:
     """The study where one more correction would teach most, and a question to ask about it."""
     case = service.next_case(exclude=frozenset(request.exclude if request else ()))
@@ -214,13 +275,13 @@ def next_case(service: Served, request: NextCaseRequest | None = None) -> dict[s
     return {"study": case.study, "question": case.question, "score": case.score, "reason": case.reason}
 
 
-@router.get("/health/live", response_model=StateReply, tags=["Health"])
+@router.get("/health/live", response_model=StateReply, responses=_errors("misdirected"), tags=["Health"])
 def live() -> dict[str, Any]:
     """The process answers."""
     return {"state": "live"}
 
 
-@router.get("/health/ready", response_model=StateReply, responses={503: {"model": StateReply}}, tags=["Health"])
+@router.get("/health/ready", response_model=StateReply, responses=_errors(*_READS) | {503: _NOT_READY}, tags=["Health"])
 def ready() -> Any:
     """Weights are loaded: a question is answered without waiting for them; `failed` comes with the error."""
     if failure := state.failure():

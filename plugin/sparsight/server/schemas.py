@@ -6,12 +6,19 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
+from sparsight.server import examples
 from sparsight.types import Doubt
 
 Point = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 Corners = tuple[Point, Point]
+Voxel = tuple[int, int, int]
 Identifier = Annotated[str, Field(min_length=1, max_length=256)]
 Pseudonym = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
+
+
+def _shown(*bodies: dict[str, Any]) -> ConfigDict:
+    """Whole bodies as examples in the schema."""
+    return ConfigDict(json_schema_extra={"examples": list(bodies)})
 
 
 class _Request(BaseModel):
@@ -25,14 +32,16 @@ class _Reply(BaseModel):
 class AskRequest(_Request):
     """A question about one study."""
 
-    study: Identifier = Field(description="an id that GET /sparsight/studies lists", examples=["chest-1"])
-    question: str = Field(min_length=1, max_length=20_000, examples=["Is there a nodule?"])
+    model_config = _shown(examples.ASK_REQUEST)
+
+    study: Identifier = Field(description="an id that GET /sparsight/studies lists")
+    question: str = Field(min_length=1, max_length=20_000)
     prior: Identifier | None = Field(None, description="an earlier study to compare with; both must be single images")
     kind: Literal["free", "yes_no", "choice"] | None = Field(None, description="default: seen from the question")
     choices: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default_factory=list, max_length=20)
     region: Corners | None = Field(None, description="ask about this part only, LPS mm")
     budget: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] | None = Field(
-        None, description="share of the visual tokens to keep; auto: the policy decides", examples=[0.1]
+        None, description="share of the visual tokens to keep; auto: the policy decides"
     )
     recheck: bool = Field(True, description="read a negative or ungrounded answer again from more tokens")
 
@@ -46,6 +55,8 @@ class AskRequest(_Request):
 class BudgetReply(BaseModel):
     """How many of the study's visual tokens the answer rests on."""
 
+    model_config = _shown(examples.BUDGET)
+
     kept: int
     total: int
     fraction: float
@@ -54,27 +65,35 @@ class BudgetReply(BaseModel):
 class RecheckReply(BaseModel):
     """The first answer was negative or not grounded, so the question was read again from more tokens."""
 
+    model_config = _shown(examples.RECHECK)
+
     reason: Doubt
     changed: bool = Field(description="the answer shown differs from the first one")
     first_answer: str
     first_confidence: float
     first_budget: BudgetReply = Field(description="what the first answer was read from")
     budget: BudgetReply = Field(description="what the answer shown was read from")
-    note: str = Field(description="for a person", examples=["No was re-checked with all tokens: still no"])
+    note: str = Field(description="for a person")
 
 
 class RegionReply(_Reply):
     """One region of evidence."""
 
+    model_config = _shown(examples.REGION)
+
     box_mm: Corners
-    weight: float
+    box_ijk: tuple[Voxel, Voxel] = Field(description="the same in voxels (column, row, slice), upper bound exclusive")
+    weight: float = Field(description="share of the evidence")
     propensity: float | None = Field(None, description="that the policy draws a token of it before any other")
     sop_uid: str | None = None
+    slice: int = Field(description="slice with most of it")
     image: Literal["prior", "current"] | None = Field(None, description="which of the two it lies in; null: one study")
 
 
 class PolicyUsed(BaseModel):
     """Which policy chose the regions."""
+
+    model_config = _shown(examples.POLICY_USED)
 
     id: str
     sha256: str
@@ -83,25 +102,35 @@ class PolicyUsed(BaseModel):
 class AskReply(_Reply):
     """An answer with what it rests on; the same JSON as `sparsight ask --json`."""
 
-    episode: str = Field(examples=["e0123456789abcdef"])
+    model_config = _shown(examples.ASK_REPLY)
+
+    episode: str
+    created: str = Field(description="ISO 8601")
+    study: str
     prior: str | None = Field(None, description="the study it was compared with")
+    series_uid: str = Field(description="of DICOM, else empty")
+    question: str
     answer: str
     reasoning: str
     confidence: float = Field(description="calibrated probability that the answer is right, 0..1")
     abstained: bool
     grounded: bool | None = Field(description="does the answer need its evidence; null: not tested")
+    necessity_nats: float | None = Field(description="fall of the answer's log-probability without its evidence")
     budget: BudgetReply = Field(description="what the answer shown was read from")
     recheck: RecheckReply | None = Field(description="null: the first reading is shown")
     evidence: list[RegionReply]
     policy: PolicyUsed
+    reader: str
     timings_ms: dict[str, float]
 
 
 class MarkRequest(_Request):
     """A region the reviewer points at."""
 
+    model_config = _shown(examples.MARK)
+
     kind: Literal["relevant", "irrelevant", "missed"]
-    box_mm: Corners = Field(examples=[[[-60.0, -20.0, 100.0], [-40.0, 0.0, 110.0]]])
+    box_mm: Corners
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -113,6 +142,8 @@ class MarkRequest(_Request):
 
 class FeedbackRequest(_Request):
     """A correction. The same key with the same content is the same correction, however often it is sent."""
+
+    model_config = _shown(examples.FEEDBACK_REQUEST)
 
     episode: Identifier
     reviewer: Pseudonym = Field("anonymous", description="a pseudonym, never a name")
@@ -126,6 +157,8 @@ class FeedbackRequest(_Request):
 class RewardReply(BaseModel):
     """What the correction is worth to the policy that answered."""
 
+    model_config = _shown(examples.REWARD)
+
     total: float = Field(description="-1..1")
     parts: dict[str, float | None]
     version: str
@@ -134,6 +167,8 @@ class RewardReply(BaseModel):
 class FeedbackReply(BaseModel):
     """The correction as recorded."""
 
+    model_config = _shown(examples.FEEDBACK_REPLY)
+
     key: str
     episode: str
     reward: RewardReply
@@ -141,6 +176,8 @@ class FeedbackReply(BaseModel):
 
 class PolicyReply(_Reply):
     """One version of the token-selection policy."""
+
+    model_config = _shown(examples.POLICY)
 
     id: str
     parent: str | None
@@ -156,11 +193,15 @@ class PolicyReply(_Reply):
 class PromoteRequest(_Request):
     """Who signs, where the gate asks for a signature."""
 
+    model_config = _shown(examples.PROMOTE_REQUEST)
+
     sign_off: Pseudonym | None = None
 
 
 class LearnReply(_Reply):
     """The latest learning job. stats: progress while it runs, its outcome afterwards."""
+
+    model_config = _shown(examples.LEARN)
 
     state: Literal["idle", "running", "done", "failed", "stopped"]
     started: str | None = None
@@ -171,11 +212,15 @@ class LearnReply(_Reply):
 class NextCaseRequest(_Request):
     """Studies to leave out, for example those on another screen."""
 
+    model_config = _shown(examples.NEXT_CASE_REQUEST)
+
     exclude: list[Identifier] = Field(default_factory=list, max_length=10_000)
 
 
 class NextCaseReply(BaseModel):
     """Where one more correction would teach most. study is null when all were seen."""
+
+    model_config = _shown(examples.NEXT_CASE_REPLY)
 
     study: str | None
     question: str | None = None
@@ -186,6 +231,8 @@ class NextCaseReply(BaseModel):
 class StudyReply(_Reply):
     """One study that can be asked about, and a first question for it."""
 
+    model_config = _shown(examples.STUDY)
+
     id: str
     modality: str
     question: str
@@ -193,6 +240,8 @@ class StudyReply(_Reply):
 
 class GeometryReply(BaseModel):
     """Where a picture's pixels are: column i, row j, slice k to LPS mm."""
+
+    model_config = _shown(examples.GEOMETRY)
 
     shape: tuple[int, int, int] = Field(description="(D, H, W): slices, rows, columns")
     ijk_to_lps: list[list[float]]
@@ -203,7 +252,7 @@ class GeometryReply(BaseModel):
 class ErrorDetail(_Reply):
     """What was given, what was expected, what to do."""
 
-    code: str = Field(examples=["bad_input"])
+    code: str = Field(description="stable, one of docs/errors.md")
     given: str
     expected: str
     todo: str
@@ -212,10 +261,14 @@ class ErrorDetail(_Reply):
 class ErrorReply(BaseModel):
     """The body of every failed request."""
 
+    model_config = _shown(examples.FAILURES["bad_input"].body("bad_input"))
+
     error: ErrorDetail
 
 
 class StateReply(_Reply):
     """Whether the server answers, and with what."""
+
+    model_config = _shown(examples.STATE)
 
     state: Literal["live", "ready", "loading", "failed"]

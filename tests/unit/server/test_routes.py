@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from sparsight.config import Config
-from sparsight.server import problems, state
+from sparsight.server import examples, problems, state
 from sparsight.server.routes import router
 from sparsight.service import Service
 
@@ -55,6 +55,28 @@ def test_a_study_is_compared_with_its_prior(client: TestClient) -> None:
     alone = client.post("/sparsight/ask", json={"study": "now", "question": "Is there a ring?"}).json()
     assert alone["prior"] is None
     assert {region["image"] for region in alone["evidence"]} == {None}
+
+
+def test_replies_have_the_fields_of_their_examples(client: TestClient) -> None:
+    asked = client.post("/sparsight/ask", json=examples.ASK_REQUEST | {"study": "now"}).json()
+    corrected = client.post(
+        "/sparsight/feedback", json=examples.FEEDBACK_REQUEST | {"episode": asked["episode"], "marks": []}
+    )
+    found = {
+        "ask": (asked, examples.ASK_REPLY),
+        "recheck": (asked["recheck"], examples.RECHECK),  # an untrained reader is always in doubt
+        "region": (asked["evidence"][0], examples.REGION),
+        "timings": (asked["timings_ms"], examples.ASK_REPLY["timings_ms"]),
+        "feedback": (corrected.json(), examples.FEEDBACK_REPLY),
+        "reward": (corrected.json()["reward"], examples.REWARD),
+        "policy": (client.get("/sparsight/policies").json()[0], examples.POLICY),
+        "study": (client.get("/sparsight/studies").json()[0], examples.STUDY),
+        "next": (client.post("/sparsight/next_case", json={}).json(), examples.NEXT_CASE_REPLY),
+        "geometry": (client.get(f"/sparsight/episodes/{asked['episode']}/geometry").json(), examples.GEOMETRY),
+        "ready": (client.get("/sparsight/health/ready").json(), examples.STATE),
+    }
+    for name, (reply, example) in found.items():
+        assert set(reply) == set(example), name
 
 
 @pytest.mark.parametrize(
