@@ -1,11 +1,18 @@
 """Fixtures that every room's tests share."""
 
 import os
+import struct
 import sys
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
+from PIL import Image
+from pydicom import Dataset, dcmread
+from pydicom.data import get_testdata_file
+from pydicom.sequence import Sequence
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads that contend for a core are several times slower
 settings.register_profile("shared_cores", deadline=None)  # a busy machine is no defect of the code
@@ -29,6 +36,37 @@ def real_data() -> Path:
         if os.environ.get("CI", "").lower() in {"1", "true"}:
             pytest.fail(reason)
         pytest.skip(reason)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hard_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files that must be refused, or read in spite of their shape.
+
+    noise.dcm: encrypted as a whole. sealed.dcm: its attributes are encrypted (DICOM PS3.15, E.1), the image among them.
+    empty.dcm: the same, but what describes the image is left. huge.png: says 20,000 x 20,000. strip.png: 20,000 x 8.
+    """
+    folder = tmp_path_factory.mktemp("hard")
+    rng = np.random.default_rng(0)
+    (folder / "noise.dcm").write_bytes(rng.bytes(20_000))
+    item = Dataset()
+    item.EncryptedContentTransferSyntaxUID = "1.2.840.10008.1.2.1"
+    item.EncryptedContent = rng.bytes(4096)
+    ds = dcmread(get_testdata_file("CT_small.dcm"))  # type: ignore[arg-type]
+    ds.EncryptedAttributesSequence = Sequence([item])
+    del ds.PixelData
+    ds.save_as(folder / "empty.dcm")
+    del ds.Rows, ds.Columns
+    ds.SeriesInstanceUID += ".1"
+    ds.save_as(folder / "sealed.dcm")
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)  # width, height, bit depth, grey
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000)))
+    (folder / "huge.png").write_bytes(png + chunk(b"IEND", b""))
+    Image.fromarray(rng.integers(0, 255, (8, 20_000), dtype=np.uint8)).save(folder / "strip.png")
     return folder
 
 

@@ -174,7 +174,7 @@ FAILURES = {
     "bad_input": Failure(
         422,
         "a field breaks its rule",
-        "body.question: Field required",
+        "body.study: Field required",
         "a request as in /openapi.json",
         "see docs/api.md",
     ),

@@ -30,6 +30,7 @@ _CODES = {  # of a status alone: the entrance's, FastAPI's, MONAI Label's
     423: "busy",
     429: "too_many_requests",
 }
+_FIELDS = {"budget": "bad_budget", "question": "bad_question"}  # whose faults have the code of the command line
 _AGAIN = {423, 429}  # the same request may succeed a little later
 _AGAIN_S = 5
 
@@ -63,7 +64,8 @@ async def _validation(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    return reply(422, "bad_input", f"{where}: {first['msg']}", "a request as in /openapi.json", "see docs/api.md")
+    code = next((_FIELDS[part] for part in first["loc"] if part in _FIELDS), "bad_input")
+    return reply(422, code, f"{where}: {first['msg']}", "a request as in /openapi.json", "see docs/api.md")
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:

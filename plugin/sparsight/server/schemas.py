@@ -40,7 +40,7 @@ class AskRequest(_Request):
     kind: Literal["free", "yes_no", "choice"] | None = Field(None, description="default: seen from the question")
     choices: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default_factory=list, max_length=20)
     region: Corners | None = Field(None, description="ask about this part only, LPS mm")
-    budget: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] | None = Field(
+    budget: Annotated[float, Field(gt=0, le=1, strict=True)] | Literal["auto"] | None = Field(
         None, description="share of the visual tokens to keep; auto: the policy decides"
     )
     recheck: bool = Field(True, description="read a negative or ungrounded answer again from more tokens")
