@@ -88,6 +88,7 @@ def test_unknown_names(client):
 
 @pytest.mark.parametrize("params", [
     "{", "[]", "3", '"x"', "[" * 5000, '{"question": 3}', '{"budget": "x"}', '{"budget": 0}', '{"budget": 2}',
+    '{"budget": NaN}', '{"question": "' + "x" * 100_000 + '"}',
     '{"result_extension": ".sh"}', '{"question": "' + "x" * 3000 + '"}', '{"question": "\\ud800"}',
 ])  # fmt: skip
 def test_infer_params_that_cannot_be_used(client, params):
@@ -110,6 +111,12 @@ def test_a_label_that_is_no_image_is_not_stored(client, name):
 
 def test_an_uploaded_image_that_is_no_image(client):
     refused(client.post("/infer/sparsight", files={"file": ("a.nii.gz", b"garbage")}), 422)
+
+
+@pytest.mark.parametrize("name", ["noise.dcm", "sealed.dcm", "empty.dcm", "huge.png"])
+def test_an_upload_that_is_encrypted_or_too_large_to_decode(client, hard_files, name):
+    data = (hard_files / name).read_bytes()
+    refused(client.post("/infer/sparsight", files={"file": (name, data)}), 422)
 
 
 def test_studies_are_read_only(client, server):

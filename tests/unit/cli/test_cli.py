@@ -1,6 +1,7 @@
 """The command line as a program: exit codes, JSON on stdout, one clear message on errors, never a traceback."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +119,13 @@ def test_an_untrained_reader_is_read_again_and_a_person_is_told(
         (["ask", "{picture}", "Is it?", "--budget", "0"], "bad_budget"),
         (["ask", "{picture}", "Is it?", "--budget", "2"], "bad_budget"),
         (["ask", "{picture}", "Is it?", "--budget", "x"], "bad_budget"),
+        (["ask", "{picture}", "Is it?", "--budget", "nan"], "bad_budget"),
+        (["ask", "{picture}", "Is it?", "--budget", "inf"], "bad_budget"),
+        (["ask", "{picture}", ""], "bad_question"),
+        (["ask", "{hard}/noise.dcm", "Is it?"], "bad_image"),
+        (["ask", "{hard}/sealed.dcm", "Is it?"], "bad_image"),
+        (["ask", "{hard}/empty.dcm", "Is it?"], "bad_image"),
+        (["ask", "{hard}/huge.png", "Is it?"], "bad_image"),
         (["ask", "{picture}", "Is it?", "--overlay", "{empty}/none/a.png"], "bad_input"),
         (["ask", "{empty}", "Is it?"], "bad_image"),
         (["ask", "{picture}", "Which?", "--choice", "one"], "bad_question"),
@@ -138,12 +146,63 @@ def test_an_untrained_reader_is_read_again_and_a_person_is_told(
         (["serve", "--studies", "{empty}", "--host", "::"], "bad_config"),
     ],
 )
-def test_errors_have_a_code_and_exit_1(run: Any, picture: Path, tmp_path: Path, args: list[str], code: str) -> None:
+def test_errors_have_a_code_and_exit_1(
+    run: Any, picture: Path, tmp_path: Path, hard_files: Path, args: list[str], code: str
+) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    exit_code, reply = run(*(arg.format(picture=picture, empty=empty) for arg in args))
+    exit_code, reply = run(*(arg.format(picture=picture, empty=empty, hard=hard_files) for arg in args))
     assert (exit_code, reply["error"]["code"]) == (1, code)
     assert all(reply["error"][part] for part in ("given", "expected", "todo"))
+
+
+def test_a_strip_of_20000_pixels_is_answered_and_drawn(run: Any, hard_files: Path, tmp_path: Path) -> None:
+    overlay, labels = tmp_path / "o.png", tmp_path / "l.nii.gz"
+    pictures = ("--overlay", str(overlay), "--labelmap", str(labels))
+    code, asked = run("ask", str(hard_files / "strip.png"), "Is there a nodule?", *pictures)
+    assert code == 0
+    assert asked["evidence"]
+    assert nibabel.load(labels).shape == (20_000, 8, 1)
+    with Image.open(overlay) as drawn:
+        assert drawn.size[0] * drawn.size[1] < 20e6
+
+
+@pytest.mark.parametrize("question", ["هل توجد عقدة في الرئة؟", "肺部有结节吗?", "🫁❓", "есть ли узел?"])
+def test_a_question_in_another_script_is_kept_as_it_was_asked(run: Any, picture: Path, question: str) -> None:
+    code, asked = run("ask", str(picture), question)
+    assert (code, asked["question"]) == (0, question)
+
+
+def test_a_mark_of_another_geometry_is_resampled_or_refused(run: Any, picture: Path, tmp_path: Path) -> None:
+    _, asked = run("ask", str(picture), "Is there a nodule?")
+    other, away, coarse = tmp_path / "other.png", tmp_path / "away.nii.gz", tmp_path / "coarse.nii.gz"
+    Image.fromarray(np.full((20, 31), 255, np.uint8)).save(other)  # a picture has only its pixels to lie by
+    nibabel.save(
+        nibabel.Nifti1Image(np.ones((4, 4, 1), np.uint8), np.diag([1.0, 1, 1, 1]) + 5000 * np.eye(4, k=3)), away
+    )
+    nibabel.save(nibabel.Nifti1Image(np.ones((4, 4, 1), np.uint8), np.diag([-10.0, -10, 1, 1])), coarse)
+    for mark in (other, away):
+        code, refused = run("correct", asked["episode"], "--mark", str(mark))
+        assert (code, refused["error"]["code"]) == (1, "bad_geometry")
+    code, corrected = run("correct", asked["episode"], "--mark", str(coarse))
+    assert code == 0
+    assert corrected["reward"]["parts"]["grounding"] is not None
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "reader.safetensors", "tokenizer.json", "policy.safetensors"])
+@pytest.mark.parametrize("missing", [True, False])
+def test_weights_that_are_missing_or_altered(
+    run: Any, picture: Path, tmp_path: Path, reader_folder: Path, name: str, missing: bool
+) -> None:
+    folder = tmp_path / "reader"
+    shutil.copytree(reader_folder, folder)
+    data = (folder / name).read_bytes()
+    if missing:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    code, reply = run("--reader", str(folder), "ask", str(picture), "Is there a nodule?")
+    assert (code, reply["error"]["code"]) == (1, "bad_weights")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
