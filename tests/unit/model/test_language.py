@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from sparsight.model.nano.language import Batch, Row, visual_row
+from sparsight.model.nano.language import Batch, Row, _alike, _padded, visual_row
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.nano.tokenizer import ANSWER, END_ANSWER, QUESTION
 from sparsight.model.positions import encode_positions
@@ -129,6 +129,22 @@ def test_padding_changes_no_score(reader: NanoReader, features: torch.Tensor) ->
         together = reader.language.log_probs(rows)
         alone = torch.cat([reader.language.log_probs([row]) for row in rows])
     assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_subsets_of_several_budgets_are_hardly_padded(reader: NanoReader, features: torch.Tensor) -> None:
+    """Padding costs as much as reading: rows of 3 and of 60 tokens do not share a forward, those of 55 and 60 do."""
+    kept = (3, 60, 29, 55, 4, 30) * 4
+    rows = [Row(ASKED, *visual_row(features, (1, 6, 10), torch.arange(k)), TEXT, 2) for k in kept]
+    groups = _alike(rows)
+    assert sorted(r for group in groups for r in group) == list(range(len(rows)))
+    assert [sorted({kept[r] for r in group}) for group in groups] == [[3, 4], [29, 30], [55, 60]]
+    assert sum(_padded([rows[r] for r in group]) for group in groups) < 1.1 * sum(row.length for row in rows)
+
+
+def test_one_forward_is_bounded(reader: NanoReader, features: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsight.model.nano.language._ROWS_TOKENS", 150)
+    rows = [Row(ASKED, *visual_row(features, (1, 6, 10), torch.arange(60)), TEXT, 2)] * 5
+    assert [len(group) for group in _alike(rows)] == [2, 2, 1]
 
 
 def test_cached_decoding_equals_decoding_anew(reader: NanoReader, features: torch.Tensor) -> None:

@@ -23,6 +23,7 @@ from sparsight.types import ContextTokens
 MAX_TEXT = 256  # text tokens of question, reasoning and answer together
 _SHORT = 256  # tokens
 _ROWS_TOKENS = 24_576  # tokens of one padded forward: bounds memory
+_SLACK = 16  # tokens that rows of one forward may differ by: fewer are not worth a forward of their own
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,16 +143,9 @@ class NanoLanguage(nn.Module):
 
     def log_probs(self, rows: Sequence[Row]) -> Tensor:
         """Log-probability of the last `scored` ids of each row, one prefill each, many rows per forward: (R,)."""
-        order = sorted(range(len(rows)), key=lambda r: rows[r].length)
         result = torch.empty(len(rows))
-        start = 0
-        while start < len(order):
-            stop = start + 1
-            while stop < len(order) and _padded([rows[r] for r in order[start : stop + 1]]) <= _ROWS_TOKENS:
-                stop += 1
-            group = order[start:stop]
+        for group in _alike(rows):
             result[group] = self._log_probs([rows[r] for r in group])
-            start = stop
         return result
 
     def _log_probs(self, rows: list[Row]) -> Tensor:
@@ -220,6 +214,20 @@ class TokenStream:
             embeds = lm.get_input_embeddings()(torch.tensor([[token]]))
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
             positions = positions[:, -1:] + 1
+
+
+def _alike(rows: Sequence[Row]) -> list[list[int]]:
+    """The rows in groups for one forward each: of about the same length, for padding costs as much as what is read."""
+    groups: list[list[int]] = []
+    for r in sorted(range(len(rows)), key=lambda r: rows[r].length):
+        group = groups[-1] if groups else []
+        short = rows[group[0]].length if group else 0
+        fits = group and rows[r].length <= short + max(_SLACK, short // 8)
+        if fits and _padded([rows[i] for i in (*group, r)]) <= _ROWS_TOKENS:
+            group.append(r)
+        else:
+            groups.append([r])
+    return groups
 
 
 def _padded(rows: list[Row]) -> int:
