@@ -67,11 +67,13 @@ class Learner:
         """Train on what the live policy's line has not learned, measure on what was kept out of training, decide."""
         start = time.perf_counter()
         lineage = self.registry.lineage(live.id)
-        pending, unused = self._corrections(self.store.unlearned(lineage))
+        faults: list[SparsightError] = []
+        pending, unused = self._corrections(self.store.unlearned(lineage, on_fault=faults.append))
+        unused.update(fault.code for fault in faults)
         said = tuple(f"corrections that could not be used: {n} ({code})" for code, n in sorted(unused.items()))
         if not pending:
             return _nothing("no new correction with an answer or a mark for this reader", *said)
-        known, _ = self._corrections(self.store.learned(lineage))
+        known, _ = self._corrections(self.store.learned(lineage, on_fault=_pass_over))
         train, held = split(pending, self.config.learn.held_out, never_held={c.study for c in known})
         if not train:
             return _nothing(f"{len(held)} corrections, all kept out of training: more studies are needed")
@@ -97,7 +99,10 @@ class Learner:
     def _tried(self, live: PolicyVersion, keys: set[str]) -> PolicyVersion | None:
         """The child of the live policy that learned exactly these corrections and was held back or rolled back."""
         tried = (v for v in self.registry.list() if v.parent == live.id and v.state in ("held", "retired"))
-        return next((v for v in tried if {f.key for f in self.store.learned([v.id])} == keys), None)
+        return next((v for v in tried if self._learned_from(v) == keys), None)
+
+    def _learned_from(self, policy: PolicyVersion) -> set[str]:
+        return {feedback.key for feedback in self.store.learned([policy.id], on_fault=_pass_over)}
 
     def _corrections(self, recorded: Sequence[Feedback]) -> tuple[list[Correction], Counter[str]]:
         """Those that can be replayed: with a right answer or a mark, on tokens that this reader made.
@@ -200,6 +205,10 @@ def split(
     studies = [study for study in dict.fromkeys(c.study for c in corrections) if study not in never_held]
     held = {study for i, study in enumerate(studies) if int((i + 1) * share + 1e-9) > int(i * share + 1e-9)}
     return [c for c in corrections if c.study not in held], [c for c in corrections if c.study in held]
+
+
+def _pass_over(_: SparsightError) -> None:
+    """One correction that can no longer be read keeps nobody from learning from the others."""
 
 
 def _nothing(*reasons: str) -> Learned:

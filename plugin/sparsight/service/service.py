@@ -136,15 +136,16 @@ class Service:
     def correct(self, feedback: Feedback) -> Reward:
         """Record a correction and tell what it is worth to the policy that answered.
 
-        The same key with the same content is the same correction. Raises NotFoundError, ConflictError, FeedbackError.
+        The same key with the same content is the same correction, and its reward the one that was told the first time.
+        Raises NotFoundError, ConflictError, FeedbackError.
         """
         episode = self.store.episode(feedback.episode)
         corrections.check(feedback, episode)
         if feedback.answer is not None:
             self.reader.check(episode.question, feedback.answer)
         reward = corrections.reward_of(feedback, episode, self._grid(episode) if feedback.marks else None)
-        self.store.save_feedback(feedback, reward)
-        return reward
+        new = self.store.save_feedback(feedback, reward)
+        return reward if new else self.store.reward(feedback.key)
 
     def learn(self, *, on_progress: OnProgress | None = None) -> Learned:
         """Train a candidate on the corrections not yet learned, measure it against the live policy, promote or hold it.

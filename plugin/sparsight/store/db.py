@@ -12,7 +12,7 @@ writes the list before the candidate becomes visible: no policy can be promoted 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, Row, Select, func, select
 
-from sparsight.errors import ConflictError, InputError, NotFoundError
+from sparsight.errors import ConflictError, InputError, NotFoundError, SparsightError
 from sparsight.store import audit, tables
 from sparsight.store.audit import Head
 from sparsight.store.blobs import Arrays, BlobStore
@@ -43,6 +43,7 @@ from sparsight.store.records import (
 from sparsight.types import Episode, Feedback, PolicyVersion, Reward
 
 Role = Literal["train", "heldout"]
+OnFault = Callable[[SparsightError], object]
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,18 +159,24 @@ class Store:
         """Read the reward a correction was given. Raises NotFoundError."""
         return reward_from_json(self._one_feedback(key).reward)
 
-    def unlearned(self, lineage: Sequence[str]) -> list[Feedback]:
+    def unlearned(self, lineage: Sequence[str], *, on_fault: OnFault | None = None) -> list[Feedback]:
         """List the corrections that no policy of `lineage` has used, oldest first: the queue of the next learning.
 
-        lineage: ids of the live policy and its ancestors (PolicyRegistry.lineage).
+        lineage: ids of the live policy and its ancestors (PolicyRegistry.lineage). on_fault: told of each correction
+        that cannot be read, which is then left out; without it the first one raises WeightsError (arrays altered).
         """
         keys = _used_by(lineage)
-        return self._feedback_where(tables.feedback.c.feedback_key.not_in(keys))
+        return self._feedback_where(tables.feedback.c.feedback_key.not_in(keys), on_fault)
 
-    def learned(self, lineage: Sequence[str], role: Role | None = None) -> list[Feedback]:
-        """List the corrections that `lineage` has used, oldest first: replay. role: only those used so."""
+    def learned(
+        self, lineage: Sequence[str], role: Role | None = None, *, on_fault: OnFault | None = None
+    ) -> list[Feedback]:
+        """List the corrections that `lineage` has used, oldest first: replay. role: only those used so.
+
+        on_fault: as in `unlearned`.
+        """
         keys = _used_by(lineage) if role is None else _used_by(lineage).filter_by(role=role)
-        return self._feedback_where(tables.feedback.c.feedback_key.in_(keys))
+        return self._feedback_where(tables.feedback.c.feedback_key.in_(keys), on_fault)
 
     def mark_learned(self, policy: PolicyVersion, *, train: Sequence[str], heldout: Sequence[str] = ()) -> bool:
         """Record from which corrections a policy learned and by which it was judged; True if that is new.
@@ -286,11 +293,19 @@ class Store:
             raise _unknown("correction")
         return row
 
-    def _feedback_where(self, condition: Any) -> list[Feedback]:
+    def _feedback_where(self, condition: Any, on_fault: OnFault | None) -> list[Feedback]:
         with self._database.read() as connection:
             query = select(tables.feedback.c.body).where(condition).order_by(tables.feedback.c.seq)
             bodies = connection.execute(query).scalars().all()
-        return [self._feedback(body) for body in bodies]
+        found = []
+        for body in bodies:
+            try:
+                found.append(self._feedback(body))
+            except SparsightError as error:
+                if on_fault is None:
+                    raise
+                on_fault(error)
+        return found
 
 
 def _used_by(lineage: Sequence[str]) -> Select[Any]:

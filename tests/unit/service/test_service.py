@@ -28,8 +28,8 @@ from sparsight.model import base_policy, load_base_policy, load_reader
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.nano.weights import save_policy
 from sparsight.reply import ask_json, learn_json, policy_json
-from sparsight.service import Progress, Service, parse_question
-from sparsight.types import Episode, Feedback, ImageVolume, Mark, Question, Verdict
+from sparsight.service import Progress, Service, corrections, parse_question
+from sparsight.types import Episode, Feedback, ImageVolume, Mark, Question, Reward, Verdict
 
 QUESTION = parse_question("Is there a nodule?")
 
@@ -262,6 +262,15 @@ class TestCorrect:
             service.correct(feedback(episode, answer="yes"))
         assert service.status()["corrections"] == 1
 
+    def test_a_repeated_key_tells_the_first_reward_whatever_the_rules_are_by_now(
+        self, service: Service, picture: ImageVolume, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        episode = service.ask(picture, QUESTION).episode
+        first = service.correct(feedback(episode, answer="no"))
+        monkeypatch.setattr(corrections, "reward_of", lambda *_: Reward(0.5, {"answer": 0.5}, "a later version"))
+        assert service.correct(feedback(episode, answer="no")) == first
+        assert service.correct(feedback(episode, "another", answer="no")).version == "a later version"
+
     def test_an_unknown_episode(self, service: Service, picture: ImageVolume) -> None:
         episode = service.ask(picture, QUESTION).episode
         with pytest.raises(NotFoundError):
@@ -294,6 +303,23 @@ class TestLearn:
         learned = service.learn()
         assert learned.corrections + learned.held_out == 6
         assert learned.reasons[-1] == "corrections that could not be used: 1 (bad_weights)"
+
+    def test_an_altered_mask_of_one_correction_does_not_keep_the_others_from_being_learned(
+        self, service: Service
+    ) -> None:
+        self.lessons(service, 6)
+        asked = service.ask(make_picture(9), QUESTION)
+        mark = Mark("relevant", mask=asked.labelmap().astype(bool), mask_ijk_to_lps=asked.volume.ijk_to_lps)
+        service.correct(feedback(asked.episode, "marked", marks=(mark,)))
+        blob = json.loads(service.store._one_feedback("marked").body)["arrays"]
+        path = service.config.home / "blobs" / blob[:2] / f"{blob}.safetensors"
+        kept = path.read_bytes()
+        path.write_bytes(kept[:-1] + b"?")
+        learned = service.learn()
+        assert learned.corrections + learned.held_out == 6
+        assert learned.reasons[-1] == "corrections that could not be used: 1 (bad_weights)"
+        path.write_bytes(kept)
+        assert "marked" in {f.key for f in service.store.unlearned(service.registry.lineage())}  # not lost
 
     def test_a_candidate_is_measured_recorded_and_not_learned_twice(self, service: Service) -> None:
         self.lessons(service, 7)

@@ -1,5 +1,6 @@
 """The store as its users see it: exactly once, in order, and a queue that forgets nothing."""
 
+import json
 import re
 import sqlite3
 from collections.abc import Callable
@@ -11,7 +12,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from sparsight.errors import ConfigError, ConflictError, FeedbackError, InputError, NotFoundError
+from sparsight.errors import (
+    ConfigError,
+    ConflictError,
+    FeedbackError,
+    InputError,
+    NotFoundError,
+    SparsightError,
+    WeightsError,
+)
 from sparsight.store import Features, PolicyRegistry, Store
 from sparsight.types import Episode, Feedback, Question, Reward
 
@@ -239,3 +248,18 @@ def test_a_sqlite_url_is_the_same_store_as_its_path(tmp_path: Path, make_episode
         store.save_episode(make_episode())
     with Store(f"sqlite:///{tmp_path}/s.db", tmp_path) as store:
         assert store.episode("e1").id == "e1"
+
+
+def test_a_correction_whose_mask_was_altered_is_told_and_the_others_are_read(
+    store: Store, tmp_path: Path, make_episode: Make, make_feedback: MakeFeedback, reward: Reward
+) -> None:
+    for n in range(3):
+        store.save_episode(make_episode(f"e{n}"))
+        store.save_feedback(make_feedback(f"k{n}", f"e{n}", marked=n == 1), reward)
+    blob = json.loads(store._one_feedback("k1").body)["arrays"]
+    (tmp_path / "blobs" / blob[:2] / f"{blob}.safetensors").write_bytes(b"x")
+    faults: list[SparsightError] = []
+    assert [one.key for one in store.unlearned(["p"], on_fault=faults.append)] == ["k0", "k2"]
+    assert [fault.code for fault in faults] == ["bad_weights"]
+    with pytest.raises(WeightsError, match="altered"):
+        store.unlearned(["p"])
