@@ -12,13 +12,14 @@ from monailabel.utils.async_tasks.utils import tasks
 from sparsight.errors import ConflictError
 
 _TASK = "sparsight"
-_STARTING = threading.Lock()
+STARTING = threading.Lock()  # held from the look whether learning runs to its start, by whoever starts it
+IN_PLACE = threading.Lock()  # held while learning runs in the server's own process (stock `run_sync`)
 _STATES = {"SUBMITTED": "running", "RUNNING": "running", "DONE": "done", "ERROR": "failed", "STOPPED": "stopped"}
 
 
 def running() -> bool:
     """Whether learning runs or is about to: stock looks at processes only, and misses one that is being started."""
-    return any(task["status"] in {"SUBMITTED", "RUNNING"} for task in tasks("train"))
+    return IN_PLACE.locked() or any(task["status"] in {"SUBMITTED", "RUNNING"} for task in tasks("train"))
 
 
 class LearningJob:
@@ -26,7 +27,7 @@ class LearningJob:
 
     def start(self) -> dict[str, Any]:
         """Start it. Raises ConflictError while one runs."""
-        with _STARTING:
+        with STARTING:
             if running():
                 raise ConflictError("learning is running", expected="one job at a time", todo="GET /sparsight/learn")
             AsyncTask.run("train", request={"model": _TASK}, enqueue=True)

@@ -219,9 +219,18 @@ def _one_at_a_time(original: Callable[..., Any]) -> Callable[..., Any]:
     def run_model(
         model: str, params: dict[str, Any] | None = None, run_sync: bool = False, enqueue: bool = False
     ) -> Any:
-        if jobs.running() and not enqueue:
-            raise HTTPException(429, "learning is running")
-        return original(model, params, run_sync, enqueue)
+        with jobs.STARTING:  # else two that look at the same time both start
+            if jobs.running() and not enqueue:
+                raise HTTPException(429, "learning is running")
+            if not run_sync:
+                return original(model, params, run_sync, enqueue)
+            held = jobs.IN_PLACE.acquire(blocking=False)  # not held: one that was told to queue
+        if not held:
+            jobs.IN_PLACE.acquire()
+        try:
+            return original(model, params, run_sync, enqueue)
+        finally:
+            jobs.IN_PLACE.release()
 
     return run_model
 

@@ -1,12 +1,15 @@
 import asyncio
 import threading
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, HTTPException
 from fastapi.testclient import TestClient
 
 from sparsight.compat import allow_monailabel
+from sparsight.errors import ConflictError
 
 allow_monailabel()
 
@@ -53,3 +56,43 @@ def test_an_endpoint_that_awaits_is_not_driven_by_hand():
 def test_ohif_files_stay_in_their_folder():
     with pytest.raises(Exception, match="no such file"):
         stock.ohif_file("../../../config.py")
+
+
+@pytest.mark.parametrize("run_sync", [False, True])
+def test_of_two_trainings_asked_for_at_once_one_starts(monkeypatch, run_sync):
+    started, looked = [], threading.Barrier(2)
+    monkeypatch.setattr(stock.jobs, "tasks", lambda method: started)
+
+    def slow_start(model, params, run_sync, enqueue):
+        time.sleep(0.1)
+        if not run_sync:  # then stock keeps no list of it
+            started.append({"status": "SUBMITTED"})
+        return "started"
+
+    run = stock._one_at_a_time(slow_start)
+
+    def ask(_):
+        looked.wait(10)
+        try:
+            return run("sparsight", run_sync=run_sync)
+        except HTTPException as refused:
+            return refused.status_code
+
+    with ThreadPoolExecutor(2) as pool:
+        assert set(pool.map(ask, range(2))) == {"started", 429}
+    assert not stock.jobs.IN_PLACE.locked()
+
+
+def test_our_route_and_the_stock_one_do_not_both_start(monkeypatch):
+    with stock.jobs.IN_PLACE, pytest.raises(ConflictError):
+        stock.jobs.LearningJob().start()
+    assert not stock.jobs.STARTING.locked()
+    done = []
+    run = stock._one_at_a_time(lambda *_: done.append(1))
+    with stock.jobs.IN_PLACE:
+        waiting = threading.Thread(target=run, args=("sparsight",), kwargs={"run_sync": True, "enqueue": True})
+        waiting.start()
+        waiting.join(0.1)
+        assert not done  # it was told to queue
+    waiting.join(10)
+    assert done == [1]
