@@ -144,7 +144,9 @@ def _device() -> Finding:
 
 
 def _home(config: Config) -> Finding:
-    config.home.mkdir(parents=True, exist_ok=True)
+    from sparsight.store.files import make_folder
+
+    make_folder(config.home)
     free = shutil.disk_usage(config.home).free
     ok = os.access(config.home, os.W_OK) and free > _MIN_FREE_BYTES
     todo = "" if ok else "free some space, or choose another folder: SPARSIGHT_HOME"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from sparsight.errors import InputError
+from sparsight.errors import BusyError, InputError
 from sparsight.imaging.files import RAS_TO_LPS, suffix_of
 from sparsight.imaging.grid import Grid, tokens_to_slice
 from sparsight.imaging.masks import read_mask
 from sparsight.types import ImageVolume, Region
 
 FloatArray = NDArray[np.float64]
-__all__ = ["overlay_png", "read_mask", "write_labelmap"]
+__all__ = ["overlay_png", "read_mask", "whole", "write_labelmap"]
 
 HEAT = colormaps["plasma"]  # perceptually even, and readable with any colour vision
 BOX_COLOUR = "#7df9ff"  # stands off from grey and from the heat
@@ -70,13 +71,15 @@ def overlay_png(
     figure.text(0.01, 1 - 0.1 / total, "\n".join(lines), color="white", size=13, va="top", parse_math=False)
     footer = "heat: weight of the kept tokens, yellow is heaviest; research use only"
     figure.text(0.01, 0.08 / total, footer, color="0.6", size=8, va="bottom", parse_math=False)
-    figure.savefig(path, format="png", facecolor="black")
+    with whole(path) as temporary:
+        figure.savefig(temporary, format="png", facecolor="black")
 
 
 def write_labelmap(path: Path, labelmap: NDArray[Any], frame: ImageVolume | FloatArray) -> None:
     """Write labels (D, H, W) with exact geometry as .nii, .nii.gz, .nrrd, .seg.nrrd (for 3D Slicer) or .mha.
 
-    frame: the volume they lie on, or its ijk_to_lps. Raises InputError for another extension.
+    frame: the volume they lie on, or its ijk_to_lps. Raises InputError for another extension, BusyError (ITK's formats)
+    or OSError where the disk does not take it; `path` is then as it was.
     """
     ijk_to_lps = frame.ijk_to_lps if isinstance(frame, ImageVolume) else frame
     labels = np.ascontiguousarray(labelmap, dtype=np.uint8)
@@ -87,9 +90,11 @@ def write_labelmap(path: Path, labelmap: NDArray[Any], frame: ImageVolume | Floa
         image.set_sform(affine, code="scanner")
         image.set_qform(affine, code="scanner")
         image.header.set_xyzt_units("mm")
-        nibabel.save(image, path)
+        with whole(path) as temporary:
+            nibabel.save(image, temporary)
     elif suffix in {".nrrd", ".mha"}:
-        _write_itk(path, labels, ijk_to_lps)
+        with whole(path) as temporary:
+            _write_itk(temporary, labels, ijk_to_lps)
     else:
         raise InputError(
             f"a label map as {suffix or 'a file without extension'}",
@@ -112,7 +117,25 @@ def _write_itk(path: Path, labels: NDArray[np.uint8], ijk_to_lps: FloatArray) ->
         image["Segment0_LabelValue"], image["Segment0_Layer"] = "1", "0"
         image["Segment0_Color"], image["Segment0_Extent"] = "1 0.69 0.13", extent
         image["Segmentation_MasterRepresentation"] = "Binary labelmap"
-    itk.imwrite(image, str(path), compression=True)
+    try:
+        itk.imwrite(image, str(path), compression=True)
+    except RuntimeError as error:  # it does not pass on what the operating system said
+        raise BusyError(
+            "a label map that the disk did not take",
+            expected="room for it",
+            todo="free some space and try again; nothing was half-written",
+        ) from error
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to; it takes the place of `path` when the block ends well, else it goes."""
+    temporary = path.with_name(f"writing-{path.name}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _heaviest_slices(grid: Grid, weights: NDArray[np.float32], depth: int, *, most: int = 3) -> list[int]:

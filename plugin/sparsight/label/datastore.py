@@ -8,6 +8,7 @@ DICOM, NIfTI and pictures, or a PACS, are served alike; labels and their index l
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import shutil
 import threading
@@ -23,11 +24,12 @@ from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastor
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
 from sparsight.errors import ConflictError, InputError, SparsightError
-from sparsight.imaging.export import read_mask
+from sparsight.imaging.export import read_mask, whole
 from sparsight.imaging.files import RAS_TO_LPS
 from sparsight.imaging.load import is_image_file
 from sparsight.imaging.studies import FolderStudies, StudyInfo, open_studies
 from sparsight.label.pacs import Pacs
+from sparsight.store.files import disk_errors, locked, make_folder, replace_file
 from sparsight.types import ImageVolume
 
 logger = logging.getLogger(__name__)
@@ -47,7 +49,8 @@ class StudiesDatastore(LocalDatastore):
         self._listed_at = -_FRESH_S
         self._listing = threading.Lock()
         folder = root / hashlib.sha256(studies.encode()).hexdigest()[:16]
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
+        self._index_lock = folder / "index.lock"
         super().__init__(str(folder), images_dir="images", extensions=list(_MASKS), auto_reload=False, read_only=True)
         with suppress(SparsightError):  # a PACS that does not answer yet must not keep the server from starting
             self._list_again()
@@ -65,9 +68,7 @@ class StudiesDatastore(LocalDatastore):
 
     def has(self, image_id: str) -> bool:
         """Whether the study is there, now."""
-        if image_id not in self._infos:
-            self._list_again()
-        return image_id in self._infos
+        return self._known(image_id) is not None
 
     def get_image_uri(self, image_id: str) -> str:
         """A file with the image: the original, or a NIfTI of the DICOM series. Raises ImageNotFoundException."""
@@ -81,27 +82,30 @@ class StudiesDatastore(LocalDatastore):
         made = Path(self._datastore.image_path()) / name / f"{image_id}.nii.gz"
         with self._guard:
             if not made.exists():
-                made.parent.mkdir(parents=True, exist_ok=True)
-                write_volume(made, self._source.load(image_id))
+                make_folder(made.parent)
+                with disk_errors():
+                    write_volume(made, self._source.load(image_id))
         return str(made)
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         """What is known of the image without opening it."""
-        if not self.has(image_id):
+        info = self._known(image_id)
+        if info is None:
             return {}
-        info = self._infos[image_id]
         known = {"Modality": info.modality, "StudyInstanceUID": info.study_uid, "SeriesInstanceUID": info.series_uid}
         return {**self._object(image_id).image.info, **{key: value for key, value in known.items() if value}}
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:  # noqa: ARG002
-        """Add a file to the studies folder. Raises InputError for a PACS, ConflictError if the id is taken."""
+        """Add a file to the studies folder. Raises InputError (a PACS), ConflictError (the id is taken), BusyError."""
         if not isinstance(self._source, FolderStudies):
             raise InputError("an upload to a PACS", expected="a served folder", todo="send it to the PACS itself")
         target = self._source.root / f"{image_id}{''.join(Path(image_filename).suffixes)}"
-        if self.has(image_id) or target.exists():
-            raise ConflictError("an id that is taken", expected="a new id", todo="choose another one")
-        shutil.copyfile(image_filename, target)
-        self._list_again()
+        with self._guard:
+            if self.has(image_id) or target.exists():
+                raise ConflictError("an id that is taken", expected="a new id", todo="choose another one")
+            with disk_errors(), whole(target) as temporary:
+                shutil.copyfile(image_filename, temporary)
+            self._list_again()
         return image_id
 
     def remove_image(self, image_id: str) -> None:  # noqa: ARG002
@@ -111,17 +115,27 @@ class StudiesDatastore(LocalDatastore):
     # --- labels ---
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Keep a label; a final one goes to the PACS as DICOM SEG, too. Raises ImageError for what is no mask."""
-        if not self.has(image_id):
+        """Keep a label; a final one goes to the PACS as DICOM SEG, too.
+
+        Raises ImageNotFoundException, ImageError for what is no mask, BusyError (disk full: the old label is kept).
+        """
+        study = self._known(image_id)
+        if study is None:
             raise ImageNotFoundException(f"Image {image_id} not found")
-        mask, _ = read_mask(Path(label_filename))
+        given = Path(label_filename)
+        mask, _ = read_mask(given)
         info = {**label_info, "empty": not mask.any()}
         if self._pacs and label_tag == "final" and mask.any():
-            info["pacs"] = self._pacs.store_segmentation(self._infos[image_id], Path(label_filename), info)
-        with self._current():
-            self._object(image_id)
-            saved: str = super().save_label(image_id, label_filename, label_tag, info)
-        return saved
+            info["pacs"] = self._pacs.store_segmentation(study, given, info)
+        _, extension = self._to_id(given.name)
+        target = Path(self._datastore.label_path(label_tag)) / self._filename(image_id, extension)
+        info |= {"ts": int(time.time()), "name": target.name}
+        make_folder(target.parent)
+        with self._current(), disk_errors(), whole(target) as temporary:
+            shutil.copyfile(given, temporary)
+            self._object(image_id).labels[label_tag] = DataModel(info=info, ext=extension)
+            self._update_datastore_file()
+        return image_id
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Ids with a final label."""
@@ -140,9 +154,10 @@ class StudiesDatastore(LocalDatastore):
             held = self._datastore.objects.get(label_id)
             if not held or label_tag not in held.labels:
                 raise LabelNotFoundException(f"Label: {label_id} Tag: {label_tag} not found")
-            Path(self.get_label_uri(label_id, label_tag)).unlink(missing_ok=True)
+            path = Path(self.get_label_uri(label_id, label_tag))
             del held.labels[label_tag]
             self._update_datastore_file()
+            path.unlink(missing_ok=True)
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """Add to what is known of the image."""
@@ -182,10 +197,32 @@ class StudiesDatastore(LocalDatastore):
 
     @contextmanager
     def _current(self) -> Iterator[None]:
-        """Hold the index as it is on disk now: a background job writes it, too."""
-        with self._guard:
+        """Hold the index as it is on disk now, alone: a background job writes it, too. Raises BusyError."""
+        with self._guard, locked(self._index_lock, timeout_s=10, what="the index of labels"):
             self._init_from_datastore_file()
             yield
+
+    def _update_datastore_file(self, lock: bool = True) -> None:  # noqa: ARG002  (stock signature; _current holds one)
+        """Replace the index in one step. Where the disk refuses it, memory goes back to what the disk holds."""
+        index = Path(self._datastore_config_path)
+        text = json.dumps(self._datastore.model_dump(exclude={"base_path"}), indent=2, default=str)
+        try:
+            with disk_errors():
+                replace_file(index, text.encode())
+                self._config_ts = index.stat().st_mtime
+        except SparsightError:
+            self._datastore.objects.clear()
+            self._config_ts = 0
+            self._init_from_datastore_file()
+            raise
+
+    def _known(self, image_id: str) -> StudyInfo | None:
+        """What the list says of the study. Look once: the list is replaced in the background."""
+        info = self._infos.get(image_id)
+        if info is None:
+            self._list_again()
+            info = self._infos.get(image_id)
+        return info
 
     def _object(self, image_id: str) -> ImageLabelModel:
         with self._guard:
@@ -216,6 +253,5 @@ def write_volume(path: Path, volume: ImageVolume) -> None:
     image.set_sform(affine, code="scanner")
     image.set_qform(affine, code="scanner")
     image.header.set_xyzt_units("mm")
-    temporary = path.with_name(f"writing-{path.name}")
-    nibabel.save(image, temporary)
-    temporary.replace(path)  # a reader sees all of it or nothing
+    with whole(path) as temporary:  # a reader sees all of it or nothing
+        nibabel.save(image, temporary)

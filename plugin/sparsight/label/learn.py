@@ -14,6 +14,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from sparsight.errors import SparsightError, TrainingError
 from sparsight.reply import learn_json
 from sparsight.service import Progress, Service
+from sparsight.store.files import make_folder
 
 _NICENESS = 10  # of 19: it still gets on where somebody keeps asking
 
@@ -64,7 +65,7 @@ class LearnTask(TrainTask):
 
     def _write(self, stats: dict[str, Any]) -> None:
         """Replace the file in one step: a reader sees the old or the new one."""
-        self._stats_file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._stats_file.parent)
         temporary = self._stats_file.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps(stats), encoding="utf-8")
         temporary.replace(self._stats_file)

@@ -21,6 +21,7 @@ from sparsight.config import Config
 from sparsight.errors import BusyError, ConfigError, NotFoundError, WeightsError
 from sparsight.server import state
 from sparsight.server.guard import LOOPBACK
+from sparsight.store.files import make_folder
 
 
 def serve(
@@ -125,6 +126,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 def prepare_app(config: Config) -> Path:
     """Copy the app to config.home/app: MONAI Label writes into the app folder. Returns that folder."""
     target = config.home / "app"
+    make_folder(target)
     shutil.copytree(app_source(), target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "logs"))
     return target
 
@@ -132,7 +134,7 @@ def prepare_app(config: Config) -> Path:
 def environment(config: Config) -> dict[str, str]:
     """Variables with which another process loads the same Config; its settings are written out under config.home."""
     folder = config.home / "configs" / config.sha256[:16]  # never changed under a server that runs
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for section in ("serve", "learn", "gate"):
         values = getattr(config, section).model_dump(mode="json")
         (folder / f"{section}.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")

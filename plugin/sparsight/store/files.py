@@ -24,7 +24,7 @@ def disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if is_full(error):
             raise disk_full() from error
         if error.errno in _FORBIDDEN:
             raise not_writable() from error
@@ -35,11 +35,16 @@ def disk_errors() -> Iterator[None]:
         ) from error
 
 
+def is_full(error: OSError) -> bool:
+    """Whether the operating system says that there is no room left."""
+    return error.errno in _FULL
+
+
 def disk_full() -> BusyError:
     """The error of a full disk, of the file system's or of the database's making."""
     return BusyError(
-        "the disk that holds the store is full",
-        expected="room for this record",
+        "the disk is full",
+        expected="room for what is to be written",
         todo="free some space and try again; nothing was half-written",
     )
 
@@ -54,9 +59,14 @@ def not_writable() -> ConfigError:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its parents, private to this user because episodes hold clinicians' questions."""
+    """Create a folder and those above it that are missing, private to this user: episodes hold clinicians' questions.
+
+    What is there already keeps its permissions. Raises BusyError, ConfigError.
+    """
     with disk_errors():
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (*reversed(path.parents), path):  # mkdir(parents=True) would leave the parents open to all
+            if folder == path or not folder.exists():
+                folder.mkdir(exist_ok=True, mode=0o700)
 
 
 def fsync_folder(path: Path) -> None:

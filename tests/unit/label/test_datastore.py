@@ -1,6 +1,8 @@
+import errno
 import os
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel
@@ -10,7 +12,7 @@ from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoun
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from sparsight.errors import ConflictError, ImageError, InputError
+from sparsight.errors import BusyError, ConflictError, ImageError, InputError
 from sparsight.imaging.load import load
 from sparsight.label.datastore import StudiesDatastore, write_volume
 from sparsight.types import ImageVolume
@@ -105,6 +107,72 @@ def test_threads_do_not_lose_each_others_labels(datastore, mask):
     for thread in threads:
         thread.join()
     assert len(datastore.get_labels_by_image_id("a")) == 8
+
+
+def test_a_study_that_leaves_the_list_between_two_looks(datastore, mask, monkeypatch):
+    """The list is replaced in the background; whoever looked once must not look again."""
+    known = datastore._infos["a"]
+
+    class Leaving(dict):
+        def get(self, key, default=None):
+            return self.pop(key, default)
+
+        def __contains__(self, key):
+            return self.pop(key, None) is not None
+
+    datastore._infos = Leaving(a=known)
+    assert datastore.get_image_info("a")["Modality"] == known.modality
+    datastore._infos = Leaving(a=known)
+    assert datastore.save_label("a", mask, "final", {}) == "a"
+    monkeypatch.setattr(datastore, "_list_again", lambda: None)
+    assert datastore.get_image_info("a") == {}
+    with pytest.raises(ImageNotFoundException):
+        datastore.save_label("a", mask, "final", {})
+
+
+def test_two_processes_at_once_lose_no_label(datastore, folder, mask, tmp_path):
+    """Two datastores share no lock but that of the disk."""
+    stores = [datastore, StudiesDatastore(str(folder), tmp_path / "home")]
+
+    def save(n):
+        stores[n % 2].save_label("a", mask, f"tag{n}", {})
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(save, range(24)))
+    for store in stores:
+        store.get_labeled_images()
+        assert len(store.get_labels_by_image_id("a")) == 24
+
+
+def test_a_full_disk_leaves_label_and_index_as_they_were(datastore, folder, mask, tmp_path, monkeypatch):
+    datastore.save_label("a", mask, "final", {"client_id": "first"})
+    other = tmp_path / "other.png"
+    Image.fromarray(np.ones((20, 30), np.uint8) * 255).save(other)
+    before = {path: path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+
+        def refuse(_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(os, "fsync", refuse)
+        for call in (
+            lambda: datastore.save_label("a", str(other), "final", {}),
+            lambda: datastore.save_label("b c", mask, "new", {}),
+            lambda: datastore.update_label_info("a", "final", {"score": 1}),
+            lambda: datastore.remove_label("a", "final"),
+        ):
+            with pytest.raises(BusyError, match="full"):
+                call()
+        patch.setattr(shutil, "copyfile", lambda *_: refuse(0))
+        with pytest.raises(BusyError, match="full"):
+            datastore.add_image("up", mask, {})
+    assert {path: path.read_bytes() for path in before} == before
+    assert {path for path in (tmp_path / "home").rglob("*") if path.is_file()} == set(before)
+    assert sorted(path.name for path in folder.iterdir()) == ["a.png", "b c.png", "ct.dcm"]
+    assert datastore.get_label_info("a", "final")["client_id"] == "first"
+    assert datastore.get_labeled_images() == ["a"]
+    datastore.save_label("a", str(other), "final", {})
+    assert Path(datastore.get_label_uri("a", "final")).read_bytes() == other.read_bytes()
 
 
 def test_an_empty_mask_is_a_label(datastore, tmp_path):

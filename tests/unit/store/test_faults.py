@@ -18,6 +18,7 @@ from sqlalchemy import event
 
 from sparsight.errors import BusyError, ConfigError, ConflictError, SparsightError
 from sparsight.store import PolicyRegistry, Store, StoreLock
+from sparsight.store.files import make_folder
 from sparsight.types import Episode, Feedback, Reward
 
 FORK = multiprocessing.get_context("fork")
@@ -171,6 +172,16 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     process.join(60)
     given = [results.get() for _ in range(4)]
     assert given == ["new: bad_config", "old: bad_config", "registry: bad_config", "server: bad_config"]
+
+
+def test_folders_are_private_down_from_the_first_that_was_missing(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    make_folder(tmp_path / "data" / "sparsight" / "readers")
+    assert [
+        (tmp_path / name).stat().st_mode & 0o777 for name in ("data", "data/sparsight", "data/sparsight/readers")
+    ] == [0o700] * 3
+    make_folder(tmp_path)
+    assert tmp_path.stat().st_mode & 0o777 == 0o755  # whoever made it decided that
 
 
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
