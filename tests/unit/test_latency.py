@@ -4,6 +4,7 @@ import httpx
 import pytest
 
 from sparsight.bench import latency
+from sparsight.errors import TrainingError
 
 
 @pytest.fixture
@@ -36,3 +37,42 @@ def test_it_is_measured_until_there_was_an_answer(serve):
 
     serve(slow)
     assert len(latency._beside_answers("http://127.0.0.1:1")) > 3
+
+
+@pytest.fixture
+def loop(monkeypatch):
+    """Play a server with two studies whose learning ends as told; the requests it got."""
+    got = []
+
+    def put(ends):
+        states = iter(["running", ends])
+        replies = {
+            "/sparsight/studies": lambda: [{"id": "a"}, {"id": "b"}],
+            "/sparsight/ask": lambda: {"episode": "e1"},
+            "/sparsight/feedback": dict,
+        }
+
+        def reply(request):
+            got.append((request.method, request.url.path))
+            learn = {"state": next(states)} if request.method == "GET" and request.url.path.endswith("learn") else {}
+            return httpx.Response(200, json=replies.get(request.url.path, lambda: learn)())
+
+        client = httpx.Client
+        monkeypatch.setattr(latency.httpx, "Client", lambda **k: client(**k, transport=httpx.MockTransport(reply)))
+        return got
+
+    return put
+
+
+def test_memory_is_that_of_a_server_asked_corrected_and_taught(loop):
+    got = loop("done")
+    latency._loop("http://127.0.0.1:1")
+    asked = [("POST", "/sparsight/ask"), ("POST", "/sparsight/feedback")]
+    learned = [("POST", "/sparsight/learn"), *[("GET", "/sparsight/learn")] * 2]
+    assert got == [("GET", "/sparsight/studies"), *asked, *asked, *learned]
+
+
+def test_learning_that_fails_fails_the_measurement(loop):
+    loop("failed")
+    with pytest.raises(TrainingError, match="learning that failed"):
+        latency._loop("http://127.0.0.1:1")

@@ -1,13 +1,14 @@
-"""How long a clinician waits: first and second question, /info/ during an answer, learning; and peak memory.
+"""How long a clinician waits: first and second question, /info/ during an answer, learning; and the server's memory.
 
-Run in a fresh process: peak memory is that of the process so far.
+Answers and learning are timed in this process, without MONAI Label. Memory is that of a real server and of what it
+starts, while it is asked about the same studies, corrected, and made to learn.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import resource
+import shutil
 import tempfile
 import threading
 import time
@@ -20,6 +21,7 @@ from typing import Any
 import httpx
 import numpy as np
 
+from sparsight.bench.memory import PeakMemory
 from sparsight.config import Config
 from sparsight.errors import TrainingError
 from sparsight.server.run import free_port, start, wait_until_ready
@@ -48,22 +50,25 @@ def measure(config: Config, *, repeats: int, series: Path | None, on_step: Step)
         picture = folder / "studies" / "picture"
         write_dicom(_enlarged(scene.volume, 10), picture, "bench")
         series = series or _long_series(folder / "studies" / "series", scene.volume)
-        on_step("radiograph and series", 0, 4)
+        on_step("radiograph and series", 0, 3)
         service = Service(config)
         for kind, path, targets in (("radiograph", picture, (1.5, 0.3)), ("series", series, (20, 1))):
             slices, first, later = _questions(service, str(path), repeats)
             what = f"{kind}, {slices} slices" if slices > 1 else kind
             row(f"{what}: first answer", first, "s", targets[0])
             row(f"{what}: next question, median", float(np.median(later)), "s", targets[1], len(later))
-        on_step("learning", 1, 4)
+        on_step("learning", 1, 3)
         row(f"learning from {_CORRECTIONS} corrections", _learning(service), "s", 30)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # of all so far, learning included
-        row("peak memory", peak, "GiB", 2.0)
         service.close()
-        on_step("server", 2, 4)
-        started, times = _server(config, folder)
+        on_step("server", 2, 3)
+        if not series.is_relative_to(folder):
+            shutil.copytree(series, folder / "studies" / "series")
+        started, times, memory = _server(config, folder)
         row("/info/ after start", started, "s", 20)
         row("/info/ during an answer, p99", float(np.percentile(times, 99)), "s", 0.05, len(times))
+        if any(memory.bytes.values()):
+            row("server and its learning job: peak memory", sum(memory.bytes.values()) / 2**30, "GiB", 2.0)
+            row("the server alone: peak memory", memory.bytes[memory.pid] / 2**30, "GiB", 2.0)
     machine = {"cores": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()}
     return {"created": datetime.now(UTC).isoformat(), "machine": machine, "reader": service.reader.id, "rows": rows}
 
@@ -95,21 +100,39 @@ def _learning(service: Service) -> float:
     return learned.seconds
 
 
-def _server(config: Config, folder: Path) -> tuple[float, list[float]]:
-    """Seconds until /info/ answers, and its latencies while questions are being answered."""
+def _server(config: Config, folder: Path) -> tuple[float, list[float], PeakMemory]:
+    """Seconds until /info/ answers, its latencies while questions are being answered, and the peak memory of it all."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     begun = time.monotonic()
     server = start(config, str(folder / "studies"), port=port, log=folder / "server.log")
     try:
-        while not _answers(f"{url}/info/") and server.poll() is None:
-            time.sleep(0.05)
-        started = time.monotonic() - begun
-        wait_until_ready(url, process=server)
-        return started, _beside_answers(url)
+        with PeakMemory(server.pid) as memory:
+            while not _answers(f"{url}/info/") and server.poll() is None:
+                time.sleep(0.05)
+            started = time.monotonic() - begun
+            wait_until_ready(url, process=server)
+            times = _beside_answers(url)
+            _loop(url)
+        return started, times, memory
     finally:
         server.terminate()
         server.wait(30)
+
+
+def _loop(url: str) -> None:
+    """Ask about every study, correct the answer, learn from it. Raises what it met, TrainingError for learning."""
+    with httpx.Client(base_url=url, timeout=120) as client:
+        for study in client.get("/sparsight/studies").raise_for_status().json():
+            body = {"study": study["id"], "question": "Is there a nodule?"}
+            asked = client.post("/sparsight/ask", json=body).raise_for_status().json()
+            right = {"episode": asked["episode"], "verdict": "amend", "answer": "yes"}
+            client.post("/sparsight/feedback", json=right).raise_for_status()
+        client.post("/sparsight/learn").raise_for_status()
+        while (state := client.get("/sparsight/learn").raise_for_status().json()["state"]) == "running":
+            time.sleep(0.5)
+        if state != "done":
+            raise TrainingError(f"learning that {state}", expected="an end", todo="see docs/method.md")
 
 
 def _beside_answers(url: str) -> list[float]:
