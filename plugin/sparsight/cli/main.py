@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -50,14 +50,24 @@ for module in (clinical, research, operate):
 
 
 def main() -> None:
-    """Run a command. A SparsightError ends it with exit code 1 and one clear message (as JSON under --json)."""
+    """Run a command. A SparsightError, or a full disk, ends it with exit code 1 and one clear message (or JSON)."""
     warnings.filterwarnings("ignore", module="pydicom")  # they quote what tags hold
     try:
         app()
     except SparsightError as error:
-        if "--json" in sys.argv:
-            emit_json(error.as_dict())
-        else:
-            stderr.print(f"[bold red]{error.code}[/]: {error.given}", soft_wrap=True)
-            stderr.print(f"  expected: {error.expected}\n  to do:    {error.todo}", soft_wrap=True)
-        sys.exit(1)
+        _fail(error)
+    except OSError as error:  # of what is written outside the store: pictures, label maps
+        from sparsight.store.files import disk_full, is_full
+
+        if not is_full(error):
+            raise
+        _fail(disk_full())
+
+
+def _fail(error: SparsightError) -> NoReturn:
+    if "--json" in sys.argv:
+        emit_json(error.as_dict())
+    else:
+        stderr.print(f"[bold red]{error.code}[/]: {error.given}", soft_wrap=True)
+        stderr.print(f"  expected: {error.expected}\n  to do:    {error.todo}", soft_wrap=True)
+    sys.exit(1)

@@ -117,14 +117,17 @@ def _write_itk(path: Path, labels: NDArray[np.uint8], ijk_to_lps: FloatArray) ->
         image["Segment0_LabelValue"], image["Segment0_Layer"] = "1", "0"
         image["Segment0_Color"], image["Segment0_Extent"] = "1 0.69 0.13", extent
         image["Segmentation_MasterRepresentation"] = "Binary labelmap"
-    try:
+    try:  # it does not pass on what the operating system says, and hears nothing of what it says last: read it again
         itk.imwrite(image, str(path), compression=True)
-    except RuntimeError as error:  # it does not pass on what the operating system said
+        written = np.array_equal(itk.array_view_from_image(itk.imread(str(path))), labels)
+    except RuntimeError:
+        written = False
+    if not written:
         raise BusyError(
             "a label map that the disk did not take",
             expected="room for it",
             todo="free some space and try again; nothing was half-written",
-        ) from error
+        )
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from sparsight.errors import SparsightError, TrainingError
 from sparsight.reply import learn_json
 from sparsight.service import Progress, Service
-from sparsight.store.files import make_folder
+from sparsight.store.files import make_folder, replace_file
 
 _NICENESS = 10  # of 19: it still gets on where somebody keeps asking
 
@@ -64,8 +65,7 @@ class LearnTask(TrainTask):
         return outcome
 
     def _write(self, stats: dict[str, Any]) -> None:
-        """Replace the file in one step: a reader sees the old or the new one."""
-        make_folder(self._stats_file.parent)
-        temporary = self._stats_file.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(stats), encoding="utf-8")
-        temporary.replace(self._stats_file)
+        """Replace the file in one step: a reader sees the old or the new one. A full disk ends no learning here."""
+        with suppress(OSError, SparsightError):
+            make_folder(self._stats_file.parent)
+            replace_file(self._stats_file, json.dumps(stats).encode())

@@ -15,6 +15,7 @@ from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoun
 from starlette.exceptions import HTTPException
 
 from sparsight.errors import SparsightError
+from sparsight.store.files import disk_full, is_full
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,8 @@ async def _validation(_: Request, error: Exception) -> JSONResponse:
 async def _http(request: Request, error: Exception) -> JSONResponse:
     """Stock code says 500 for what is the client's mistake; by now those are checked, so what is left is ours."""
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, OSError) and is_full(error.__cause__):  # an upload that found no room
+        return await _disk(request, error.__cause__)
     if error.status_code >= 500:
         return await _unknown(request, error)
     response = by_status(error.status_code)
@@ -92,6 +95,12 @@ async def _stock(_: Request, error: Exception) -> JSONResponse:
     return reply(status, code_of(status), kind, expected, todo)
 
 
+async def _disk(request: Request, error: Exception) -> JSONResponse:
+    """A full disk is no defect: nothing was half-written, and the same request succeeds when there is room."""
+    assert isinstance(error, OSError)
+    return await (_ours(request, disk_full()) if is_full(error) else _unknown(request, error))
+
+
 async def _unknown(_: Request, error: Exception) -> JSONResponse:
     incident = secrets.token_hex(4)
     logger.error("incident %s", incident, exc_info=error)
@@ -106,4 +115,5 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(JSONDecodeError, _json)
     app.add_exception_handler(MONAILabelException, _stock)
+    app.add_exception_handler(OSError, _disk)
     app.add_exception_handler(Exception, _unknown)

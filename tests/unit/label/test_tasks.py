@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from dataclasses import replace
@@ -271,6 +272,20 @@ def test_learning_reports_to_a_file_that_another_process_reads(tmp_path):
     assert task.stats()["stage"] == "finished"
     assert task.stats()["reasons"] == outcome["reasons"] == ["too little"]
     assert [p.name for p in stats_file.parent.iterdir()] == ["learning.json"]
+
+
+def test_a_disk_that_takes_no_progress_ends_no_learning(tmp_path, monkeypatch):
+    def refuse(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def learn(on_progress):
+        on_progress(Progress("step", 3, 10))
+        return Learned(None, False, ("too little",), 2, 1, 0.5, {})
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    task = LearnTask(lambda: SimpleNamespace(learn=learn), description="d", stats_file=tmp_path / "s.json")
+    assert task({}, None)["reasons"] == ["too little"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_learning_that_stops_says_why(tmp_path):
