@@ -154,11 +154,11 @@ def policies(context: typer.Context, json: Json = False) -> None:
 
 def promote(
     context: typer.Context,
-    policy: Annotated[str, typer.Argument(help="Id of a policy that passed the gate.")],
+    policy: Annotated[str, typer.Argument(help="Id of a policy that `policies` lists.")],
     sign_off: Annotated[str | None, typer.Option(help="Who signs.")] = None,
     json: Json = False,
 ) -> None:
-    """Make a policy live that passed the gate."""
+    """Make a policy live: one that passed the gate, one shipped with a newer release, or a retired one again."""
     from sparsight.reply import policy_json
 
     session: Session = context.obj

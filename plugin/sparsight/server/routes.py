@@ -243,7 +243,7 @@ def rollback(service: Served) -> dict[str, Any]:
     tags=["Learn"],
 )
 def promote(policy: str, service: Served, request: PromoteRequest | None = None) -> dict[str, Any]:
-    """Make a version live that the gate found good, or a retired one again."""
+    """Make a version live: one that passed the gate, one shipped with a newer release, or a retired one again."""
     return policy_json(service.promote(policy, sign_off=request.sign_off if request else None))
 
 
