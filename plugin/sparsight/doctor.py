@@ -41,6 +41,7 @@ def examine(config: Config, studies: str | None = None) -> list[Finding]:
         ("device", _device),
         ("home", lambda: _home(config)),
         ("reader", lambda: _reader(config)),
+        ("policy", lambda: _policy(config)),
         ("store", lambda: _store(config)),
         ("seg converter", _converter),
     ]
@@ -159,6 +160,23 @@ def _reader(config: Config) -> Finding:
     start = perf_counter()
     reader = load_reader(config.serve.reader)
     return Finding("reader", True, f"{reader.id}, loaded in {perf_counter() - start:.1f} s, hash as recorded")
+
+
+def _policy(config: Config) -> Finding:
+    """Shipped and live policy are whole; a newly shipped one that waits beside a learned one is no fault, but told."""
+    from sparsight.model import base_policy, load_reader
+    from sparsight.service.service import registry_of
+
+    base_policy(config.serve.reader)
+    policies = registry_of(config, load_reader(config.serve.reader))
+    listed = policies.list()
+    if not listed:
+        return Finding("policy", True, "the shipped one, live as soon as the store is used")
+    live = policies.live()
+    policies.weights_path(live.id)
+    waiting = [policy for policy in listed if policy.state == "candidate" and policy.reasons]
+    told = [f"{policy.id} waits: {'; '.join(policy.reasons)}" for policy in waiting]
+    return Finding("policy", True, ", ".join([f"{live.id} is live", *told]))
 
 
 def _store(config: Config) -> Finding:

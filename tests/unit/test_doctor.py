@@ -1,6 +1,7 @@
 """The doctor names what is missing and how to get it; the metadata names all that is imported."""
 
 import ast
+import shutil
 import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, packages_distributions
@@ -10,8 +11,12 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from safetensors.numpy import save
 
 from sparsight import doctor
+from sparsight.config import Config
+from sparsight.model.nano.weights import save_policy
+from sparsight.service import Service
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -119,3 +124,24 @@ def test_a_module_that_monai_label_lacks_is_named(monkeypatch) -> None:
 def test_the_converter_is_found_beside_the_interpreter(monkeypatch) -> None:
     monkeypatch.setenv("PATH", "")  # as where the environment was not activated
     assert doctor._converter().ok
+
+
+def test_a_policy_that_was_altered_or_waits_is_told(reader_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "reader"
+    shutil.copytree(reader_folder, folder)
+    config = Config.load(home=tmp_path / "home", serve={"reader": str(folder)})
+    assert "as soon as the store is used" in doctor._policy(config).found
+    service = Service(config)
+    live = service.registry.live()
+    arrays = {name: value * 2 for name, value in service.live_selector().policy.to_arrays().items()}
+    learned = service.registry.promote(service.registry.add(arrays, parent=live.id, reader=service.reader.id).id)
+    save_policy(folder, save({name: value * 3 for name, value in arrays.items()}))
+    Service(config).close()
+    told = doctor._policy(config)
+    assert told.ok
+    assert told.found.startswith(f"{learned.id} is live, p0000-")
+    assert "waits: shipped with the reader" in told.found
+    (folder / "policy.safetensors").write_bytes(b"x")
+    [altered] = [one for one in doctor.examine(config) if one.name == "policy"]
+    assert (altered.ok, altered.found) == (False, "policy.safetensors is not the file that was released")
+    service.close()
