@@ -73,6 +73,7 @@ class LearnConfig(_Strict):
     block: int = Field(4, ge=1, description="side of the blocks of tokens that are drawn first; 1: tokens at once")
     lr: float = Field(3e-3, gt=0, description="peak learning rate, Adam")
     kl: float = Field(0.05, ge=0, description="weight of KL(policy, live policy)")
+    floor: float = Field(0.01, gt=0, description="added to the spread of a group's rewards, which divides them")
     entropy: float = Field(0.003, ge=0, description="weight of the entropy bonus")
     held_out: float = Field(0.3, ge=0, lt=1, description="share of corrections never trained on: the gate's test")
     seed: int = Field(0, description="of subsets, batches and the held-out split")

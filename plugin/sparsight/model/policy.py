@@ -27,14 +27,19 @@ class TokenPolicy(nn.Module):
 
     About 80,000 parameters, always float32. What the network adds is averaged over 3 x 3 neighbours of a slice: without
     it RL likes tokens beside the finding, to which the encoder's receptive field leaks (the answer is right, the
-    evidence is off). `prior` (0: none) is the number of logits whose log-sum-exp is added as it is, whatever is asked:
-    where the encoder has learned what findings look like, a policy may start there (`begin_at`) instead of uniform.
+    evidence is off). `prior` (0: none) is the number of logits whose log-sum-exp is added as it is: where the encoder
+    has learned what findings look like, a policy may start there (`begin_at`) instead of uniform. `meant` is what the
+    question adds to each of these logits and to each part of a token's position: which finding it is about, and where.
     `budget` says how many tokens to keep where the caller does not.
     """
 
-    def __init__(self, channels: int, question: int, hidden: int = 128, prior: int = 0) -> None:
+    def __init__(
+        self, channels: int, question: int, hidden: int = 128, prior: int = 0, *, is_asked: bool = True
+    ) -> None:
+        """is_asked: whether the question moves the prior; policies of version 0.1.0 had one that it did not."""
         super().__init__()
         self.prior = nn.Linear(channels, prior) if prior else None
+        self.meant = nn.Linear(question, prior + DIM) if prior and is_asked else None
         self.look = nn.Linear(channels + DIM, hidden)
         self.film = nn.Linear(question, 2 * hidden)
         self.mix = nn.Linear(hidden, hidden)
@@ -42,6 +47,9 @@ class TokenPolicy(nn.Module):
         self.budget = BudgetHead(question)
         nn.init.zeros_(self.out.weight)  # starts uniform: every subset equally likely
         nn.init.zeros_(self.out.bias)
+        if self.meant is not None:
+            nn.init.zeros_(self.meant.weight)
+            nn.init.zeros_(self.meant.bias)
 
     def forward(
         self, features: Tensor, shape: tuple[int, int, int], question: Tensor, slices: Tensor | None = None
@@ -60,7 +68,15 @@ class TokenPolicy(nn.Module):
         field = torch.cat(chunks, dim=1).reshape(-1, 1, gh, gw)  # (B * s, 1, gh, gw)
         field = functional.avg_pool2d(field, 3, stride=1, padding=1, count_include_pad=False)
         scores = field.reshape(-1, len(slices) * gh * gw)
-        return scores if self.prior is None else scores + self.prior(features).logsumexp(-1)
+        return scores if self.prior is None else scores + self._prior(self.prior(features), at, question)
+
+    def _prior(self, logits: Tensor, at: Tensor, question: Tensor) -> Tensor:
+        """Scores (B, n) of the prior's logits (B, n, prior) at positions (n, 24), as the question moves them."""
+        if self.meant is None:
+            return logits.logsumexp(-1)
+        kinds, places = self.meant(question).split([logits.shape[-1], DIM], dim=-1)
+        score: Tensor = (logits + kinds.unsqueeze(1)).logsumexp(-1) + places @ at.T
+        return score
 
     @torch.no_grad()
     def begin_at(self, weight: Tensor, bias: Tensor) -> None:
@@ -86,12 +102,13 @@ class TokenPolicy(nn.Module):
         try:
             hidden, wide = arrays["look.weight"].shape
             prior = len(arrays["prior.bias"]) if "prior.bias" in arrays else 0
-            policy = cls(wide - DIM, arrays["film.weight"].shape[1], hidden, prior)
+            is_asked = "meant.weight" in arrays
+            policy = cls(wide - DIM, arrays["film.weight"].shape[1], hidden, prior, is_asked=is_asked)
             policy.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
         except (KeyError, ValueError, RuntimeError) as error:
             raise WeightsError(
                 f"{len(arrays)} arrays that are not a token policy",
-                expected="look, film, mix, out and budget of one TokenPolicy, perhaps prior",
+                expected="look, film, mix, out and budget of one TokenPolicy, perhaps prior and meant",
                 todo="choose another policy version",
             ) from error
         return policy.eval()

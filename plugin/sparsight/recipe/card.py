@@ -53,10 +53,10 @@ from answers and simulated rationales (seed {seed}). Research use only; not a me
     of that patient's volume before it became a training background.
 
   Otherwise masks and boxes score the evidence below and feed the oracle row, nothing else.
-- **Spatial priors, all of them.** "Upper left", "left half" or "middle third" in a question name that part of the
-  image or of the slices (encoder stage); tokens carry their place as sines and cosines; what the policy adds to the
-  encoder's log-odds, where it begins, is averaged over 3 x 3 tokens. Left and right are of the image as displayed,
-  except where a data set's own answers say otherwise.
+- **Spatial priors, all of them.** "Upper left", "left half" or "middle third" in a question or answer name that part
+  of the image or of the slices (encoder stage, and the warm start of the policy); tokens carry their place as sines and
+  cosines; what the policy's network adds to the encoder's log-odds, where it begins, is averaged over 3 x 3 tokens.
+  Left and right are of the image as displayed, except where a data set's own answers say otherwise.
 - **Data.** Simulated findings in synthetic anatomy, in the ICBM 152 template and, where a data folder was given, in
   real chest radiographs without finding and FLAIR slices; train rows of NIH ChestX-ray14 samples (Wang et al., CVPR
   2017; NIH Clinical Center), BCCD (MIT), VQA-RAD (CC0), MS FLAIR and MS follow-up pairs (Lesjak et al. 2016, 2017,

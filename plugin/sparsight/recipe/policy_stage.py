@@ -1,12 +1,14 @@
-"""The policy, by reinforcement learning from answers alone, in turns with the language stream; then its budget head.
+"""The policy, from answers alone: a warm start, reinforcement, both streams in turns; then its budget head.
 
 It begins at what the encoder's answer-trained logits take for a finding, so tokens are drawn at once; blocks first
-(model.coarse), which a uniform start needs, cover more of a finding and drop others at 2 % (docs/lab-log.md).
+(model.coarse), which a uniform start needs, cover more of a finding and drop others at 2 % (docs/lab-log.md). The warm
+start teaches it which finding a question means; reinforcement then moves it to what the reader answers best from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +21,14 @@ from sparsight.model.nano.sampling import NanoLanguagePolicy
 from sparsight.model.policy import TokenPolicy
 from sparsight.model.protocols import ScoreRequest
 from sparsight.recipe.pool import Pool
+from sparsight.recipe.warm_start import warm_start
 from sparsight.rl.alternate import Phase, alternate
 from sparsight.rl.budget import BudgetReport, price, train_budget
 from sparsight.rl.language import LanguageConfig
 from sparsight.rl.trainer import Example, Step, train_policy
 
 SOFTENED = 3.0  # the encoder's log-odds are divided by it: as they are, a draw is nearly always the same
+_SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # of the tokens, that subsets are drawn at
 _TARGET = 0.1  # share of the tokens that the budget head may spend
 
 
@@ -58,17 +62,32 @@ def train_selector(
     reader: NanoReader,
     examples: Sequence[Example],
     *,
+    warm: int,
     steps: int,
     batch: int,
     seed: int,
     checkpoint: Path,
     on_step: Callable[[Step], None],
 ) -> TokenPolicy:
-    """A policy for this reader by reinforcement alone: settings of an earlier small study of ours."""
+    """A policy for this reader: `warm` steps of warm start, then `steps` of reinforcement, down to one token of 576.
+
+    The rewards keep their own units (floor): divided by their spread, those of questions that are answered whatever is
+    kept undid in a hundred steps what the warm start had taught.
+    """
     torch.manual_seed(seed)
     policy = fresh_policy(reader)
-    config = LearnConfig(steps=steps, batch=batch, block=1, replay=0.0, budgets=(0.01, 0.02, 0.05, 0.1, 0.2), kl=0.0)
-    train_policy(policy, HalfReader(reader), examples, config=config, seed=seed, on_step=on_step, checkpoint=checkpoint)
+    warm_start(policy, reader, examples, steps=warm, seed=seed)
+    config = LearnConfig(steps=steps, batch=batch, block=1, replay=0.0, budgets=_SHARES, kl=0.1, lr=5e-4, floor=0.1)
+    train_policy(
+        policy,
+        HalfReader(reader),
+        examples,
+        config=config,
+        anchor=deepcopy(policy),
+        seed=seed,
+        on_step=on_step,
+        checkpoint=checkpoint,
+    )
     return policy
 
 

@@ -21,6 +21,7 @@ class Size:
     encoder_batch: int
     language_steps: int
     language_tokens: int  # in a batch
+    warm_steps: int  # in which the policy learns which finding a question means
     policy_steps: int
     policy_batch: int
     looks: int  # questions for which the language stream then sees what the policy keeps
@@ -44,7 +45,8 @@ SIZES = {
         encoder_batch=64,
         language_steps=3_500,
         language_tokens=9_000,
-        policy_steps=200,
+        warm_steps=600,
+        policy_steps=100,
         policy_batch=32,
         looks=60_000,
         looked_steps=800,
@@ -65,6 +67,7 @@ SIZES = {
         encoder_batch=64,
         language_steps=450,
         language_tokens=5_000,
+        warm_steps=150,
         policy_steps=80,
         policy_batch=16,
         looks=4_000,
@@ -86,6 +89,7 @@ SIZES = {
         encoder_batch=8,
         language_steps=6,
         language_tokens=600,
+        warm_steps=3,
         policy_steps=4,
         policy_batch=4,
         looks=20,

@@ -1,8 +1,8 @@
 """Train the nano reader and its policy from scratch on questions and answers; no mask or box is a target or a reward.
 
-1 encoder (answers by place), 2 language stream (frozen features, pruned input), 3 a policy that scouts (RL), 4 language
-stream on what the scout keeps, 5 the policy, on the reader as it now is (RL), 6 both in turns (RL), 7 budget head,
-calibration and card.
+1 encoder (answers by place), 2 language stream (frozen features, pruned input), 3 a policy that scouts (warm start,
+RL), 4 language stream on what the scout keeps, 5 the policy, on the reader as it now is (warm start, RL), 6 both in
+turns (RL), 7 budget head, calibration and card.
 Each stage leaves its checkpoint in `out`, so a second call goes on where the first one stopped.
 """
 
@@ -48,7 +48,7 @@ _LOG = logging.getLogger(__name__)
 _NAMING = 0.5  # share of the language stage in which tokens also learn to name what they show
 _BLANK = 0.15  # share of the encoder's batches in which all but the salient patches is blanked
 _LATE = 0.6  # progress at which the second language stage begins: subsets of every kind, no naming
-_PRICED = 8  # questions of the budget head for each step of the policy
+_PRICED = 16  # questions of the budget head for each step of the policy
 _VALIDATION = 200  # questions
 _SECONDS = "seconds.json"
 _TEST_SEED = 777  # the test scenes are the same for every training seed
@@ -94,7 +94,8 @@ class _Recipe:
         language = f"{given} volumes {of['volumes']} pairs {of['pairs']}"
         language = f"{language} language {of['language_steps']} x {of['language_tokens']}"
         learned = f"{of['rl_scenes']} + {of['rl_volumes']} + {of['rl_pairs']}"
-        policy = f"{language} policy from odds / {SOFTENED:g}, {of['policy_steps']} x {of['policy_batch']} on {learned}"
+        steps = f"{of['warm_steps']} warm + {of['policy_steps']} x {of['policy_batch']}"
+        policy = f"{language} policy from odds / {SOFTENED:g}, {steps} on {learned}"
         looked = f"{policy} looked {of['looked_steps']} of {of['looks']}"
         turns = f"{looked} turns {of['turns']} x {of['turn_steps']}"
         self.runs = {"encoder": given, "language": language, "scout": policy, "looked": looked}
@@ -268,6 +269,7 @@ class _Recipe:
                 trained = train_selector(
                     reader,
                     examples,
+                    warm=self.size.warm_steps,
                     steps=self.size.policy_steps,
                     batch=self.size.policy_batch,
                     seed=self.seed,

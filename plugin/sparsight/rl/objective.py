@@ -45,11 +45,13 @@ def leave_one_out(rewards: Tensor) -> Tensor:
     return (rewards - rewards.mean(-1, keepdim=True)) * g / (g - 1)
 
 
-def group_advantages(rewards: Tensor, *, floor: float = 0.01) -> Tensor:
+def group_advantages(rewards: Tensor, *, floor: float) -> Tensor:
     """Leave-one-out advantages in units of the group's spread: (..., G) to the same.
 
     Shao et al. 2024 (GRPO), eq. 3, with leave-one-out in place of the group mean and `floor` added to the standard
-    deviation: where all subsets are worth the same to within a point, nothing is scaled up.
+    deviation: where all subsets are worth the same to within a point, nothing is scaled up. A floor far above the
+    spreads leaves the rewards in their own units, up to a factor (as Dr. GRPO does): questions that are answered
+    whatever is kept then move little.
     """
     return leave_one_out(rewards) / (rewards.std(-1, keepdim=True, correction=0) + floor)
 

@@ -276,7 +276,8 @@ class _Run:
 
     def _loss(self, draw: _Draw, reward: Tensor) -> tuple[Tensor, float, float]:
         log_p = draw.log_p
-        gain = surrogate(log_p, log_p.detach(), group_advantages(reward), draw.length, low=_CLIP[0], high=_CLIP[1])
+        advantages = group_advantages(reward, floor=self.config.floor)
+        gain = surrogate(log_p, log_p.detach(), advantages, draw.length, low=_CLIP[0], high=_CLIP[1])
         entropy = plackett_luce.entropy(draw.scores)
         loss = -gain - self.config.entropy * entropy
         if draw.before is None:

@@ -1,0 +1,68 @@
+import numpy as np
+import torch
+
+from sparsight.model.policy import TokenPolicy
+from sparsight.recipe.supervision import region_masks
+from sparsight.recipe.warm_start import meant
+from sparsight.sim import KINDS
+from sparsight.types import Question
+
+SHAPE = (1, 8, 8)
+PARTS = region_masks(SHAPE)
+RING, MASS = KINDS.index("ring"), KINDS.index("mass")
+
+
+def _odds(**places: tuple[str, int]) -> torch.Tensor:
+    """Log-odds of an image in which a few tokens show findings: name=(kind, token)."""
+    odds = torch.full((64, len(KINDS)), -12.0)
+    for kind, token in places.values():
+        odds[token, KINDS.index(kind)] = 6.0
+    return odds
+
+
+def _top(question: str, answer: str, odds: torch.Tensor, n: int = 1) -> set[int]:
+    weights = meant(Question(question), answer, odds, PARTS, KINDS)
+    assert float(weights.sum()) == 1.0 or abs(float(weights.sum()) - 1) < 1e-5
+    return set(weights.topk(n).indices.tolist())
+
+
+def test_the_answer_says_which_of_two_alike_is_meant() -> None:
+    odds = _odds(a=("ring", 9), b=("ring", 54))  # upper left, lower right
+    assert _top("Where is the ring?", "upper left", odds) == {9}
+    assert _top("Where is the ring?", "lower right", odds) == {54}
+    assert _top("How many rings are there?", "2", odds, 2) == {9, 54}
+
+
+def test_a_finding_that_the_question_does_not_name_is_told_by_the_answer() -> None:
+    odds = _odds(a=("ring", 9), b=("mass", 10))
+    assert _top("What is in the upper left?", "mass", odds) == {10}
+    assert _top("Which is larger, the ring or the mass?", "ring", odds, 2) == {9, 10}
+
+
+def test_a_no_rests_on_what_comes_nearest() -> None:
+    odds = _odds(a=("mass", 9))
+    odds[50, RING] = -1.0  # the likeliest ring there is
+    assert _top("Is there a ring?", "no", odds) == {50}
+
+
+def test_what_is_not_understood_means_any_finding_anywhere() -> None:
+    odds = _odds(a=("ring", 9), b=("mass", 54))
+    weights = meant(Question("Is the heart enlarged?"), "yes", odds, PARTS, KINDS)
+    assert float(weights[[9, 54]].sum()) > 0.99
+
+
+def test_the_question_moves_the_prior_and_older_policies_still_load() -> None:
+    policy = TokenPolicy(4, 6, 8, prior=2)
+    assert policy.meant is not None
+    features, question = torch.rand(1, 64, 4), torch.rand(1, 6)
+    before = policy(features, SHAPE, question)
+    with torch.no_grad():
+        policy.meant.weight[0] += 1.0
+    assert not torch.allclose(policy(features, SHAPE, question), before)
+    arrays = policy.to_arrays()
+    again = TokenPolicy.from_arrays(arrays)
+    assert torch.equal(again(features, SHAPE, question), policy(features, SHAPE, question))
+    older = {name: value for name, value in arrays.items() if not name.startswith("meant")}
+    kept = TokenPolicy.from_arrays(older)
+    assert kept.meant is None
+    assert np.allclose(kept(features, SHAPE, question).detach(), before.detach())
