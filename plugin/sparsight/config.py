@@ -71,7 +71,7 @@ class LearnConfig(_Strict):
     replay: float = Field(0.5, ge=0, lt=1, description="share of a batch that replays earlier cases")
     budgets: tuple[float, ...] = Field((0.05, 0.1, 0.2), description="shares of the tokens that subsets are drawn at")
     block: int = Field(1, ge=1, description="side of the blocks of tokens that are drawn first; 1: tokens at once")
-    lr: float = Field(3e-3, gt=0, description="peak learning rate, Adam")
+    lr: float = Field(6e-3, gt=0, description="peak learning rate, Adam")
     kl: float = Field(0.05, ge=0, description="weight of KL(policy, live policy)")
     floor: float = Field(0.03, gt=0, description="added to the spread of a group's rewards, which divides them")
     entropy: float = Field(0.003, ge=0, description="weight of the entropy bonus")
