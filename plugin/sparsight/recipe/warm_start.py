@@ -77,4 +77,6 @@ def meant(question: Question, answer: str, odds: Tensor, parts: Tensor, findings
         named, where = odds[:, weak.findings[0]], parts[weak.options[weak.target]]
     else:
         named, where = odds[:, list(weak.findings)].logsumexp(-1), parts[weak.region]
+    if not where.any():  # a third of the slices, of a study that has one
+        where = everywhere
     return functional.logsigmoid(named).masked_fill(~where, -torch.inf).softmax(-1)

@@ -62,6 +62,11 @@ def answer(log_p: float | None) -> float | None:
     return None if log_p is None else math.exp(min(log_p, 0.0))
 
 
+def rejected(log_p: float | None) -> float | None:
+    """1 - p(answer | Z_S, q), 0..1, of an answer that is known to be wrong. None without one."""
+    return None if log_p is None else 1.0 - math.exp(min(log_p, 0.0))
+
+
 def utility(log_p: float | None, log_p_blank: float | None) -> float | None:
     """Log p(a* | Z_S, q) - log p(a* | no image, q), clipped to 5 nats, as a share of it: -1..1."""
     return _contrast(log_p, log_p_blank)

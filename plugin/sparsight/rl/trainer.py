@@ -40,7 +40,10 @@ _FLAT_ENTROPY = 0.01  # share of log N
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One thing to learn from: a right answer, marks, or both. weight: how much it counts (a reader's cap)."""
+    """One thing to learn from: a right answer (or else one known to be wrong), marks, or both.
+
+    weight: how much it counts (a reader's cap).
+    """
 
     grid: TokenGrid
     question: Question
@@ -48,6 +51,12 @@ class Example:
     marks: Marks | None = None
     weight: float = 1.0
     is_replay: bool = False
+    rejected: str | None = None  # an answer known to be wrong; not read where the right one is known
+
+    @property
+    def scored(self) -> str | None:
+        """The answer whose probability is the reward, or is taken off it."""
+        return self.rejected if self.answer is None else self.answer
 
 
 @dataclass(frozen=True)
@@ -239,17 +248,18 @@ class _Run:
 
     def _rewards(self, batch: list[Example], keeps: list[Tensor]) -> tuple[list[Tensor], dict[str, float]]:
         """(G,) rewards of every example, and the mean of each part that applied."""
-        asked = [i for i, e in enumerate(batch) if e.answer is not None]
+        asked = [i for i, e in enumerate(batch) if e.scored is not None]
         scored = dict(zip(asked, self.reader.score([self._request(batch[i], keeps[i]) for i in asked]), strict=True))
-        blank = self._blank(batch, asked) if self.weights.utility else {}
-        rest = self._rest(batch, keeps, asked) if self.weights.necessity else {}
+        right = [i for i in asked if batch[i].answer is not None]
+        blank = self._blank(batch, right) if self.weights.utility else {}
+        rest = self._rest(batch, keeps, right) if self.weights.necessity else {}
         values, seen = [], []
         for i, example in enumerate(batch):
             group = []
             for g, keep in enumerate(keeps[i].numpy()):
                 log_p = float(scored[i][g]) if i in scored else None
                 parts = {
-                    "answer": rewards.answer(log_p),
+                    "answer": rewards.rejected(log_p) if example.answer is None else rewards.answer(log_p),
                     "utility": rewards.utility(log_p, blank.get(i)),
                     "necessity": rewards.necessity(log_p, float(rest[i][g]) if i in rest else None),
                     "grounding": rewards.grounding(keep, example.marks),
@@ -260,8 +270,8 @@ class _Run:
         return values, _means(seen)
 
     def _request(self, example: Example, keeps: Tensor) -> ScoreRequest:
-        assert example.answer is not None
-        return ScoreRequest(example.grid, example.question, example.answer, keeps)
+        assert example.scored is not None
+        return ScoreRequest(example.grid, example.question, example.scored, keeps)
 
     def _blank(self, batch: list[Example], asked: list[int]) -> dict[int, float]:
         none = torch.zeros(1, 0, dtype=torch.int64)
@@ -340,10 +350,8 @@ def _check(n: int, example: Example) -> None:
         raise DataError(
             f"marks of example {n} with another shape", expected=f"({size},)", todo="map them to its tokens"
         )
-    if example.answer is None and not any(m.any() for m in drawn):
-        raise DataError(
-            f"example {n} has neither a right answer nor a mark", expected="one of them", todo="leave it out"
-        )
+    if example.scored is None and not any(m.any() for m in drawn):
+        raise DataError(f"example {n} has neither an answer nor a mark", expected="one of them", todo="leave it out")
 
 
 def _pick(items: list[Example], n: int, rng: np.random.Generator) -> list[Example]:
@@ -381,7 +389,7 @@ def _fingerprint(
     for value in policy.state_dict().values():
         digest.update(value.numpy().tobytes())
     for e in examples:
-        digest.update(repr((e.question, e.answer, e.weight, e.is_replay, e.grid.shape)).encode())
+        digest.update(repr((e.question, e.answer, e.rejected, e.weight, e.is_replay, e.grid.shape)).encode())
         digest.update(e.grid.features[:: max(1, e.grid.n // 64)].numpy().tobytes())
     return digest.hexdigest()
 

@@ -28,7 +28,7 @@ RECHECK: dict[str, Any] = {
     "budget": {"kept": 1024, "total": 6048, "fraction": 0.169312},
     "note": "No was re-checked with 1024 of 6048 tokens: still no",
 }
-POLICY_USED: dict[str, Any] = {"id": "p0000-95e8a68f", "sha256": _BASE}
+POLICY_USED: dict[str, Any] = {"id": "p0000-f441ca16", "sha256": _BASE}
 ASK_REPLY: dict[str, Any] = {
     "episode": _EPISODE,
     "created": "2026-03-02T09:30:12.890453+00:00",
@@ -46,7 +46,7 @@ ASK_REPLY: dict[str, Any] = {
     "recheck": RECHECK,
     "evidence": [REGION],
     "policy": POLICY_USED,
-    "reader": "nano-3d6fef86",
+    "reader": "nano-1a31f9eb",
     "timings_ms": {
         "load": 6.48,
         "encode": 115.24,
@@ -77,10 +77,10 @@ REWARD: dict[str, Any] = {"total": -0.5, "parts": {"answer": -1.0, "grounding": 
 FEEDBACK_REPLY: dict[str, Any] = {"key": "chest-1-reader-1", "episode": _EPISODE, "reward": REWARD}
 POLICY: dict[str, Any] = {
     "id": "p0001-1f0c3b7d",
-    "parent": "p0000-95e8a68f",
+    "parent": "p0000-f441ca16",
     "state": "live",
     "sha256": _LEARNED,
-    "reader": "nano-3d6fef86",
+    "reader": "nano-1a31f9eb",
     "created": "2026-03-02T18:00:41.104466+00:00",
     "metrics": {"sentinel_non_inferior": 0.012, "held_out_gain": 0.21, "corrections": 48.0, "held_out": 12.0},
     "reasons": [
@@ -111,8 +111,8 @@ GEOMETRY: dict[str, Any] = {
 }
 STATE: dict[str, Any] = {
     "state": "ready",
-    "reader": "nano-3d6fef86",
-    "policy": "p0000-95e8a68f",
+    "reader": "nano-1a31f9eb",
+    "policy": "p0000-f441ca16",
     "episodes": 61,
     "corrections": 60,
 }

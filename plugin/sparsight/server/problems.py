@@ -64,7 +64,8 @@ async def _validation(_: Request, error: Exception) -> JSONResponse:
     """Names the field and the rule; the value is not repeated, it may be a patient's text."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    known = first["loc"][:-1] if first["type"] == "extra_forbidden" else first["loc"]  # the name was the client's
+    where = ".".join(str(part) for part in known)
     code = next((_FIELDS[part] for part in first["loc"] if part in _FIELDS), "bad_input")
     return reply(422, code, f"{where}: {first['msg']}", "a request as in /openapi.json", "see docs/api.md")
 

@@ -57,6 +57,15 @@ def right_answer(feedback: Feedback, episode: Episode) -> str | None:
     return episode.answer.text if accepted else None
 
 
+def wrong_answer(feedback: Feedback, episode: Episode) -> str | None:
+    """The answer that the reviewer holds for wrong without saying more: of a bare rejection, unless it abstained.
+
+    A rejection with marks may be of the evidence, so nothing is concluded from it about the answer.
+    """
+    bare = feedback.verdict == "reject" and feedback.answer is None and not feedback.marks
+    return episode.answer.text if bare and not episode.answer.abstained else None
+
+
 def marks_on(grid: TokenGrid, marks: Sequence[Mark]) -> Marks | None:
     """Marks as coverage of tokens. Raises GeometryError where one misses the image, FeedbackError where two clash."""
     if not marks:

@@ -19,7 +19,7 @@ from sparsight.model.protocols import Reader, ScoreRequest
 from sparsight.rl import gate, rewards, sentinel
 from sparsight.rl.gate import Paired
 from sparsight.rl.trainer import Example, train_policy
-from sparsight.service.corrections import marks_on, right_answer
+from sparsight.service.corrections import marks_on, right_answer, wrong_answer
 from sparsight.store import PolicyRegistry, Store
 from sparsight.types import Episode, Feedback, PolicyVersion, TokenGrid
 
@@ -72,7 +72,7 @@ class Learner:
         unused.update(fault.code for fault in faults)
         said = tuple(f"corrections that could not be used: {n} ({code})" for code, n in sorted(unused.items()))
         if not pending:
-            return _nothing("no new correction with an answer or a mark for this reader", *said)
+            return _nothing("no new correction with an answer, a rejection or a mark for this reader", *said)
         known, _ = self._corrections(self.store.learned(lineage, on_fault=_pass_over))
         train, held = split(pending, self.config.learn.held_out, never_held={c.study for c in known})
         if not train:
@@ -105,7 +105,7 @@ class Learner:
         return {feedback.key for feedback in self.store.learned([policy.id], on_fault=_pass_over)}
 
     def _corrections(self, recorded: Sequence[Feedback]) -> tuple[list[Correction], Counter[str]]:
-        """Those that can be replayed: with a right answer or a mark, on tokens that this reader made.
+        """Those that can be replayed: with an answer held for right or for wrong, or a mark, on this reader's tokens.
 
         And how many could not be used for a fault, by what it was: their tokens are gone, a record was altered, ...
         """
@@ -114,8 +114,11 @@ class Learner:
         for feedback in recorded:
             try:
                 episode = self.store.episode(feedback.episode)
-                answer = right_answer(feedback, episode)
-                if episode.reader != self.reader.id or (answer is None and not feedback.marks):
+                answer, rejected = right_answer(feedback, episode), wrong_answer(feedback, episode)
+                if answer is None and rejected is None and not feedback.marks:
+                    continue
+                if episode.reader != self.reader.id:
+                    unused["of another reader"] += 1
                     continue
                 grid = self.grid_of(episode)
                 marks = marks_on(grid, feedback.marks)
@@ -127,7 +130,7 @@ class Learner:
             question = episode.question
             if answer is not None and question.choices and answer not in question.choices:
                 question = replace(question, choices=(*question.choices, answer))
-            example = Example(grid, question, answer, marks)
+            example = Example(grid, question, answer, marks, rejected=rejected)
             found.append(Correction(feedback.key, episode.volume_sha256, question.kind, example))
         return found, unused
 
@@ -163,15 +166,16 @@ class Learner:
         )
 
     def _reward(self, example: Example, selector: PolicySelector) -> float:
-        """The reward that training maximises, of the subset that would be served: p(right answer) and grounding."""
+        """The reward that training maximises, of the subset that would be served: its answer's part and grounding."""
         grid = example.grid
         k = max(1, min(round(self.config.serve.share * grid.n), grid.n, self.reader.max_tokens))
         keep = selector.select(grid, example.question, k).keep
         log_p = None
-        if example.answer is not None:
-            request = ScoreRequest(grid, example.question, example.answer, torch.from_numpy(keep)[None])
+        if example.scored is not None:
+            request = ScoreRequest(grid, example.question, example.scored, torch.from_numpy(keep)[None])
             log_p = float(self.reader.score([request])[0][0])
-        parts = {"answer": rewards.answer(log_p), "grounding": rewards.grounding(keep, example.marks)}
+        answer = rewards.rejected(log_p) if example.answer is None else rewards.answer(log_p)
+        parts = {"answer": answer, "grounding": rewards.grounding(keep, example.marks)}
         return rewards.compose(parts, rewards.RewardWeights()).total
 
     def _decide(self, version: PolicyVersion, decision: gate.Decision, live: PolicyVersion) -> PolicyVersion:

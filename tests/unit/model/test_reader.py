@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from sparsight.errors import BudgetError, ConfigError, QuestionError, WeightsError
 from sparsight.model import RandomSelector, ScoreRequest, base_policy, load_policy, load_reader
 from sparsight.model.nano.reader import NanoReader
-from sparsight.model.nano.weights import SHIPPED, save_policy
+from sparsight.model.nano.weights import SHIPPED, Calibration, save_policy
 from sparsight.types import ImageVolume, Question, Selection
 
 YES_NO = Question("Is there a nodule?", "yes_no", ("yes", "no"))
@@ -145,6 +146,15 @@ def test_a_policy_that_was_altered_beside_its_reader_is_refused(reader_folder: P
     path.unlink()
     with pytest.raises(WeightsError, match="cannot be read"):
         base_policy(tmp_path)
+
+
+def test_the_reader_is_the_same_however_it_is_calibrated(reader_folder: Path, tmp_path: Path) -> None:
+    reader = load_reader(reader_folder)
+    assert isinstance(reader, NanoReader)
+    before = reader.id
+    reader.spec = replace(reader.spec, calibration=Calibration(slope=0.5, offset=0.1))
+    reader.save(tmp_path)
+    assert load_reader(tmp_path).id == before
 
 
 def test_the_reader_is_the_same_whatever_policy_lies_beside_it(reader_folder: Path, tmp_path: Path) -> None:

@@ -66,3 +66,10 @@ def test_the_question_moves_the_prior_and_older_policies_still_load() -> None:
     kept = TokenPolicy.from_arrays(older)
     assert kept.meant is None
     assert np.allclose(kept(features, SHAPE, question).detach(), before.detach())
+
+
+def test_a_part_that_the_study_lacks_means_everywhere() -> None:
+    parts = torch.zeros_like(PARTS)
+    parts[0] = True
+    weights = meant(Question("Is there a ring in the middle third?"), "yes", _odds(a=("ring", 9)), parts, KINDS)
+    assert int(weights.argmax()) == 9

@@ -79,6 +79,20 @@ def test_a_policy_learns_from_answers_where_the_evidence_is(seed: int) -> None:
     assert report.history[-1].steps == 80
 
 
+def test_an_answer_known_to_be_wrong_teaches_too() -> None:
+    class Doubting(KeyReader):
+        """The wrong answer is the less likely the more of the evidence is kept."""
+
+        def score(self, requests: Sequence[ScoreRequest]) -> list[torch.Tensor]:
+            assert {r.answer for r in requests} == {"no"}
+            return [(1 - log_p.exp()).log() for log_p in super().score(requests)]
+
+    policy, unseen = fresh(), [example(900 + n) for n in range(20)]
+    wrong = [example(n, answer=None, rejected="no") for n in range(30)]
+    train_policy(policy, Doubting(), wrong, config=CONFIG.model_copy(update=LONGER))
+    assert recall(policy, unseen, 0, 1.0) > 0.75
+
+
 def test_marks_alone_teach_too() -> None:
     policy, unseen = fresh(), [example(900 + n) for n in range(20)]
     marked = []

@@ -8,6 +8,7 @@ import pytest
 from fastapi import FastAPI, Form, HTTPException
 from fastapi.testclient import TestClient
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
+from pydantic import BaseModel, ConfigDict
 
 from sparsight.errors import BusyError, NotFoundError
 from sparsight.server import problems
@@ -38,7 +39,21 @@ def client():
     def form(number: int = Form()):
         return number
 
+    class Strict(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+
+    @app.post("/strict")
+    def strict(_: Strict):
+        return 1
+
     return TestClient(app, raise_server_exceptions=False)
+
+
+def test_the_name_of_an_unknown_field_is_not_repeated(client):
+    reply = client.post("/strict", json={"Jane Doe": 1})
+    assert reply.status_code == 422
+    assert "Jane" not in reply.text
+    assert "not permitted" in reply.json()["error"]["given"]
 
 
 @pytest.mark.parametrize(

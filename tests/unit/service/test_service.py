@@ -288,6 +288,20 @@ class TestLearn:
         assert learned.candidate is None
         assert not learned.promoted
 
+    def test_bare_rejections_are_learned_from(self, service: Service) -> None:
+        asked = [service.ask(make_picture(seed), QUESTION).episode for seed in range(7)]
+        for episode in asked:
+            service.correct(feedback(episode, episode.id, "reject"))
+        told = [episode for episode in asked if not episode.answer.abstained]  # an abstention is not a wrong answer
+        assert told
+        learned = service.learn()
+        assert learned.corrections + learned.held_out == len(told)
+
+    def test_corrections_of_another_reader_are_told(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.lessons(service, 2)
+        monkeypatch.setattr(service.reader, "id", "nano-00000000")
+        assert service.learn().reasons[-1] == "corrections that could not be used: 2 (of another reader)"
+
     def test_corrections_that_cannot_be_used_are_counted_and_the_rest_is_learned(
         self, service: Service, monkeypatch: pytest.MonkeyPatch
     ) -> None:

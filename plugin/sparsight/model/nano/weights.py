@@ -53,7 +53,7 @@ class NanoSpec:
 
 
 def save_nano(folder: Path, tensors: dict[str, Tensor], tokenizer: Tokenizer, spec: NanoSpec) -> str:
-    """Write a reader; returns its sha256 (weights, tokenizer and spec). The manifest comes last: no half reader.
+    """Write a reader; returns its sha256 (`_reader_sha256`). The manifest comes last: no half reader.
 
     A policy that lies in the folder belongs to the reader that was there: `save_policy` again, of this one.
     """
@@ -121,9 +121,17 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _reader_sha256(manifest: dict[str, Any]) -> str:
-    """Hash of the manifest as it is without a policy."""
+    """Hash of what decides tokens and answers: weights, tokenizer, sizes and words.
+
+    Neither the policy nor the calibration, which is fitted anew with each policy, makes another reader: what clinicians
+    taught is kept by reader.
+    """
     own = {name: sha256 for name, sha256 in manifest["sha256"].items() if name != POLICY}
-    return hashlib.sha256(_text({**manifest, "sha256": own}).encode()).hexdigest()
+    try:
+        spec = {name: value for name, value in manifest["spec"].items() if name != "calibration"}
+    except (KeyError, AttributeError) as error:
+        raise _damaged(MANIFEST) from error
+    return hashlib.sha256(_text({**manifest, "sha256": own, "spec": spec}).encode()).hexdigest()
 
 
 def _text(manifest: dict[str, Any]) -> str:
