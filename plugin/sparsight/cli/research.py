@@ -160,9 +160,9 @@ def latency(
 def _print_rows(rows: list[dict[str, Any]]) -> None:
     table = Table("suite", "selector", "budget", "n", "accuracy", "95 % interval", "recall", "pointing")
     for row in rows:
-        low, high = row["accuracy_ci"]
-        recall, pointing = (
-            "-" if value is None else f"{value:.3f}" for value in (row["evidence_recall"], row["pointing_hit"])
+        low, high, recall, pointing = (
+            "-" if value is None else f"{value:.3f}"
+            for value in (*row["accuracy_ci"], row["evidence_recall"], row["pointing_hit"])
         )
         table.add_row(
             row.get("suite", ""),
@@ -170,7 +170,7 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
             f"{row['budget']:g}",
             str(row["n"]),
             f"{row['accuracy']:.3f}",
-            f"{low:.3f}..{high:.3f}",
+            f"{low}..{high}",
             recall,
             pointing,
         )
