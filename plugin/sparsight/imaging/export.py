@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from sparsight.errors import BusyError, InputError
-from sparsight.imaging.files import RAS_TO_LPS, suffix_of
+from sparsight.errors import InputError
+from sparsight.imaging.files import ITK, NIFTI, RAS_TO_LPS, suffix_of
 from sparsight.imaging.grid import Grid, tokens_to_slice
 from sparsight.imaging.masks import read_mask
+from sparsight.imaging.whole import whole
 from sparsight.types import ImageVolume, Region
 
 FloatArray = NDArray[np.float64]
@@ -78,13 +79,13 @@ def overlay_png(
 def write_labelmap(path: Path, labelmap: NDArray[Any], frame: ImageVolume | FloatArray) -> None:
     """Write labels (D, H, W) with exact geometry as .nii, .nii.gz, .nrrd, .seg.nrrd (for 3D Slicer) or .mha.
 
-    frame: the volume they lie on, or its ijk_to_lps. Raises InputError for another extension, BusyError (ITK's formats)
-    or OSError where the disk does not take it; `path` is then as it was.
+    frame: the volume they lie on, or its ijk_to_lps. Raises InputError for another extension or what the format does
+    not hold, OSError where the disk does not take it; `path` is then as it was.
     """
     ijk_to_lps = frame.ijk_to_lps if isinstance(frame, ImageVolume) else frame
     labels = np.ascontiguousarray(labelmap, dtype=np.uint8)
     suffix = suffix_of(path)
-    if suffix in {".nii", ".nii.gz"}:
+    if suffix in NIFTI:
         affine = RAS_TO_LPS @ ijk_to_lps  # the mirror is its own inverse
         image = nibabel.Nifti1Image(labels.transpose(2, 1, 0), affine)
         image.set_sform(affine, code="scanner")
@@ -92,7 +93,7 @@ def write_labelmap(path: Path, labelmap: NDArray[Any], frame: ImageVolume | Floa
         image.header.set_xyzt_units("mm")
         with whole(path) as temporary:
             nibabel.save(image, temporary)
-    elif suffix in {".nrrd", ".mha"}:
+    elif suffix in ITK:
         with whole(path) as temporary:
             _write_itk(temporary, labels, ijk_to_lps)
     else:
@@ -119,26 +120,17 @@ def _write_itk(path: Path, labels: NDArray[np.uint8], ijk_to_lps: FloatArray) ->
         image["Segmentation_MasterRepresentation"] = "Binary labelmap"
     try:  # it does not pass on what the operating system says, and hears nothing of what it says last: read it again
         itk.imwrite(image, str(path), compression=True)
-        written = np.array_equal(itk.array_view_from_image(itk.imread(str(path))), labels)
+        if np.array_equal(itk.array_view_from_image(itk.imread(str(path))), labels):
+            return
     except RuntimeError:
-        written = False
-    if not written:
-        raise BusyError(
-            "a label map that the disk did not take",
-            expected="room for it",
-            todo="free some space and try again; nothing was half-written",
-        )
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to; it takes the place of `path` when the block ends well, else it goes."""
-    temporary = path.with_name(f"writing-{path.name}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        pass
+    with path.open("wb") as file:  # is it the disk? Then it takes as many plain bytes no better, and says why
+        file.write(labels.tobytes() + bytes(4096))
+        file.flush()
+        os.fsync(file.fileno())
+    raise InputError(
+        f"a label map that a {suffix_of(path)} file cannot hold", expected="one that it can", todo="write .nii.gz"
+    )
 
 
 def _heaviest_slices(grid: Grid, weights: NDArray[np.float32], depth: int, *, most: int = 3) -> list[int]:

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from sparsight.errors import BusyError, ConfigError
+from sparsight.imaging.whole import TEMPORARY, fsync_folder, replacing
+
+__all__ = [
+    "TEMPORARY",
+    "disk_errors",
+    "disk_full",
+    "fsync_folder",
+    "is_full",
+    "locked",
+    "make_folder",
+    "not_writable",
+    "replace_file",
+    "write_synced",
+]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
-TEMPORARY = ".tmp-"  # prefix of what a writer has not finished; nobody reads it
 
 
 @contextmanager
@@ -69,17 +81,6 @@ def make_folder(path: Path) -> None:
                 folder.mkdir(exist_ok=True, mode=0o700)
 
 
-def fsync_folder(path: Path) -> None:
-    """Make a rename inside `path` survive a power loss. Windows keeps no such handle and needs none."""
-    if os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def write_synced(path: Path, data: bytes) -> None:
     """Write a new file and wait until the disk has it."""
     with path.open("wb") as file:
@@ -93,18 +94,8 @@ def replace_file(path: Path, data: bytes, *, temporary: Path | None = None) -> N
 
     Raises OSError; whatever happens, `path` holds the old content or the new.
     """
-    handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=temporary or path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        with suppress(OSError):
-            Path(name).unlink(missing_ok=True)
-        raise
-    fsync_folder(path.parent)
+    with replacing(path, folder=temporary, private=True) as made:
+        made.write_bytes(data)
 
 
 @contextmanager
