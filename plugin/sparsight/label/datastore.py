@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import secrets
 import shutil
 import threading
 import time
@@ -29,7 +30,7 @@ from sparsight.imaging.files import RAS_TO_LPS
 from sparsight.imaging.load import is_image_file
 from sparsight.imaging.studies import FolderStudies, StudyInfo, open_studies
 from sparsight.label.pacs import Pacs
-from sparsight.store.files import disk_errors, locked, make_folder, replace_file
+from sparsight.store.files import TEMPORARY, disk_errors, locked, make_folder, replace_file
 from sparsight.types import ImageVolume
 
 logger = logging.getLogger(__name__)
@@ -124,17 +125,21 @@ class StudiesDatastore(LocalDatastore):
             raise ImageNotFoundException(f"Image {image_id} not found")
         given = Path(label_filename)
         mask, _ = read_mask(given)
-        info = {**label_info, "empty": not mask.any()}
-        if self._pacs and label_tag == "final" and mask.any():
-            info["pacs"] = self._pacs.store_segmentation(study, given, info)
         _, extension = self._to_id(given.name)
         target = Path(self._datastore.label_path(label_tag)) / self._filename(image_id, extension)
-        info |= {"ts": int(time.time()), "name": target.name}
+        info = {**label_info, "empty": not mask.any(), "ts": int(time.time()), "name": target.name}
         make_folder(target.parent)
-        with self._current(), disk_errors(), whole(target) as temporary:
-            shutil.copyfile(given, temporary)
+        with self._current(), disk_errors(), self._undone(target):
+            with whole(target, durable=True) as temporary:
+                shutil.copyfile(given, temporary)
             self._object(image_id).labels[label_tag] = DataModel(info=info, ext=extension)
             self._update_datastore_file()
+        if self._pacs and label_tag == "final" and mask.any():  # last: who tries again must not send it twice
+            sent = self._pacs.store_segmentation(study, given, info)
+            try:
+                self.update_label_info(image_id, label_tag, {"pacs": sent})
+            except (SparsightError, LabelNotFoundException):  # label and PACS are as they should be
+                logger.exception("what the PACS said of a label was not recorded")
         return image_id
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
@@ -201,6 +206,30 @@ class StudiesDatastore(LocalDatastore):
         with self._guard, locked(self._index_lock, timeout_s=10, what="the index of labels"):
             self._init_from_datastore_file()
             yield
+
+    @contextmanager
+    def _undone(self, target: Path) -> Iterator[None]:
+        """Put back the label that was there where the block fails before the index on disk has changed."""
+        index = Path(self._datastore_config_path)
+        before = index.read_bytes() if index.exists() else None
+        aside = target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
+        try:
+            if target.exists():
+                try:
+                    aside.hardlink_to(target)
+                except OSError:  # not every file system has links
+                    shutil.copyfile(target, aside)
+            try:
+                yield
+            except BaseException:
+                if (index.read_bytes() if index.exists() else None) == before:
+                    if aside.exists():
+                        aside.replace(target)
+                    else:
+                        target.unlink(missing_ok=True)
+                raise
+        finally:
+            aside.unlink(missing_ok=True)
 
     def _update_datastore_file(self, lock: bool = True) -> None:  # noqa: ARG002  (stock signature; _current holds one)
         """Replace the index in one step. Where the disk refuses it, memory goes back to what the disk holds."""

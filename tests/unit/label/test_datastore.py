@@ -175,6 +175,70 @@ def test_a_full_disk_leaves_label_and_index_as_they_were(datastore, folder, mask
     assert Path(datastore.get_label_uri("a", "final")).read_bytes() == other.read_bytes()
 
 
+@pytest.mark.parametrize("earlier", [True, False])
+@pytest.mark.parametrize("refused", ["a.png", "datastore_v2.json"])
+def test_the_index_never_lists_a_label_that_is_not_there(
+    datastore, folder, mask, tmp_path, monkeypatch, refused, earlier
+):
+    other = tmp_path / "other.png"
+    Image.fromarray(np.ones((20, 30), np.uint8) * 255).save(other)
+    if earlier:
+        datastore.save_label("a", str(other), "final", {"client_id": "first"})
+    before = {path: path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file()}
+    rename = Path.replace
+
+    def refuse(self, target):
+        if Path(target).name == refused:
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", refuse)
+        with pytest.raises(BusyError):
+            datastore.save_label("a", mask, "final", {})
+    held = {path: path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file()}
+    assert {path: data for path, data in held.items() if path.suffix != ".lock" and data} == {
+        path: data for path, data in before.items() if path.suffix != ".lock" and data
+    }
+    for store in (datastore, StudiesDatastore(str(folder), tmp_path / "home")):
+        assert store.get_labeled_images() == (["a"] if earlier else [])
+    datastore.save_label("a", mask, "final", {})
+    assert Path(datastore.get_label_uri("a", "final")).read_bytes() == Path(mask).read_bytes()
+
+
+def test_a_label_goes_to_the_pacs_once_it_is_kept(datastore, mask, monkeypatch):
+    """A client that was told of a full disk tries again: the PACS must not have two segmentations then."""
+    sent = []
+
+    class Pacs:
+        def store_segmentation(self, study, label, info):
+            assert datastore.get_labeled_images() == ["a"]
+            sent.append(study.id)
+            return {"stored": True, "SeriesInstanceUID": "1.2"}
+
+    datastore._pacs = Pacs()
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", refuse)
+        with pytest.raises(BusyError, match="full"):
+            datastore.save_label("a", mask, "final", {})
+    assert sent == []
+    datastore.save_label("a", mask, "final", {})
+    assert sent == ["a"]
+    assert datastore.get_label_info("a", "final")["pacs"]["stored"] is True
+
+    def busy(*_):
+        raise BusyError("the disk is full", expected="room", todo="free some")
+
+    with monkeypatch.context() as patch:  # only the note is lost, so there is nothing to try again
+        patch.setattr(datastore, "update_label_info", busy)
+        datastore.save_label("a", mask, "final", {})
+    assert sent == ["a", "a"]
+
+
 def test_an_empty_mask_is_a_label(datastore, tmp_path):
     path = tmp_path / "empty.png"
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(path)
