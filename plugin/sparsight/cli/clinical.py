@@ -11,9 +11,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from sparsight.cli.output import Json, check_targets, console, emit_json, progress_bar
+from sparsight.cli.output import Json, check_targets, console, emit_json, progress_bar, refused
 from sparsight.cli.session import Session
-from sparsight.errors import BudgetError, FeedbackError
+from sparsight.errors import BudgetError, FeedbackError, SparsightError
 from sparsight.types import Budget, Feedback, Mark, MarkKind, Verdict
 
 Studies = Annotated[str | None, typer.Option(help="Folder or DICOMweb URL; STUDY is then an id of it.")]
@@ -45,11 +45,13 @@ def ask(
 ) -> None:
     """Ask a question about a study and see what the answer rests on."""
     from sparsight.imaging.export import overlay_png, write_labelmap
+    from sparsight.imaging.files import ITK, NIFTI
     from sparsight.reply import ask_json
     from sparsight.service import parse_question
 
     share = _budget(budget)
-    check_targets(overlay, labelmap)
+    check_targets(overlay, kinds=(".png", ""))
+    check_targets(labelmap, kinds=(*NIFTI, *ITK))
     parsed = parse_question(question, choices=tuple(choice or ()))
     session: Session = context.obj
     with session.service(studies) as service, progress_bar("ask", quiet=json) as tell:
@@ -62,17 +64,27 @@ def ask(
             on_progress=lambda p: tell(p.stage, p.done, p.total),
         )
     reply = ask_json(asked)
-    if overlay:
-        regions = asked.episode.evidence.regions
-        overlay_png(asked.volume, asked.grid, asked.weights(), regions, overlay, title=parsed.text)
-        reply["overlay"] = str(overlay)
-    if labelmap:
-        write_labelmap(labelmap, asked.labelmap(), asked.image)
-        reply["labelmap"] = str(labelmap)
+    if not json:  # first: the answer is recorded, whatever becomes of the files
+        _print_answer(reply)
+    try:
+        if overlay:
+            regions = asked.episode.evidence.regions
+            overlay_png(asked.volume, asked.grid, asked.weights(), regions, overlay, title=parsed.text)
+            reply["overlay"] = str(overlay)
+        if labelmap:
+            write_labelmap(labelmap, asked.labelmap(), asked.image)
+            reply["labelmap"] = str(labelmap)
+    except (SparsightError, OSError) as error:
+        if not json:
+            raise
+        emit_json(reply | (refused(error) if isinstance(error, OSError) else error).as_dict())
+        raise typer.Exit(1) from error
     if json:
         emit_json(reply)
     else:
-        _print_answer(reply)
+        for name in ("overlay", "labelmap"):
+            if name in reply:
+                console.print(f"  {name}: {escape(reply[name])}")
 
 
 def correct(
@@ -216,9 +228,6 @@ def _print_answer(reply: dict[str, Any]) -> None:
         box = f"x {round(x0)}..{round(x1)}, y {round(y0)}..{round(y1)}, z {round(z0)}..{round(z1)} mm (LPS)"
         where = f"{region['image']} image" if region["image"] else f"slice {region['slice']}"
         console.print(f"  {region['weight']:>5.0%}  {box}, {where}")
-    for name in ("overlay", "labelmap"):
-        if name in reply:
-            console.print(f"  {name}: {escape(reply[name])}")
     console.print(f"  episode {reply['episode']}, policy {reply['policy']['id']}")
 
 

@@ -11,7 +11,7 @@ import typer
 
 import sparsight
 from sparsight.cli import clinical, operate, research
-from sparsight.cli.output import emit_json, stderr
+from sparsight.cli.output import emit_json, refused, stderr
 from sparsight.cli.session import Session
 from sparsight.errors import SparsightError
 
@@ -50,18 +50,14 @@ for module in (clinical, research, operate):
 
 
 def main() -> None:
-    """Run a command. A SparsightError, or a full disk, ends it with exit code 1 and one clear message (or JSON)."""
+    """Run a command. Our errors and the operating system's end it with exit code 1 and one clear message (or JSON)."""
     warnings.filterwarnings("ignore", module="pydicom")  # they quote what tags hold
     try:
         app()
     except SparsightError as error:
         _fail(error)
-    except OSError as error:  # of what is written outside the store: pictures, label maps
-        from sparsight.store.files import disk_full, is_full
-
-        if not is_full(error):
-            raise
-        _fail(disk_full())
+    except OSError as error:  # of files outside the store: pictures, label maps, reports
+        _fail(refused(error))
 
 
 def _fail(error: SparsightError) -> NoReturn:

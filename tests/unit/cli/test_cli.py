@@ -1,6 +1,8 @@
 """The command line as a program: exit codes, JSON on stdout, one clear message on errors, never a traceback."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -128,6 +130,14 @@ def test_an_untrained_reader_is_read_again_and_a_person_is_told(
         (["ask", "{hard}/huge.png", "Is it?"], "bad_image"),
         (["ask", "{picture}", "Is it?", "--overlay", "{empty}/none/a.png"], "bad_input"),
         (["ask", "{empty}", "Is it?"], "bad_image"),
+        (["ask", "{picture}", "Is it?", "--overlay", "{empty}"], "bad_input"),
+        (["ask", "{picture}", "Is it?", "--overlay", "{empty}/a.txt"], "bad_input"),
+        (["ask", "{picture}", "Is it?", "--overlay", "/proc/x.png"], "bad_input"),
+        (["ask", "{picture}", "Is it?", "--overlay", "{empty}/" + "n" * 300 + ".png"], "bad_input"),
+        (["ask", "{picture}", "Is it?", "--labelmap", "{empty}/x.txt"], "bad_input"),
+        (["ask", "{picture}", "Is it?", "--labelmap", "/proc/l.nii.gz"], "bad_input"),
+        (["ask", "{picture}", "Is it?", "--labelmap", "/proc/l.nrrd"], "bad_input"),
+        (["ask", "{picture}", "Is it?", "--labelmap", "{empty}/none/l.nrrd"], "bad_input"),
         (["ask", "{picture}", "Which?", "--choice", "one"], "bad_question"),
         (["correct", "e404", "--answer", "no"], "not_found"),
         (["correct", "e404", "--verdict", "maybe"], "bad_feedback"),
@@ -154,6 +164,37 @@ def test_errors_have_a_code_and_exit_1(
     exit_code, reply = run(*(arg.format(picture=picture, empty=empty, hard=hard_files) for arg in args))
     assert (exit_code, reply["error"]["code"]) == (1, code)
     assert all(reply["error"][part] for part in ("given", "expected", "todo"))
+    assert "episode" not in reply  # refused before it was asked
+    assert list(empty.iterdir()) == [] or args[0] == "train"
+
+
+def test_a_file_that_fails_late_does_not_hide_the_answer(
+    run: Any, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "Name^Patient.png")
+
+    monkeypatch.setattr("sparsight.imaging.export.overlay_png", refuse)
+    args = ("ask", str(picture), "Is there a nodule?", "--overlay", str(tmp_path / "o.png"))
+    code, asked = run(*args)
+    assert (code, asked["error"]["code"]) == (1, "bad_input")
+    assert "Patient" not in json.dumps(asked["error"])
+    assert run("correct", asked["episode"], "--answer", "no")[0] == 0
+    monkeypatch.setattr(sys, "argv", [arg for arg in sys.argv if arg != "--json"][:7] + list(args))
+    with pytest.raises(SystemExit) as left:
+        program()
+    said = capsys.readouterr()
+    assert left.value.code == 1
+    assert f"episode {asked['episode'][:1]}" in said.out
+    assert said.err.startswith("bad_input")
+
+
+def test_the_longest_names_and_devices_are_written_to(run: Any, picture: Path, tmp_path: Path) -> None:
+    labels = tmp_path / ("n" * 250 + ".nii")
+    code, _ = run("ask", str(picture), "Is there a nodule?", "--overlay", os.devnull, "--labelmap", str(labels))
+    assert code == 0
+    assert labels.stat().st_size > 0
+    assert Path(os.devnull).is_char_device()
 
 
 def test_a_strip_of_20000_pixels_is_answered_and_drawn(run: Any, hard_files: Path, tmp_path: Path) -> None:
