@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from sparsight.cli.output import Json, console, emit_json
+from sparsight.cli.output import Json, console, emit_json, progress_bar
 from sparsight.cli.session import Session
 
 
@@ -51,10 +51,11 @@ def doctor(
     json: Json = False,
 ) -> None:
     """Check installation, devices, weights, store and studies; say what to do."""
-    from sparsight.doctor import examine
-
     session: Session = context.obj
-    findings = examine(session.config(), studies)
+    with progress_bar("doctor", quiet=json):
+        from sparsight.doctor import examine
+
+        findings = examine(session.config(), studies)
     healthy = all(f.ok for f in findings)
     if json:
         emit_json({"healthy": healthy, "checks": [vars(f) for f in findings]})

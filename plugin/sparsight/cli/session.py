@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsight.cli.output import progress_bar
 from sparsight.config import Config
 
 if TYPE_CHECKING:
@@ -29,9 +30,10 @@ class Session:
     @contextmanager
     def service(self, studies: str | None = None) -> Iterator[Service]:
         """Open the service (imports torch: seconds) and close it afterwards."""
-        from sparsight.service import Service
+        with progress_bar("loading"):
+            from sparsight.service import Service
 
-        service = Service(self.config(), studies)
+            service = Service(self.config(), studies)
         try:
             yield service
         finally:
