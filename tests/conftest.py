@@ -52,7 +52,7 @@ def hard_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     item = Dataset()
     item.EncryptedContentTransferSyntaxUID = "1.2.840.10008.1.2.1"
     item.EncryptedContent = rng.bytes(4096)
-    ds = dcmread(get_testdata_file("CT_small.dcm"))  # type: ignore[arg-type]
+    ds = dcmread(get_testdata_file("CT_small.dcm"))  # type: ignore[arg-type]  # a path, where nothing is fetched
     ds.EncryptedAttributesSequence = Sequence([item])
     del ds.PixelData
     ds.save_as(folder / "empty.dcm")

@@ -33,13 +33,10 @@ class TokenPolicy(nn.Module):
     `budget` says how many tokens to keep where the caller does not.
     """
 
-    def __init__(
-        self, channels: int, question: int, hidden: int = 128, prior: int = 0, *, is_asked: bool = True
-    ) -> None:
-        """is_asked: whether the question moves the prior; policies of version 0.1.0 had one that it did not."""
+    def __init__(self, channels: int, question: int, hidden: int = 128, prior: int = 0) -> None:
         super().__init__()
         self.prior = nn.Linear(channels, prior) if prior else None
-        self.meant = nn.Linear(question, prior + DIM) if prior and is_asked else None
+        self.meant = nn.Linear(question, prior + DIM) if prior else None
         self.look = nn.Linear(channels + DIM, hidden)
         self.film = nn.Linear(question, 2 * hidden)
         self.mix = nn.Linear(hidden, hidden)
@@ -71,7 +68,7 @@ class TokenPolicy(nn.Module):
         return scores if self.prior is None else scores + self._prior(self.prior(features), at, question)
 
     def _prior(self, logits: Tensor, at: Tensor, question: Tensor) -> Tensor:
-        """Scores (B, n) of the prior's logits (B, n, prior) at positions (n, 24), as the question moves them."""
+        """Scores (B, n) of logits (B, n, prior) at positions (n, 24), as the question (B, C_q) moves them."""
         if self.meant is None:
             return logits.logsumexp(-1)
         kinds, places = self.meant(question).split([logits.shape[-1], DIM], dim=-1)
@@ -102,8 +99,7 @@ class TokenPolicy(nn.Module):
         try:
             hidden, wide = arrays["look.weight"].shape
             prior = len(arrays["prior.bias"]) if "prior.bias" in arrays else 0
-            is_asked = "meant.weight" in arrays
-            policy = cls(wide - DIM, arrays["film.weight"].shape[1], hidden, prior, is_asked=is_asked)
+            policy = cls(wide - DIM, arrays["film.weight"].shape[1], hidden, prior)
             policy.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
         except (KeyError, ValueError, RuntimeError) as error:
             raise WeightsError(

@@ -50,7 +50,10 @@ def warm_start(policy: TokenPolicy, reader: NanoReader, examples: Sequence[Examp
             odds = reader.encoder.odds(features, len(reader.spec.findings))
             kinds = reader.spec.findings
             target = torch.stack(
-                [meant(e.question, e.answer or "", z, parts[shape], kinds) for e, z in zip(batch, odds, strict=True)]
+                [
+                    tokens_meant(e.question, e.answer or "", z, parts[shape], kinds)
+                    for e, z in zip(batch, odds, strict=True)
+                ]
             )
         scores = policy(features, shape, torch.stack([questions[e.question.text] for e in batch]))
         loss = -(target * scores.log_softmax(-1)).sum(-1).mean()
@@ -60,7 +63,7 @@ def warm_start(policy: TokenPolicy, reader: NanoReader, examples: Sequence[Examp
     policy.eval()
 
 
-def meant(question: Question, answer: str, odds: Tensor, parts: Tensor, findings: Sequence[str]) -> Tensor:
+def tokens_meant(question: Question, answer: str, odds: Tensor, parts: Tensor, findings: Sequence[str]) -> Tensor:
     """Which tokens the answer rests on, as encoder and answer say together: (N,) weights, sum 1.
 
     odds: (N, findings) the encoder's log-odds; parts: (R, N) bool, supervision.region_masks. Of the findings that are

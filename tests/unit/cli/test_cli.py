@@ -23,13 +23,6 @@ MARKS_JSON = {"box_mm", "box_ijk", "weight", "propensity", "sop_uid", "slice", "
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "picture.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 120), dtype=np.uint8)).save(path)
-    return path
-
-
-@pytest.fixture
 def run(
     tmp_path: Path, reader_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Any:

@@ -83,7 +83,7 @@ def get(studies: EncodedStudies, source: Source, study: str = "s") -> Encoded:
 
 
 def ask_together(source: Source, n: int = MANY) -> tuple[EncodedStudies, list[Any]]:
-    studies: EncodedStudies = EncodedStudies(source, 2**20)  # type: ignore[arg-type]
+    studies: EncodedStudies = EncodedStudies(source, 2**20)  # type: ignore[arg-type]  # only what it calls
     studies._encoding._running = running = Counting()
     made = at_once(source, [lambda: get(studies, source)] * n, lambda: running.came == n)
     return studies, made
@@ -102,7 +102,7 @@ def test_first_questions_at_the_same_time_pay_once() -> None:
 
 def test_other_studies_do_not_wait() -> None:
     source = Source()
-    studies: EncodedStudies = EncodedStudies(source, 2**20)  # type: ignore[arg-type]
+    studies: EncodedStudies = EncodedStudies(source, 2**20)  # type: ignore[arg-type]  # only what it calls
     at_once(
         source, [lambda: get(studies, source, "s"), lambda: get(studies, source, "other")], lambda: source.loads == 2
     )
@@ -130,7 +130,7 @@ def test_who_waits_for_one_that_breaks_off_does_it_himself() -> None:
 
 def test_pictures_at_the_same_time_load_the_study_once() -> None:
     source = Source()
-    studies: EncodedStudies = EncodedStudies(source, 2**20)  # type: ignore[arg-type]
+    studies: EncodedStudies = EncodedStudies(source, 2**20)  # type: ignore[arg-type]  # only what it calls
     studies._opening._running = running = Counting()
     volumes = at_once(source, [lambda: studies.volume("s")] * MANY, lambda: running.came == MANY)
     assert source.loads == 1
