@@ -19,7 +19,7 @@ from sparsight.model.protocols import Reader
 from sparsight.model.selectors import check_budget, restrict, top_k
 from sparsight.types import Question, Selection, TokenGrid
 
-_CHUNK = 32_768  # tokens scored at a time: bounds the memory of a volume
+_CHUNK = 8_192  # tokens scored at a time: bounds the memory of a volume
 
 
 class TokenPolicy(nn.Module):

@@ -177,7 +177,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         entropies, divergences = [], []
         for example, draw, reward in zip(batch, drawn, values, strict=True):
-            loss, entropy, divergence = self._loss(draw, reward)
+            loss, entropy, divergence = self._loss(example, draw, reward)
             loss = loss * example.weight / len(batch)
             if not torch.isfinite(loss):
                 raise _stopped("a loss that is not a number", "lower lr in learn.yaml")
@@ -190,7 +190,7 @@ class _Run:
         self.optimizer.step()
         spreads = torch.stack([v.std(correction=0) for v in values])
         self.largest_spread = float(spreads.max())
-        self.log_n = float(np.mean([np.log(max(len(d.scores), 2)) for d in drawn]))
+        self.log_n = float(np.mean([np.log(max(len(d.tokens), 2)) for d in drawn]))
         return Step(
             step + 1,
             self.config.steps,
@@ -208,25 +208,29 @@ class _Run:
         return [*_pick(self.new, self.config.batch - n_old, rng), *_pick(self.old, n_old, rng)]
 
     def _draw(self, example: Example, rng: np.random.Generator, torch_rng: torch.Generator) -> _Draw:
-        grid, question = example.grid, self.questions[example.question.text]
-        slices = self._slices(example, rng)
+        grid, slices = example.grid, self._slices(example, rng)
         tokens = slice_tokens(grid.shape, slices)
-        features = grid.features[tokens][None]
-        scores = self.policy(features, grid.shape, question[None], slices)[0]
+        with torch.no_grad():  # `_loss` scores once more, one example at a time: so one graph is held, not a batch's
+            scores = self._scores(self.policy, example, slices)
         if not torch.isfinite(scores).all():
             raise _stopped("scores that are not numbers", "lower lr in learn.yaml")
-        with torch.no_grad():
-            before = self.anchor(features, grid.shape, question[None], slices)[0] if self.anchor else None
         share = self.config.budgets[int(rng.integers(len(self.config.budgets)))]
         most = min(_MAX_K, self.reader.max_tokens, max(1, len(tokens) // 2))
         k = max(1, min(round(share * grid.n), most))
-        if self.config.block > 1:
-            blocks = coarse.blocks_of((len(slices), *grid.shape[1:]), self.config.block)
-            drawn = coarse.sample(scores, blocks, k, self.config.group, torch_rng)
-            log_p = coarse.log_prob(scores, blocks, drawn)
-            return _Draw(scores, before, log_p, k + drawn.blocks.shape[1], tokens[drawn.tokens].sort(-1).values)
-        draws = plackett_luce.sample(scores, k, self.config.group, torch_rng)
-        return _Draw(scores, before, plackett_luce.log_prob(scores, draws), k, tokens[draws].sort(-1).values)
+        if self.config.block == 1:
+            draws = plackett_luce.sample(scores, k, self.config.group, torch_rng)
+            return _Draw(slices, tokens, tokens[draws].sort(-1).values, k, lambda x: plackett_luce.log_prob(x, draws))
+        blocks = coarse.blocks_of((len(slices), *grid.shape[1:]), self.config.block)
+        drawn = coarse.sample(scores, blocks, k, self.config.group, torch_rng)
+        keeps, length = tokens[drawn.tokens].sort(-1).values, k + drawn.blocks.shape[1]
+        return _Draw(slices, tokens, keeps, length, lambda x: coarse.log_prob(x, blocks, drawn))
+
+    def _scores(self, policy: TokenPolicy, example: Example, slices: Tensor) -> Tensor:
+        """Log-weights of the tokens of some slices: (n,)."""
+        grid, question = example.grid, self.questions[example.question.text]
+        features = grid.features[slice_tokens(grid.shape, slices)][None]
+        scores: Tensor = policy(features, grid.shape, question[None], slices)[0]
+        return scores
 
     def _slices(self, example: Example, rng: np.random.Generator) -> Tensor:
         """All slices of a small study; else marked ones, promising ones and random ones, ascending."""
@@ -284,15 +288,18 @@ class _Run:
         requests = [self._request(batch[i], _complement(keeps[i], batch[i].grid.n)) for i in fits]
         return dict(zip(fits, self.reader.score(requests), strict=True))
 
-    def _loss(self, draw: _Draw, reward: Tensor) -> tuple[Tensor, float, float]:
-        log_p = draw.log_p
+    def _loss(self, example: Example, draw: _Draw, reward: Tensor) -> tuple[Tensor, float, float]:
+        scores = self._scores(self.policy, example, draw.slices)
+        log_p = draw.log_prob(scores)
         advantages = group_advantages(reward, floor=self.config.floor)
         gain = surrogate(log_p, log_p.detach(), advantages, draw.length, low=_CLIP[0], high=_CLIP[1])
-        entropy = plackett_luce.entropy(draw.scores)
+        entropy = plackett_luce.entropy(scores)
         loss = -gain - self.config.entropy * entropy
-        if draw.before is None:
+        if self.anchor is None:
             return loss, float(entropy.detach()), 0.0
-        divergence = plackett_luce.kl(draw.scores, draw.before)
+        with torch.no_grad():
+            before = self._scores(self.anchor, example, draw.slices)
+        divergence = plackett_luce.kl(scores, before)
         return loss + self.config.kl * divergence, float(entropy.detach()), float(divergence.detach())
 
     def _set_lr(self, step: int) -> None:
@@ -306,13 +313,16 @@ class _Run:
 
 @dataclass(frozen=True, eq=False)
 class _Draw:
-    """scores: (n,) with gradient; before: the anchor's; log_p: (G,) of `length` draws each; keeps: (G, K) tokens."""
+    """G subsets of the tokens (n,) of some slices. keeps: (G, K).
 
-    scores: Tensor
-    before: Tensor | None
-    log_p: Tensor
-    length: int
+    log_prob: of the subsets, from scores (n,): (G,), each of `length` draws.
+    """
+
+    slices: Tensor
+    tokens: Tensor
     keeps: Tensor
+    length: int
+    log_prob: Callable[[Tensor], Tensor]
 
 
 class _Watch:

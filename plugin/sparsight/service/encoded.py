@@ -5,11 +5,12 @@ Questions about one study that come at the same time pay once, too: the first lo
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -161,7 +162,14 @@ def _encode(
         start = time.perf_counter()
         grid = reader.encode(volume)
         timings = {"load": load_ms, "encode": _ms_since(start)}
+    _give_back_memory()
     return Encoded(study_id, volume, grid, timings, prior_id)
+
+
+def _give_back_memory() -> None:
+    """Return freed memory to the system: a long series leaves a quarter of a gigabyte of it. Where there is glibc."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _named(study_id: str | None, volume: ImageVolume) -> str:

@@ -22,7 +22,7 @@ from sparsight.types import ContextTokens
 
 MAX_TEXT = 256  # text tokens of question, reasoning and answer together
 _SHORT = 256  # tokens
-_ROWS_TOKENS = 24_576  # tokens of one padded forward: bounds memory
+_ROWS_TOKENS = 8_192  # tokens of one padded forward: bounds memory
 _SLACK = 16  # tokens that rows of one forward may differ by: fewer are not worth a forward of their own
 
 
