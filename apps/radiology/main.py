@@ -22,14 +22,15 @@ from sparsight.label.answer import AnswerTask, infer  # noqa: E402
 from sparsight.label.batch import BatchAnswerTask  # noqa: E402
 from sparsight.label.corrections import submitted  # noqa: E402
 from sparsight.label.datastore import StudiesDatastore  # noqa: E402
-from sparsight.label.learn import LearnTask, give_way  # noqa: E402
+from sparsight.label.learn import LearnTask  # noqa: E402
+from sparsight.label.learner import stats_file  # noqa: E402
 from sparsight.label.scoring import Grounding  # noqa: E402
 from sparsight.label.strategy import TeachMost  # noqa: E402
 from sparsight.server.state import service  # noqa: E402
 
 
 class Radiology(MONAILabelApp):  # type: ignore[misc]
-    """MONAI Label builds it once in the server and once in each background job; weights load when first needed."""
+    """MONAI Label builds it once in the server, and in background jobs but for learning; weights load when needed."""
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         self.config = Config.load()
@@ -42,8 +43,7 @@ class Radiology(MONAILabelApp):  # type: ignore[misc]
         return {configs.NAME: AnswerTask(service, description=configs.ANSWER, budget=self.config.serve.budget)}
 
     def init_trainers(self) -> dict[str, TrainTask]:
-        stats = self.config.home / "learning.json"
-        return {configs.NAME: LearnTask(service, description=configs.LEARN, stats_file=stats)}
+        return {configs.NAME: LearnTask(service, description=configs.LEARN, stats_file=stats_file(self.config))}
 
     def init_strategies(self) -> dict[str, Strategy]:
         return {configs.NAME: TeachMost(service, description=configs.TEACH_MOST), "random": Random()}
@@ -56,12 +56,6 @@ class Radiology(MONAILabelApp):  # type: ignore[misc]
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         return infer(self._infers[request["model"]], request, datastore or self.datastore())
-
-    def train(self, request: dict[str, Any]) -> dict[str, Any]:
-        if not self._server_mode:  # else it was asked for synchronously, in the server's own process
-            give_way()
-        result: dict[str, Any] = super().train(request)
-        return result
 
     def on_save_label(self, image_id: str, label_id: str, tag: str = "final") -> dict[str, Any]:
         return submitted(service, self.datastore(), image_id, label_id, tag)

@@ -32,9 +32,19 @@ def test_the_peaks_of_a_process_and_of_its_child() -> None:
     assert 150 * MIB < sum(memory.bytes.values()) < 210 * MIB
 
 
+def test_a_page_that_two_processes_share_counts_once() -> None:
+    forked = "import os, time; x = b'x' * (100 << 20); os.fork(); time.sleep(0.5)"
+    process = subprocess.Popen([sys.executable, "-c", forked])
+    with PeakMemory(process.pid) as memory:
+        assert process.wait(30) == 0
+    assert 100 * MIB < memory.together < 140 * MIB
+    assert len(memory.bytes) == 2
+
+
 def test_a_process_that_is_gone_has_none() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait(30)
     with PeakMemory(process.pid) as memory:
         pass
     assert memory.bytes == {}
+    assert memory.together == 0

@@ -66,8 +66,8 @@ def measure(config: Config, *, repeats: int, series: Path | None, on_step: Step)
         started, times, memory = _server(config, folder)
         row("/info/ after start", started, "s", 20)
         row("/info/ during an answer, p99", float(np.percentile(times, 99)), "s", 0.05, len(times))
-        if any(memory.bytes.values()):
-            row("server and its learning job: peak memory", sum(memory.bytes.values()) / 2**30, "GiB", 2.0)
+        if memory.bytes:
+            row("server and its learning job together: peak memory", memory.together / 2**30, "GiB", 2.0)
             row("the server alone: peak memory", memory.bytes[memory.pid] / 2**30, "GiB", 2.0)
     machine = {"cores": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()}
     return {"created": datetime.now(UTC).isoformat(), "machine": machine, "reader": service.reader.id, "rows": rows}

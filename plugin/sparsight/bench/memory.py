@@ -10,19 +10,22 @@ from typing import Self
 
 _EVERY_S = 0.1
 _PEAK = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
+_SHARE = re.compile(r"^Pss:\s+(\d+) kB$", re.MULTILINE)
 
 
 class PeakMemory:
-    """While it is entered, watch a process and its descendants. bytes: by process id, the peak resident size of each.
+    """While it is entered, watch a process and its descendants.
 
-    A peak is the kernel's own mark since the process began, so none between two looks is missed, but for what a child
-    reaches in its last tenth of a second. Pages that processes share count in each: the sum of all is an upper bound.
-    Empty where there is no /proc.
+    bytes: by process id, the most that was resident of it: the kernel's own mark since the process began, so none
+    between two looks is missed, but for what a child reaches in its last tenth of a second. Empty without /proc.
+    together: the most that all of them took at one time, looked at ten times a second. A page that processes share
+    counts once (their proportional set sizes are added up), also where one of them is none of ours.
     """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.bytes: dict[int, int] = {}
+        self.together = 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="sparsight-memory", daemon=True)
 
@@ -38,9 +41,11 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while True:
-            for pid in _family(self.pid):
-                if peak := _peak(pid):  # it only grows, but a child has its parent's until it has its own program
+            family = _family(self.pid)
+            for pid in family:
+                if peak := _bytes_of(pid, "status", _PEAK):  # a child has its parent's until it has its own program
                     self.bytes[pid] = peak
+            self.together = max(self.together, sum(_bytes_of(pid, "smaps_rollup", _SHARE) for pid in family))
             if self._done.wait(_EVERY_S):
                 return
 
@@ -54,9 +59,9 @@ def _family(pid: int) -> list[int]:
     return found
 
 
-def _peak(pid: int) -> int:
-    """Bytes; 0 for a process that is gone."""
-    match = _PEAK.search(_text(Path(f"/proc/{pid}/status")))
+def _bytes_of(pid: int, file: str, what: re.Pattern[str]) -> int:
+    """A figure of a process, in bytes; 0 for a process that is gone."""
+    match = what.search(_text(Path(f"/proc/{pid}/{file}")))
     return int(match[1]) * 1024 if match else 0
 
 

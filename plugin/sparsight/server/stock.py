@@ -8,6 +8,7 @@ absolute or `..` image ids, tags, any file type          checked against the dat
 `params` overrides model and image, or a Python path     guard.free_params
 unknown model, bad JSON, unknown image: bare 500         4xx with a code
 an OHIF file in a sub-folder comes back as index.html    ohif_file
+learning loads all of MONAI Label a second time          jobs.popen
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from __future__ import annotations
 import functools
 import inspect
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from fastapi import APIRouter, BackgroundTasks, HTTPException, UploadFile
@@ -39,6 +42,7 @@ from monailabel.endpoints import (
     wsi_infer,
 )
 from monailabel.interfaces.utils.app import app_instance
+from monailabel.utils.async_tasks import utils
 
 from sparsight.errors import InputError, NotFoundError
 from sparsight.server import guard, jobs
@@ -61,6 +65,7 @@ def apply() -> None:
     model.update_model = _refuse_model_upload
     session.create_session = _checked_session(session.create_session)
     ohif.get_ohif = ohif_file
+    utils.subprocess = SimpleNamespace(Popen=jobs.popen, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
     proxy.router.routes.clear()  # it fails on a folder, blocks the event loop and loses query strings on a PACS
     if shutil.which("nvidia-smi") is None:  # stock then answers 500
         logs.router.routes[:] = [route for route in logs.router.routes if getattr(route, "name", "") != "gpu_info"]

@@ -15,7 +15,8 @@ from sparsight.errors import BudgetError, FeedbackError, GeometryError, InputErr
 from sparsight.label.answer import AnswerTask, infer
 from sparsight.label.batch import BatchAnswerTask
 from sparsight.label.corrections import correction, on_study, pseudonym, submitted
-from sparsight.label.learn import LearnTask, give_way
+from sparsight.label.learn import LearnTask
+from sparsight.label.learner import give_way
 from sparsight.label.scoring import agreement
 from sparsight.label.strategy import TeachMost
 from sparsight.service import Learned, NextCase, Progress

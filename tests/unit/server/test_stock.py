@@ -1,8 +1,11 @@
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from fastapi import APIRouter, FastAPI, HTTPException
@@ -15,6 +18,8 @@ allow_monailabel()
 
 with warnings.catch_warnings():  # MONAI Label 0.8.5's dependencies import crypt, cgi and distutils
     warnings.simplefilter("ignore")
+    from monailabel.utils.async_tasks import utils as async_tasks
+
     from sparsight.server import stock
 
 
@@ -96,3 +101,22 @@ def test_our_route_and_the_stock_one_do_not_both_start(monkeypatch):
         assert not done  # it was told to queue
     waiting.join(10)
     assert done == [1]
+
+
+@pytest.mark.parametrize(("method", "module"), [("train", "sparsight.label.learner"), ("scoring", "monailabel.")])
+def test_learning_starts_without_monai_label(monkeypatch, method, module):
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
+    monkeypatch.setattr(async_tasks, "subprocess", SimpleNamespace(Popen=stock.jobs.popen, PIPE=-1, STDOUT=-2))
+    monkeypatch.setenv("PYTHONPATH", "")
+    task = {"id": "1", "request": {"model": "sparsight"}}
+    monkeypatch.setitem(async_tasks.background_processes, method, {})
+    with pytest.raises(AttributeError):  # there is no process to wait for
+        async_tasks._task_func(task, method)
+    assert started[0][1] == "-m"
+    assert started[0][2].startswith(module)
+
+
+def test_the_learning_job_imports_no_monai_label():
+    code = "import sys, sparsight.label.learner; sys.exit(any(m.split('.')[0] == 'monailabel' for m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
