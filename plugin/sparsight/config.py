@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -65,7 +66,8 @@ class ServeConfig(_Strict):
 class LearnConfig(_Strict):
     """How corrections become a candidate policy. configs/learn.yaml."""
 
-    steps: int = Field(40, ge=1, description="policy-gradient steps")
+    steps: int = Field(40, ge=1, description="policy-gradient steps; more where `passes` asks for them")
+    passes: float = Field(6, ge=0, description="times that each correction is at least drawn")
     batch: int = Field(12, ge=1, description="questions per step, corrections and replay together")
     group: int = Field(8, ge=2, description="G, subsets sampled per question")
     replay: float = Field(0.5, ge=0, lt=1, description="share of a batch that replays earlier cases")
@@ -77,6 +79,11 @@ class LearnConfig(_Strict):
     entropy: float = Field(0.003, ge=0, description="weight of the entropy bonus")
     held_out: float = Field(0.3, ge=0, lt=1, description="share of corrections never trained on: the gate's test")
     seed: int = Field(0, description="of subsets, batches and the held-out split")
+
+    def for_corrections(self, n: int) -> Self:
+        """The same with as many steps as n corrections need."""
+        new = self.batch - round(self.batch * self.replay)
+        return self.model_copy(update={"steps": max(self.steps, math.ceil(self.passes * n / max(1, new)))})
 
 
 class GateConfig(_Strict):

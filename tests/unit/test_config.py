@@ -39,3 +39,11 @@ def test_hash_follows_what_changes_answers_only(tmp_path: Path) -> None:
     base = Config.load()
     assert Config.load(home=tmp_path).sha256 == base.sha256
     assert Config.load(serve={"budget": 0.2}).sha256 != base.sha256
+
+
+@pytest.mark.parametrize(("corrections", "steps"), [(1, 40), (40, 40), (41, 41), (82, 82), (1000, 1000)])
+def test_many_corrections_are_drawn_as_often_as_a_few(corrections, steps):
+    learn = LearnConfig(steps=40, passes=6, batch=12, replay=0.5)  # six corrections in a batch
+    assert learn.for_corrections(corrections).steps == steps
+    assert learn.for_corrections(corrections).lr == learn.lr
+    assert learn.model_copy(update={"passes": 0}).for_corrections(corrections).steps == 40

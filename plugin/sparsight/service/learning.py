@@ -143,7 +143,7 @@ class Learner:
             candidate,
             self.reader,
             [*(c.example for c in train), *earlier],
-            config=self.config.learn,
+            config=self.config.learn.for_corrections(len(train)),
             anchor=live_policy,
             seed=self.config.learn.seed,
             on_step=lambda step: self.on_step("step", step.step, step.steps),
