@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     bench = typer.Typer(no_args_is_help=True, help="Measure: each benchmark writes JSON (and pictures).")
     bench.command()(evidence)
     bench.command()(latency)
+    bench.command()(prefill)
     app.add_typer(bench, name="bench")
 
 
@@ -154,6 +155,31 @@ def latency(
     table = Table("what", "measured", "target")
     for row in report["rows"]:
         table.add_row(row["what"], f"{row['value']:.3g} {row['unit']}", f"{row['target']:.3g} {row['unit']}")
+    console.print(table)
+
+
+def prefill(
+    context: typer.Context,
+    out: Annotated[Path | None, typer.Option(help="Also write the JSON here.")] = None,
+    repeats: Annotated[int, typer.Option(help="Rounds, each of which times every way.", min=1)] = 15,
+    seed: Annotated[int, typer.Option(help="Of weights, inputs and intervals.", min=0)] = 0,
+    json: Json = False,
+) -> None:
+    """Time to the first token with all visual tokens and with a tenth, on a language model of SmolLM2-135M's size."""
+    from sparsight.bench.prefill import measure
+
+    check_targets(out)
+    session: Session = context.obj
+    with session.service() as service, progress_bar("bench prefill", quiet=json) as tell:
+        report = measure(service.reader, service.live_selector(), repeats=repeats, seed=seed, on_step=tell)
+    if out:
+        out.write_text(dumps(report, indent=2) + "\n", encoding="utf-8")
+    if json:
+        emit_json(report)
+        return
+    table = Table("what", "median", "95 % interval", "target")
+    for row in report["rows"]:
+        table.add_row(row["what"], f"{row['value']:.3g}", f"{row['low']:.3g}..{row['high']:.3g}", row["target"] or "-")
     console.print(table)
 
 

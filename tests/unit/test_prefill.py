@@ -1,0 +1,70 @@
+"""Every way to begin an answer is timed, on the tokens and positions that it says."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, SiglipVisionConfig
+
+from sparsight.bench import prefill
+from sparsight.model import PolicySelector, TokenPolicy, load_base_policy
+from sparsight.model.nano.reader import NanoReader
+from sparsight.model.nano.weights import SHIPPED
+
+SMALL = LlamaConfig(
+    hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+    vocab_size=8,
+)  # fmt: skip
+VISION = SiglipVisionConfig(
+    hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16
+)
+
+
+@pytest.fixture(scope="module")
+def timed():
+    reader = NanoReader.load(SHIPPED)
+    selector = PolicySelector(TokenPolicy.from_arrays(load_base_policy("nano")), reader)
+    seen, told = [], []
+    original = prefill._Ways._prefill
+
+    def spied(self, positions):
+        states = original(self, positions)
+        seen.append((positions, states.shape[1]))
+        return states
+
+    prefill._Ways._prefill = spied
+    try:
+        report = prefill.measure(
+            reader, selector, repeats=3, seed=0, on_step=lambda *step: told.append(step), language=SMALL, vision=VISION
+        )
+    finally:
+        prefill._Ways._prefill = original
+    return report, seen, told
+
+
+def test_a_tenth_keeps_its_positions_and_all_of_the_text(timed):
+    report, seen, told = timed
+    assert told[-1] == ("rounds", 4, 4)
+    assert len(seen) == 8  # two ways in each of four rounds
+    text = torch.arange(1024, 1024 + 64)
+    for (few, read), (all_, all_read) in zip(seen[::2], seen[1::2], strict=True):
+        assert read == len(few) == 102 + 64
+        assert few[-64:].equal(text)
+        assert few[:-64].max() < 1024
+        assert few[:-64].unique().numel() == 102
+        assert all_read == 1024 + 64
+        assert all_.equal(torch.arange(1024 + 64))
+    assert report["tokens"] == {"visual": 1024, "kept": 102, "text": 64}
+
+
+def test_rows_have_intervals_and_verdicts_by_them(timed):
+    report, _, _ = timed
+    assert set(report["seconds"]) == {"nano", "vit", "select", "few", "all"}
+    assert min(report["seconds"].values()) > 0
+    for row in report["rows"]:
+        assert row["low"] <= row["value"] <= row["high"]
+        assert row["n"] == 3
+    by_name = {row["what"]: row for row in report["rows"]}
+    speed_up = by_name["prefill of all tokens / of a tenth"]
+    assert speed_up["target"] == f"at least {0.9 * (1024 + 64) / (102 + 64):.3g}"
+    assert speed_up["met"] == (speed_up["low"] >= 0.9 * report["linear"])
+    share = by_name["selector's share, later question"]
+    assert share["met"] == (share["high"] <= 0.01)
