@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import uuid
@@ -35,6 +36,8 @@ from sparsight.server.schemas import (
 )
 from sparsight.service import Service, parse_question
 from sparsight.types import Feedback, Mark, Question
+
+logger = logging.getLogger(__name__)
 
 Served = Annotated[Service, Depends(state.service)]
 Learning = Annotated[LearningJob, Depends(LearningJob)]
@@ -151,8 +154,9 @@ def episodes(
     study: Annotated[str | None, Query(max_length=256)] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> list[dict[str, Any]]:
-    """Earlier answers, newest first."""
-    return [episode_json(episode) for episode in service.store.episodes(limit, study=study)]
+    """Earlier answers, newest first; one that was altered on the disk is left out, and named in the log."""
+    found = service.store.episodes(limit, study=study, on_fault=lambda fault: logger.error("left out: %s", fault))
+    return [episode_json(episode) for episode in found]
 
 
 @router.get(

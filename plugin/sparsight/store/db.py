@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,7 @@ from sparsight.types import Episode, Feedback, PolicyVersion, Reward
 
 Role = Literal["train", "heldout"]
 OnFault = Callable[[SparsightError], object]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +107,13 @@ class Store:
             raise _unknown("episode")
         return self._episode(body)
 
-    def episodes(self, limit: int, *, study: str | None = None, before: str | None = None) -> list[Episode]:
-        """List the newest first. before: an episode's id; only what was stored earlier than it (the next page)."""
+    def episodes(
+        self, limit: int, *, study: str | None = None, before: str | None = None, on_fault: OnFault | None = None
+    ) -> list[Episode]:
+        """List the newest first. before: an episode's id; only what was stored earlier than it (the next page).
+
+        on_fault: as in `unlearned`, of episodes.
+        """
         query = select(tables.episodes.c.body).order_by(tables.episodes.c.seq.desc()).limit(limit)
         if study is not None:
             query = query.filter_by(study_sha256=sha256_of(study))
@@ -118,7 +124,7 @@ class Store:
                     raise _unknown("episode")
                 query = query.where(tables.episodes.c.seq < seq)
             bodies = connection.execute(query).scalars().all()
-        return [self._episode(body) for body in bodies]
+        return _readable(self._episode, bodies, on_fault)
 
     def save_feedback(self, feedback: Feedback, reward: Reward) -> bool:
         """Record a correction and its reward; True if it is new.
@@ -297,15 +303,20 @@ class Store:
         with self._database.read() as connection:
             query = select(tables.feedback.c.body).where(condition).order_by(tables.feedback.c.seq)
             bodies = connection.execute(query).scalars().all()
-        found = []
-        for body in bodies:
-            try:
-                found.append(self._feedback(body))
-            except SparsightError as error:
-                if on_fault is None:
-                    raise
-                on_fault(error)
-        return found
+        return _readable(self._feedback, bodies, on_fault)
+
+
+def _readable(read: Callable[[str], _T], bodies: Iterable[str], on_fault: OnFault | None) -> list[_T]:
+    """Read records; whatever cannot be read is told, or raised where nobody is there to be told."""
+    found = []
+    for body in bodies:
+        try:
+            found.append(read(body))
+        except SparsightError as error:
+            if on_fault is None:
+                raise
+            on_fault(error)
+    return found
 
 
 def _used_by(lineage: Sequence[str]) -> Select[Any]:

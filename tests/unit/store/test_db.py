@@ -263,3 +263,20 @@ def test_a_correction_whose_mask_was_altered_is_told_and_the_others_are_read(
     assert [fault.code for fault in faults] == ["bad_weights"]
     with pytest.raises(WeightsError, match="altered"):
         store.unlearned(["p"])
+
+
+def test_an_answer_whose_scores_were_altered_is_told_and_the_others_are_read(
+    store: Store, tmp_path: Path, make_episode: Make
+) -> None:
+    for n in range(3):
+        made = make_episode(f"e{n}")
+        scores = np.linspace(-1, n, 8, dtype=np.float32)  # arrays of its own
+        store.save_episode(replace(made, selection=replace(made.selection, scores=scores)))
+        if n == 1:
+            blob = max((tmp_path / "blobs").rglob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+    blob.write_bytes(b"x")
+    faults: list[SparsightError] = []
+    assert [one.id for one in store.episodes(9, on_fault=faults.append)] == ["e2", "e0"]
+    assert [fault.code for fault in faults] == ["bad_weights"]
+    with pytest.raises(WeightsError, match="altered"):
+        store.episodes(9)
