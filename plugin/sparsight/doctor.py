@@ -36,7 +36,8 @@ class Finding:
 
 def examine(config: Config, studies: str | None = None) -> list[Finding]:
     """Run all checks; none raises."""
-    checks: list[tuple[str, Callable[[], Finding]]] = [
+    checks: list[tuple[str, Callable[[], Finding | list[Finding]]]] = [
+        ("packages", packages),
         ("server", _server),
         ("device", _device),
         ("home", lambda: _home(config)),
@@ -47,7 +48,7 @@ def examine(config: Config, studies: str | None = None) -> list[Finding]:
     ]
     if studies is not None:
         checks.append(("studies", lambda: _studies(studies)))
-    return [*packages(), *(_guarded(name, check) for name, check in checks)]
+    return [finding for name, check in checks for finding in _guarded(name, check)]
 
 
 def packages() -> list[Finding]:
@@ -107,13 +108,14 @@ def _plain(name: str) -> str:
     return name.lower().replace("_", "-").replace(".", "-")
 
 
-def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
+def _guarded(name: str, check: Callable[[], Finding | list[Finding]]) -> list[Finding]:
     try:
-        return check()
+        found = check()
     except SparsightError as error:
-        return Finding(name, False, error.given, error.todo)
+        found = Finding(name, False, error.given, error.todo)
     except Exception as error:  # a doctor reports what he meets
-        return Finding(name, False, f"{type(error).__name__}: {error}"[:200], "see the message; reinstall if in doubt")
+        found = Finding(name, False, f"{type(error).__name__}: {error}"[:200], "see the message; reinstall if in doubt")
+    return found if isinstance(found, list) else [found]
 
 
 def _server() -> Finding:

@@ -145,3 +145,13 @@ def test_a_policy_that_was_altered_or_waits_is_told(reader_folder: Path, tmp_pat
     [altered] = [one for one in doctor.examine(config) if one.name == "policy"]
     assert (altered.ok, altered.found) == (False, "policy.safetensors is not the file that was released")
     service.close()
+
+
+def test_a_list_of_packages_that_cannot_be_read_is_a_finding(monkeypatch, tmp_path):
+    def broken():
+        raise ValueError("METADATA without a name")
+
+    monkeypatch.setattr(doctor, "packages_distributions", broken)
+    first = doctor.examine(Config(home=tmp_path))[0]
+    assert (first.name, first.ok) == ("packages", False)
+    assert "METADATA" in first.found

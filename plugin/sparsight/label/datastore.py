@@ -27,7 +27,7 @@ from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoun
 from sparsight.errors import ConflictError, InputError, SparsightError
 from sparsight.imaging.export import read_mask, whole
 from sparsight.imaging.files import RAS_TO_LPS
-from sparsight.imaging.load import is_image_file
+from sparsight.imaging.load import is_image_file, load
 from sparsight.imaging.studies import FolderStudies, StudyInfo, open_studies
 from sparsight.label.pacs import Pacs
 from sparsight.store.files import TEMPORARY, disk_errors, locked, make_folder, replace_file
@@ -97,13 +97,18 @@ class StudiesDatastore(LocalDatastore):
         return {**self._object(image_id).image.info, **{key: value for key, value in known.items() if value}}
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:  # noqa: ARG002
-        """Add a file to the studies folder. Raises InputError (a PACS), ConflictError (the id is taken), BusyError."""
+        """Add a file to the studies folder.
+
+        Raises InputError (a PACS), ConflictError (the id is taken), ImageError or GeometryError (what cannot be read),
+        BusyError.
+        """
         if not isinstance(self._source, FolderStudies):
             raise InputError("an upload to a PACS", expected="a served folder", todo="send it to the PACS itself")
         target = self._source.root / f"{image_id}{''.join(Path(image_filename).suffixes)}"
         with self._guard:
             if self.has(image_id) or target.exists():
                 raise ConflictError("an id that is taken", expected="a new id", todo="choose another one")
+            load(Path(image_filename))  # whoever sends it hears at once, not whoever asks about it
             with disk_errors(), whole(target) as temporary:
                 shutil.copyfile(image_filename, temporary)
             self._list_again()

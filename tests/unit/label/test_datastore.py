@@ -17,6 +17,9 @@ from sparsight.imaging.load import load
 from sparsight.label.datastore import StudiesDatastore, write_volume
 from sparsight.types import ImageVolume
 
+# itk's SWIG types lack __module__ on Python 3.11: https://github.com/swig/swig/issues/2881
+pytestmark = pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -273,6 +276,17 @@ def test_uploads_never_overwrite(datastore, folder, mask):
         datastore.add_image("a", mask, {})
     with pytest.raises(InputError):
         datastore.remove_image("a")
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.nii.gz", "x.nrrd", "x.dcm", "x.tif"])
+def test_an_upload_that_cannot_be_read_is_refused_and_leaves_nothing(datastore, folder, tmp_path, name):
+    before = sorted(path.name for path in folder.iterdir())
+    broken = tmp_path / name
+    broken.write_bytes(b"no image at all")
+    with pytest.raises(ImageError):
+        datastore.add_image("broken", str(broken), {})
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert not datastore.has("broken")
 
 
 @pytest.mark.parametrize("scale", [1, 0.5])
