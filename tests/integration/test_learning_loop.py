@@ -1,11 +1,13 @@
 """Corrections of each kind, on the shipped reader and a policy that knows nothing, lead to a promotion and back.
 
-The fresh policy scores every token alike, so there is something to learn that a few corrections can teach. The
-clinician is simulated and knows the finding, as a radiologist would; studies kept out of training decide.
+The fresh policy scores every token alike, so there is something to learn that a few corrections can teach. The shipped
+one knows simulated findings already, but not the platelets of real blood smears. The clinician is simulated and knows
+the finding, as a radiologist would; studies kept out of training decide.
 """
 
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import torch
 from safetensors.numpy import save
 
 from sparsight.config import Config
+from sparsight.datasets import load_folder
 from sparsight.model import TokenPolicy, load_base_policy
 from sparsight.model.nano.weights import SHIPPED, save_policy
 from sparsight.model.positions import DIM
@@ -97,3 +100,16 @@ def test_corrections_change_the_policy_and_rollback_restores_it(service: Service
     assert again.answer.text == before[0].answer.text
     assert again.answer.confidence == pytest.approx(before[0].answer.confidence, abs=0)
     assert service.store.verify() == []
+
+
+@pytest.mark.realdata
+def test_marks_on_real_smears_promote_the_shipped_policy(tmp_path: Path, real_data: Path) -> None:
+    rows = [c for c in load_folder(real_data / "bccd", "train") if c.label == "Platelets" and c.finding is not None]
+    with closing(Service(Config.load(home=tmp_path))) as service:
+        for case in rows:
+            service.correct(by_mask(case, service.ask(case.volume, case.question).episode))
+        learned = service.learn()
+        assert learned.promoted, learned.reasons
+        gain = next(check for check in learned.gate["checks"] if check["name"] == "held_out_gain")
+        assert gain["n"] == learned.held_out >= 30
+        assert gain["low"] > 0.01
