@@ -11,13 +11,13 @@ import pytest
 
 from sparsight.bench.evidence import BUDGETS, LONG_BUDGETS, SIZES
 from sparsight.model.rivals import LABELLED
-from sparsight.rl.evaluate import SELECTORS
+from sparsight.rl.evaluate import ONCE, SELECTORS
 
 READER = "nano"
 SMALL = SIZES["small"]
 QUESTIONS = {name: getattr(SMALL, name) for name in ("sim_2d", "sim_ood", "sim_long", "sim_pair")}
 SHIPPED = [name for name in SELECTORS if name not in LABELLED]  # the labelled ones are trained on demand
-STREAMS = [name for name in SHIPPED if name != "all"]
+STREAMS = [name for name in SHIPPED if name not in ONCE]
 _TOKEN = 1 / 576  # of the smallest grid: budgets are rounded to whole tokens
 pytestmark = pytest.mark.slow
 
@@ -54,12 +54,12 @@ def test_every_suite_has_every_stream_at_every_budget(
     assert report["selectors"] == SHIPPED
     for suite, n in QUESTIONS.items():
         assert report["suites"][suite]["n"] == n
-        once = [("all", 1.0), ("no image", 0.0), ("majority", 0.0)]
+        once = [*ONCE.items(), ("no image", 0.0), ("majority", 0.0)]
         budgets = LONG_BUDGETS if suite == "sim_long" else BUDGETS
         wanted = once + [(name, budget) for name in STREAMS for budget in budgets]
         assert all(rows[suite, name, budget]["n"] == n for name, budget in wanted)
         paired = {(row["second"], row["budget"]) for row in report["paired"] if row["suite"] == suite}
-        rivals = {"all", "no image", "majority", *STREAMS} - {"ours", "oracle"}
+        rivals = {*ONCE, "no image", "majority", *STREAMS} - {"ours", "oracle"}
         assert {(name, budget) for name in rivals for budget in budgets} <= paired
 
 

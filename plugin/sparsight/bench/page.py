@@ -120,7 +120,8 @@ def _accuracy(rows: Rows, areas: Rows) -> list[str]:
         own = {row["budget"]: row for row in rows if row["selector"] == stream}
         if stream in ALWAYS:
             row = next(iter(own.values()))
-            cells.append([stream, value(row["accuracy"], row["accuracy_ci"]), *([""] * len(budgets))])
+            name = f"{stream} (keeps {row['fraction']:.1%})" if stream == "auto" else stream
+            cells.append([name, value(row["accuracy"], row["accuracy_ci"]), *([""] * len(budgets))])
         else:
             by = [value(own[b]["accuracy"], own[b]["accuracy_ci"]) if b in own else "" for b in budgets]
             cells.append([stream, *by, area.get(stream, "")])

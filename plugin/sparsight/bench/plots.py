@@ -50,6 +50,9 @@ def _retention(rows: list[dict[str, Any]], name: str) -> Figure:
     for stream, style in (("all", "-"), ("no image", ":"), ("majority", "--")):
         for row in (row for row in rows if row["selector"] == stream):
             axes.axhline(row["accuracy"], color="0.4", ls=style, lw=1, label=stream)
+    for row in (row for row in rows if row["selector"] == "auto"):
+        colour, _ = _style("ours", several)
+        axes.plot([row["fraction"]], [row["accuracy"]], color=colour, marker="*", ms=10, ls="", label="auto")
     axes.set_xscale("log")
     ticks = sorted({row["budget"] for row in rows if row["selector"] in several})
     axes.set_xticks(ticks, [f"{tick:.1%}" if tick < 0.01 else f"{tick:.0%}" for tick in ticks])

@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 
 from sparsight.errors import InputError
 from sparsight.imaging.grid import mask_share, token_coverage
+from sparsight.model import PolicySelector
 from sparsight.model.protocols import Reader, Selector
 from sparsight.model.rivals import RIVALS, rival_of
 from sparsight.model.selectors import AllSelector, GridSelector, RandomSelector, ScoreSelector
 from sparsight.rl.scoring import Ask, Posed, Result, answered, by_reading
-from sparsight.types import Case, Selection, TokenGrid
+from sparsight.types import Case, Question, Selection, TokenGrid
 
-SELECTORS = ("all", "random", "grid", "ours", "saliency", "oracle", *RIVALS)
+SELECTORS = ("all", "random", "grid", "ours", "auto", "saliency", "oracle", *RIVALS)
+ONCE = {"all": 1.0, "auto": 0.0}  # asked once, under this budget: all tokens, and as many as the policy says
 
 SelectorFor = Callable[[Case, TokenGrid], Selector]
 
@@ -29,7 +31,8 @@ SelectorFor = Callable[[Case, TokenGrid], Selector]
 def selectors_by_name(names: Sequence[str], reader: Reader, ours: Selector, *, seed: int = 0) -> dict[str, SelectorFor]:
     """Visual streams to compare. Raises InputError for an unknown name.
 
-    random draws anew for each case (seed + position); the oracle sees the case's mask.
+    random draws anew for each case (seed + position); the oracle sees the case's mask; auto is ours with the share of
+    the tokens that its budget head chooses for the question.
     """
     unknown = [name for name in names if name not in SELECTORS]
     if unknown or not names:
@@ -45,6 +48,11 @@ def selectors_by_name(names: Sequence[str], reader: Reader, ours: Selector, *, s
         "saliency": lambda case, tokens: ScoreSelector(reader.saliency(tokens).numpy(), "saliency"),
         "oracle": lambda case, tokens: ScoreSelector(_coverage(case, tokens), "oracle"),
     }
+    if "auto" in names:
+        if not isinstance(ours, PolicySelector):
+            raise InputError("auto without a policy", expected="a policy as ours", todo="leave auto out")
+        auto = _Auto(ours, reader)
+        makers["auto"] = lambda case, tokens: auto
     return {name: makers[name] if name in makers else _rival(name, reader) for name in names}
 
 
@@ -59,7 +67,7 @@ def evaluate(
 ) -> list[Result]:
     """Answer every case with every selector at every budget; by default as the product would (reader.read, greedy).
 
-    Neighbouring cases that share a volume are encoded once. `all` is answered once, at budget 1.
+    Neighbouring cases that share a volume are encoded once. `all` and `auto` are answered once (ONCE).
     """
     results: list[Result] = []
     done = 0
@@ -76,12 +84,12 @@ def evaluate(
 def pose(
     case: Case, grid: TokenGrid, reader: Reader, selectors: dict[str, SelectorFor], budgets: Sequence[float]
 ) -> list[Posed]:
-    """One question with what each selector keeps at each budget; `all` once, at budget 1."""
+    """One question with what each selector keeps at each budget; those of ONCE once."""
     share = finding_share(case, grid)
     posed = []
     for name, make in selectors.items():
         selector = make(case, grid)
-        for budget in (1.0,) if name == "all" else budgets:
+        for budget in (ONCE[name],) if name in ONCE else budgets:
             selection = selector.select(grid, case.question, tokens_at(budget, grid, reader))
             posed.append(posed_as(name, budget, case, grid, selection, share))
     return posed
@@ -124,6 +132,17 @@ class _Seeded:
 
     def select(self, grid: TokenGrid, question: Any, k: int, *, seed: int | None = None) -> Selection:
         return self._selector.select(grid, question, k, seed=self._seed if seed is None else seed)
+
+
+class _Auto:
+    """A policy that says itself how many tokens it keeps; the k it is given does not count."""
+
+    def __init__(self, policy: PolicySelector, reader: Reader) -> None:
+        self.id, self._policy, self._reader = f"{policy.id}, auto", policy, reader
+
+    def select(self, grid: TokenGrid, question: Question, k: int, *, seed: int | None = None) -> Selection:  # noqa: ARG002
+        share = self._policy.budget(grid, question)
+        return self._policy.select(grid, question, tokens_at(share, grid, self._reader), seed=seed)
 
 
 def _coverage(case: Case, grid: TokenGrid) -> Any:

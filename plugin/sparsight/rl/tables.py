@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sparsight.rl.scoring import Result
 from sparsight.rl.statistics import Interval, bootstrap_mean, bootstrap_ratio
 
-ALWAYS = ("all", "no image", "majority")  # answered once, whatever the budget
+ALWAYS = ("all", "auto", "no image", "majority")  # answered once, whatever the budget
 Key = tuple[str, float]
 
 

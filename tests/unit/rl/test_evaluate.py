@@ -12,7 +12,15 @@ from torch import Tensor
 
 from sparsight.errors import InputError
 from sparsight.imaging.grid import prepare, token_coverage
-from sparsight.model import GridSelector, ScoreRequest, ScoreSelector, load_reader
+from sparsight.model import (
+    GridSelector,
+    PolicySelector,
+    ScoreRequest,
+    ScoreSelector,
+    TokenPolicy,
+    load_base_policy,
+    load_reader,
+)
 from sparsight.model.rivals import LABELLED, RIVALS
 from sparsight.rl.acquisition import acquire
 from sparsight.rl.evaluate import SELECTORS, evaluate, finding_share, selectors_by_name
@@ -163,7 +171,9 @@ def test_paired_difference_and_its_interval(reader: SeesOneToken) -> None:
 def test_every_stream_can_be_made_for_nano_and_keeps_the_budget(reader_folder: Path) -> None:
     nano = load_reader(reader_folder)
     names = [name for name in SELECTORS if name not in LABELLED]  # the others are trained first
-    streams = selectors_by_name(names, nano, GridSelector())
+    streams = selectors_by_name(
+        names, nano, PolicySelector(TokenPolicy.from_arrays(load_base_policy(reader_folder)), nano)
+    )
     assert list(streams) == names
     assert set(RIVALS) < set(SELECTORS)
     some = cases(2)
@@ -171,10 +181,39 @@ def test_every_stream_can_be_made_for_nano_and_keeps_the_budget(reader_folder: P
     assert [r.selector for r in results if r.case == some[0].id] == names
     n = nano.encode(some[0].volume).n
     coarser = {"downsampled", "pooled"}  # of whole cells in a rectangle, so up to a few fewer
-    exact = {(name, n if name == "all" else round(0.1 * n)) for name in set(names) - coarser}
-    assert {(r.selector, r.kept) for r in results if r.selector not in coarser} == exact
+    exact = {(name, n if name == "all" else round(0.1 * n)) for name in set(names) - coarser - {"auto"}}
+    assert {(r.selector, r.kept) for r in results if r.selector not in {*coarser, "auto"}} == exact
     assert all(0.66 * 0.1 * n <= r.kept <= 0.1 * n for r in results if r.selector in coarser)
     assert all(0 <= r.p_right <= 1 for r in results if r.p_right is not None)
+
+
+class _Choosy(PolicySelector):
+    """Keeps a quarter of the tokens for one question, a twentieth for others."""
+
+    text = ""
+
+    def budget(self, grid: TokenGrid, question: Question) -> float:
+        return 0.25 if question.text == self.text else 0.05
+
+
+def test_auto_is_ours_with_as_many_tokens_as_the_policy_says(reader_folder: Path) -> None:
+    nano = load_reader(reader_folder)
+    ours = _Choosy(TokenPolicy.from_arrays(load_base_policy(reader_folder)), nano)
+    first, second = (case for case in cases(2))
+    ours.text = first.question.text
+    second = replace(second, question=replace(second.question, text="Is there anything else?"))
+    streams = selectors_by_name(["auto", "ours"], nano, ours)
+    results = evaluate([first, second], nano, streams, [0.25, 0.05], ask=by_choices)
+    n = nano.encode(first.volume).n
+    auto = {r.case: r for r in results if r.selector == "auto"}
+    assert {case: r.kept for case, r in auto.items()} == {first.id: round(0.25 * n), second.id: round(0.05 * n)}
+    same = {r.case: r for r in results if r.selector == "ours" and r.kept == auto[r.case].kept}
+    assert all(auto[case].p_right == same[case].p_right for case in auto)
+    rows = summarise(results)
+    assert next(row for row in rows if row["selector"] == "auto")["fraction"] == pytest.approx(0.15, abs=1 / n)
+    assert {row["budget"] for row in compare(results, "ours", "auto")} == {0.25, 0.05}  # it counts at every budget
+    with pytest.raises(InputError, match="auto"):
+        selectors_by_name(["auto"], nano, GridSelector())
 
 
 def test_streams_that_look_into_nano_are_refused_for_another_reader(reader: SeesOneToken) -> None:
