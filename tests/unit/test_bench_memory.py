@@ -1,5 +1,6 @@
 """Peak memory is that of the process watched and of what it starts, also when it has been given back."""
 
+import mmap
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,19 @@ def test_a_page_that_two_processes_share_counts_once() -> None:
         assert process.wait(30) == 0
     assert 100 * MIB < memory.together < 140 * MIB
     assert len(memory.bytes) == 2
+
+
+def test_a_file_counts_in_full_once_also_where_others_map_it(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(60 << 20))
+    opened = f"m = mmap.mmap(os.open({str(path)!r}, os.O_RDONLY), 0, prot=mmap.PROT_READ)"
+    read = f"import mmap, os, time; {opened}; sum(m[::4096])"
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mine:
+        sum(mine[::4096])
+        process = subprocess.Popen([sys.executable, "-c", f"{read}; os.fork(); sum(m[::4096]); time.sleep(2)"])
+        with PeakMemory(process.pid) as memory:
+            assert process.wait(30) == 0
+    assert 60 * MIB < memory.together < 100 * MIB
 
 
 def test_a_process_that_is_gone_has_none() -> None:

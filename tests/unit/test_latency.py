@@ -44,7 +44,7 @@ def loop(monkeypatch):
     """Play a server with two studies whose learning ends as told; the requests it got."""
     got = []
 
-    def put(ends):
+    def put(ends, candidate):
         states = iter(["running", ends])
         replies = {
             "/sparsight/studies": lambda: [{"id": "a"}, {"id": "b"}],
@@ -54,7 +54,8 @@ def loop(monkeypatch):
 
         def reply(request):
             got.append((request.method, request.url.path))
-            learn = {"state": next(states)} if request.method == "GET" and request.url.path.endswith("learn") else {}
+            asked = (request.method, request.url.path) == ("GET", "/sparsight/learn")
+            learn = {"state": next(states), "stats": {"candidate": candidate}} if asked else {}
             return httpx.Response(200, json=replies.get(request.url.path, lambda: learn)())
 
         client = httpx.Client
@@ -65,14 +66,15 @@ def loop(monkeypatch):
 
 
 def test_memory_is_that_of_a_server_asked_corrected_and_taught(loop):
-    got = loop("done")
+    got = loop("done", {"id": "p1"})
     latency._loop("http://127.0.0.1:1")
     asked = [("POST", "/sparsight/ask"), ("POST", "/sparsight/feedback")]
     learned = [("POST", "/sparsight/learn"), *[("GET", "/sparsight/learn")] * 2]
     assert got == [("GET", "/sparsight/studies"), *asked, *asked, *learned]
 
 
-def test_learning_that_fails_fails_the_measurement(loop):
-    loop("failed")
-    with pytest.raises(TrainingError, match="learning that failed"):
+@pytest.mark.parametrize(("ends", "candidate"), [("failed", None), ("failed", {"id": "p1"}), ("done", None)])
+def test_learning_without_a_candidate_fails_the_measurement(loop, ends, candidate):
+    loop(ends, candidate)
+    with pytest.raises(TrainingError, match=ends):
         latency._loop("http://127.0.0.1:1")

@@ -1,10 +1,13 @@
 """Every way to begin an answer is timed, on the tokens and positions that it says."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import LlamaConfig, SiglipVisionConfig
 
 from sparsight.bench import prefill
+from sparsight.errors import InputError
 from sparsight.model import PolicySelector, TokenPolicy, load_base_policy
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.nano.weights import SHIPPED
@@ -26,9 +29,10 @@ def timed():
     original = prefill._Ways._prefill
 
     def spied(self, positions):
-        states = original(self, positions)
-        seen.append((positions, states.shape[1]))
-        return states
+        logits = original(self, positions)
+        assert logits.shape == (1, 1, SMALL.vocab_size)
+        seen.append(positions)
+        return logits
 
     prefill._Ways._prefill = spied
     try:
@@ -45,13 +49,12 @@ def test_a_tenth_keeps_its_positions_and_all_of_the_text(timed):
     assert told[-1] == ("rounds", 4, 4)
     assert len(seen) == 8  # two ways in each of four rounds
     text = torch.arange(1024, 1024 + 64)
-    for (few, read), (all_, all_read) in zip(seen[::2], seen[1::2], strict=True):
-        assert read == len(few) == 102 + 64
+    for few, whole in zip(seen[::2], seen[1::2], strict=True):
+        assert len(few) == 102 + 64
         assert few[-64:].equal(text)
         assert few[:-64].max() < 1024
         assert few[:-64].unique().numel() == 102
-        assert all_read == 1024 + 64
-        assert all_.equal(torch.arange(1024 + 64))
+        assert whole.equal(torch.arange(1024 + 64))
     assert report["tokens"] == {"visual": 1024, "kept": 102, "text": 64}
 
 
@@ -68,3 +71,8 @@ def test_rows_have_intervals_and_verdicts_by_them(timed):
     assert speed_up["met"] == (speed_up["low"] >= 0.9 * report["linear"])
     share = by_name["selector's share, later question"]
     assert share["met"] == (share["high"] <= 0.01)
+
+
+def test_another_reader_is_refused():
+    with pytest.raises(InputError, match="fake"):
+        prefill.measure(SimpleNamespace(id="fake"), None, repeats=1, seed=0, on_step=print)

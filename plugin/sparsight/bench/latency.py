@@ -51,7 +51,9 @@ def measure(config: Config, *, repeats: int, series: Path | None, on_step: Step)
         write_dicom(_enlarged(scene.volume, 10), picture, "bench")
         series = series or _long_series(folder / "studies" / "series", scene.volume)
         on_step("radiograph and series", 0, 3)
+        begun = time.perf_counter()
         service = Service(config)
+        row("reader and policy loaded", time.perf_counter() - begun, "s", 3)
         for kind, path, targets in (("radiograph", picture, (1.5, 0.3)), ("series", series, (20, 1))):
             slices, first, later = _questions(service, str(path), repeats)
             what = f"{kind}, {slices} slices" if slices > 1 else kind
@@ -66,7 +68,7 @@ def measure(config: Config, *, repeats: int, series: Path | None, on_step: Step)
         started, times, memory = _server(config, folder)
         row("/info/ after start", started, "s", 20)
         row("/info/ during an answer, p99", float(np.percentile(times, 99)), "s", 0.05, len(times))
-        if memory.bytes:
+        if memory.together:
             row("server and its learning job together: peak memory", memory.together / 2**30, "GiB", 2.0)
             row("the server alone: peak memory", memory.bytes[memory.pid] / 2**30, "GiB", 2.0)
     machine = {"cores": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()}
@@ -107,12 +109,12 @@ def _server(config: Config, folder: Path) -> tuple[float, list[float], PeakMemor
     begun = time.monotonic()
     server = start(config, str(folder / "studies"), port=port, log=folder / "server.log")
     try:
+        while not _answers(f"{url}/info/") and server.poll() is None:
+            time.sleep(0.05)
+        started = time.monotonic() - begun
+        wait_until_ready(url, process=server)
+        times = _beside_answers(url)
         with PeakMemory(server.pid) as memory:
-            while not _answers(f"{url}/info/") and server.poll() is None:
-                time.sleep(0.05)
-            started = time.monotonic() - begun
-            wait_until_ready(url, process=server)
-            times = _beside_answers(url)
             _loop(url)
         return started, times, memory
     finally:
@@ -129,10 +131,10 @@ def _loop(url: str) -> None:
             right = {"episode": asked["episode"], "verdict": "amend", "answer": "yes"}
             client.post("/sparsight/feedback", json=right).raise_for_status()
         client.post("/sparsight/learn").raise_for_status()
-        while (state := client.get("/sparsight/learn").raise_for_status().json()["state"]) == "running":
+        while (learned := client.get("/sparsight/learn").raise_for_status().json())["state"] == "running":
             time.sleep(0.5)
-        if state != "done":
-            raise TrainingError(f"learning that {state}", expected="an end", todo="see docs/method.md")
+        if learned["state"] != "done" or learned["stats"].get("candidate") is None:  # then little was held in memory
+            raise TrainingError(f"learning that ended so: {learned}", expected="a candidate", todo="see server.log")
 
 
 def _beside_answers(url: str) -> list[float]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import threading
+from collections import defaultdict
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 _EVERY_S = 0.1
 _PEAK = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
-_SHARE = re.compile(r"^Pss:\s+(\d+) kB$", re.MULTILINE)
+_OWN = re.compile(r"^Pss_(?:Anon|Shmem):\s+(\d+) kB$", re.MULTILINE)
+_FILES_EVERY = 10  # looks: it takes longer, and files come and go slowly
 
 
 class PeakMemory:
@@ -18,16 +21,22 @@ class PeakMemory:
 
     bytes: by process id, the most that was resident of it: the kernel's own mark since the process began, so none
     between two looks is missed, but for what a child reaches in its last tenth of a second. Empty without /proc.
-    together: the most that all of them took at one time, looked at ten times a second. A page that processes share
-    counts once (their proportional set sizes are added up), also where one of them is none of ours.
+    together: the most that all of them took, looked at ten times a second; what they share counts once. It is the
+    most of what they hold alone or of each other (proportional set sizes) plus the most of what they map of files, of
+    each file as much as the one of them that has most of it.
     """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.bytes: dict[int, int] = {}
-        self.together = 0
+        self._own = self._files = 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="sparsight-memory", daemon=True)
+
+    @property
+    def together(self) -> int:
+        """Bytes."""
+        return self._own + self._files
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -40,12 +49,16 @@ class PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        while True:
+        for look in count():
             family = _family(self.pid)
             for pid in family:
-                if peak := _bytes_of(pid, "status", _PEAK):  # a child has its parent's until it has its own program
-                    self.bytes[pid] = peak
-            self.together = max(self.together, sum(_bytes_of(pid, "smaps_rollup", _SHARE) for pid in family))
+                if peak := sum(
+                    _kilobytes(_PEAK, pid, "status")
+                ):  # a child has its parent's until it has its own program
+                    self.bytes[pid] = peak * 1024
+            self._own = max(self._own, 1024 * sum(sum(_kilobytes(_OWN, pid, "smaps_rollup")) for pid in family))
+            if look % _FILES_EVERY == 0:
+                self._files = max(self._files, _mapped(family))
             if self._done.wait(_EVERY_S):
                 return
 
@@ -59,10 +72,27 @@ def _family(pid: int) -> list[int]:
     return found
 
 
-def _bytes_of(pid: int, file: str, what: re.Pattern[str]) -> int:
-    """A figure of a process, in bytes; 0 for a process that is gone."""
-    match = what.search(_text(Path(f"/proc/{pid}/{file}")))
-    return int(match[1]) * 1024 if match else 0
+def _kilobytes(what: re.Pattern[str], pid: int, file: str) -> list[int]:
+    """The figures of that kind of a process; none of one that is gone."""
+    return [int(figure) for figure in what.findall(_text(Path(f"/proc/{pid}/{file}")))]
+
+
+def _mapped(family: list[int]) -> int:
+    """Bytes of files that are in memory for any of these processes."""
+    most: dict[str, int] = {}
+    for pid in family:
+        own: dict[str, int] = defaultdict(int)
+        path = ""
+        for line in _text(Path(f"/proc/{pid}/smaps")).splitlines():
+            name, _, rest = line.partition(" ")
+            if not name.endswith(":"):  # a mapping: addresses, rights, offset, device, inode, path
+                parts = rest.split(maxsplit=4)
+                path = parts[4] if len(parts) == 5 and parts[3] != "0" else ""
+            elif path and name in ("Rss:", "Anonymous:"):
+                own[path] += (1 if name == "Rss:" else -1) * int(rest.split()[0])
+        for path, kilobytes in own.items():
+            most[path] = max(most.get(path, 0), kilobytes)
+    return 1024 * sum(most.values())
 
 
 def _text(path: Path) -> str:

@@ -6,6 +6,8 @@ an answer are timed in turns, one round after the other, and compared within a r
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import LlamaConfig, LlamaModel, SiglipVisionConfig, SiglipVisionModel
+from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
 from sparsight.errors import InputError
 from sparsight.model import PolicySelector
@@ -52,7 +54,7 @@ def measure(
     language: LlamaConfig = LANGUAGE,
     vision: SiglipVisionConfig = VISION,
 ) -> dict[str, Any]:
-    """Rows {what, value, low, high, unit, target, met, n}: medians over rounds, 95 % intervals by bootstrap.
+    """A report: rows {what, value, low, high, target, met, n}, of medians over rounds, 95 % intervals by bootstrap.
 
     reader, selector: whose encoder and policy are timed. repeats: rounds; one more is run first and not counted.
     Raises InputError for another reader than nano, whose encoder is none of ours to time.
@@ -85,6 +87,7 @@ def measure(
     rows.append(_row("selector's share, later question", seconds["select"] / later, rng, at_most=0.01))
     return {
         "created": datetime.now(UTC).isoformat(),
+        "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "threads": torch.get_num_threads()},
         "reader": reader.id,
         "tokens": {"visual": n, "kept": k, "text": _TEXT},
         "linear": linear,
@@ -108,7 +111,7 @@ class _Ways:
     ) -> None:
         self.reader, self.selector, self.n, self.k = reader, selector, n, k
         self.language, self.vision = (
-            model.to(torch.bfloat16).eval() for model in (LlamaModel(language), SiglipVisionModel(vision))
+            model.to(torch.bfloat16).eval() for model in (LlamaForCausalLM(language), SiglipVisionModel(vision))
         )
         self.pixels = torch.rand(1, _SIDE * PATCH, _SIDE * PATCH)
         self.picture = torch.rand(1, 3, vision.image_size, vision.image_size, dtype=torch.bfloat16)
@@ -131,16 +134,17 @@ class _Ways:
         return seconds
 
     def _prefill(self, positions: Tensor) -> Tensor:
-        """Last hidden states of the tokens at these positions, which they keep; with a cache, as for an answer."""
+        """Logits of the first token: (1, 1, vocabulary). positions: of what is kept; with a cache, as for an answer."""
         mask = torch.ones(1, len(positions), dtype=torch.long)
         out = self.language(
             inputs_embeds=self.embeds[:, positions],
             attention_mask=mask,
             position_ids=positions[None],
             use_cache=True,
+            logits_to_keep=1,
         )
-        states: Tensor = out.last_hidden_state
-        return states
+        logits: Tensor = out.logits
+        return logits
 
 
 def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
