@@ -131,6 +131,9 @@ def test_studies_are_read_only(client, server):
 def test_dropped_routes(client):
     refused(client.post("/reload"), 404, 405)
     refused(client.get("/docs"), 404)
+    for path in ("/train/", "/scoring/"):  # "run all" takes a folder of code to import, and starts beside a running one
+        refused(client.post(path, json={"bundle_path": "/tmp"}), 404, 405)
+        refused(client.post(path, json={"sparsight": 3}), 404, 405)
     for path in ("studies", "qido/studies", "wado/studies", "stow/studies"):
         refused(client.get(f"/proxy/dicom/{path}"), 404)
         refused(client.post(f"/proxy/dicom/{path}"), 404, 405)

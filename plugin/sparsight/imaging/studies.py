@@ -132,6 +132,11 @@ class FolderStudies:
         """The files of one study, all under `root`."""
         return self._find(study_id).paths
 
+    def holder(self, path: Path) -> str | None:
+        """The id of the study that a file belongs to; None where it is no image."""
+        self._refresh()
+        return next((entry.info.id for entry in self._entries.values() if path in entry.paths), None)
+
     def _find(self, study_id: str) -> _Entry:
         self._refresh()
         entry = self._entries.get(self._aliases.get(study_id, study_id))

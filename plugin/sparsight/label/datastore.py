@@ -97,22 +97,26 @@ class StudiesDatastore(LocalDatastore):
         return {**self._object(image_id).image.info, **{key: value for key, value in known.items() if value}}
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:  # noqa: ARG002
-        """Add a file to the studies folder.
+        """Add a file to the studies folder; returns the id that it is listed under (of DICOM, its own UID).
 
-        Raises InputError (a PACS), ConflictError (the id is taken), ImageError or GeometryError (what cannot be read),
-        BusyError.
+        Raises InputError (a PACS), ConflictError (the id or the series is there), ImageError or GeometryError (what
+        cannot be read), BusyError.
         """
         if not isinstance(self._source, FolderStudies):
             raise InputError("an upload to a PACS", expected="a served folder", todo="send it to the PACS itself")
         target = self._source.root / f"{image_id}{''.join(Path(image_filename).suffixes)}"
+        load(Path(image_filename))  # whoever sends it hears at once, not whoever asks about it
         with self._guard:
             if self.has(image_id) or target.exists():
-                raise ConflictError("an id that is taken", expected="a new id", todo="choose another one")
-            load(Path(image_filename))  # whoever sends it hears at once, not whoever asks about it
+                raise _taken()
             with disk_errors(), whole(target) as temporary:
                 shutil.copyfile(image_filename, temporary)
+            listed = self._source.holder(target)
+            if listed is None or len(self._source.paths(listed)) > 1:
+                target.unlink()
+                raise _taken()
             self._list_again()
-        return image_id
+        return listed
 
     def remove_image(self, image_id: str) -> None:  # noqa: ARG002
         """Refused: studies are read only. Raises InputError."""
@@ -289,3 +293,7 @@ def write_volume(path: Path, volume: ImageVolume) -> None:
     image.header.set_xyzt_units("mm")
     with whole(path) as temporary:  # a reader sees all of it or nothing
         nibabel.save(image, temporary)
+
+
+def _taken() -> ConflictError:
+    return ConflictError("an id or a series that is there", expected="a new one", todo="choose another id")

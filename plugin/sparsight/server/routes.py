@@ -154,7 +154,7 @@ def episodes(
     study: Annotated[str | None, Query(max_length=256)] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> list[dict[str, Any]]:
-    """Earlier answers, newest first; one that was altered on the disk is left out, and named in the log."""
+    """Earlier answers, newest first; one that was altered on the disk is left out, and the log says so."""
     found = service.store.episodes(limit, study=study, on_fault=lambda fault: logger.error("left out: %s", fault))
     return [episode_json(episode) for episode in found]
 

@@ -9,6 +9,8 @@ absolute or `..` image ids, tags, any file type          checked against the dat
 unknown model, bad JSON, unknown image: bare 500         4xx with a code
 an OHIF file in a sub-folder comes back as index.html    ohif_file
 learning loads all of MONAI Label a second time          jobs.popen
+POST /train/, /scoring/ run all, whatever they are told  gone
+an upload's copy stays where the request fails           _tidy
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import inspect
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,6 +46,7 @@ from monailabel.endpoints import (
 )
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.async_tasks import utils
+from starlette.routing import BaseRoute
 
 from sparsight.errors import InputError, NotFoundError
 from sparsight.server import guard, jobs
@@ -59,6 +63,8 @@ def apply() -> None:
     datastore.update_label_info = _checked_info(datastore.update_label_info)
     datastore.download_dataset = _checked_archive(datastore.download_dataset)
     activelearning.sample = _checked_job(activelearning.sample, "strategy", lambda app: app._strategies)
+    for router in (train.router, scoring.router):  # "run all" takes its parameters past every check
+        router.routes[:] = [route for route in router.routes if not _runs_all(route)]
     train.run_model = _checked_job(_one_at_a_time(train.run_model), "model", lambda app: app._trainers)
     scoring.run_method = _checked_job(scoring.run_method, "method", lambda app: app._scoring_methods)
     batch_infer.run = _checked_job(batch_infer.run, "model", lambda app: app._infers)
@@ -73,6 +79,10 @@ def apply() -> None:
         activelearning, batch_infer, datastore, infer, info, logs, model, ohif, scoring, session, train, wsi_infer
     ):  # fmt: skip
         off_the_loop(module.router)
+
+
+def _runs_all(route: BaseRoute) -> bool:
+    return isinstance(route, APIRoute) and route.path in ("/train/", "/scoring/") and route.methods == {"POST"}
 
 
 def off_the_loop(router: APIRouter) -> None:
@@ -109,6 +119,17 @@ def _driven(endpoint: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+@contextmanager
+def _tidy(background_tasks: BackgroundTasks) -> Iterator[None]:
+    """Do what was left for after the reply also where there is none: stock removes an upload's copy only then."""
+    try:
+        yield
+    except BaseException:
+        for task in background_tasks.tasks:
+            task.func(*task.args, **task.kwargs)
+        raise
+
+
 def _known_image(app: Any, image: str) -> str:
     if not app.datastore().has(guard.safe_id(image, "image id")):  # looks again where the list is older than the image
         raise guard.unknown("image")
@@ -140,7 +161,8 @@ def _checked_inference(original: Callable[..., Any]) -> Callable[..., Any]:
             _known_image(app, image)
         if output == "dicom_seg":
             raise InputError("output dicom_seg", expected="image, json or all", todo="take the label map")
-        return original(background_tasks, model, image, session_id, params, file, None, output)
+        with _tidy(background_tasks):
+            return original(background_tasks, model, image, session_id, params, file, None, output)
 
     return run_inference
 
@@ -181,7 +203,8 @@ def _checked_upload(original: Callable[..., Any]) -> Callable[..., Any]:
         guard.json_object(params)
         image = image or Path(file.filename or "").name[: -len(extension)]
         file.filename = "upload" + extension
-        return original(background_tasks, guard.safe_id(image, "image id"), params, file, user)
+        with _tidy(background_tasks):
+            return original(background_tasks, guard.safe_id(image, "image id"), params, file, user)
 
     return add_image
 

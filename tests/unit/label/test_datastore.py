@@ -278,6 +278,17 @@ def test_uploads_never_overwrite(datastore, folder, mask):
         datastore.remove_image("a")
 
 
+def test_an_uploaded_dicom_file_has_its_own_id_and_joins_no_series(datastore, folder, tmp_path):
+    mr = Path(get_testdata_file("MR_small.dcm"))
+    uid = datastore.add_image("any name", str(shutil.copy(mr, tmp_path / "one.dcm")), {})
+    assert datastore.has(uid)
+    assert not datastore.has("any name")
+    assert datastore._source.load(uid).voxels.shape == (1, 64, 64)
+    with pytest.raises(ConflictError):
+        datastore.add_image("again", str(shutil.copy(mr, tmp_path / "two.dcm")), {})
+    assert sorted(path.name for path in folder.iterdir() if path.suffix == ".dcm") == ["any name.dcm", "ct.dcm"]
+
+
 @pytest.mark.parametrize("name", ["x.png", "x.nii.gz", "x.nrrd", "x.dcm", "x.tif"])
 def test_an_upload_that_cannot_be_read_is_refused_and_leaves_nothing(datastore, folder, tmp_path, name):
     before = sorted(path.name for path in folder.iterdir())
