@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sparsight.errors import ConfigError
 
@@ -26,9 +26,9 @@ def default_home() -> Path:
 
 
 class _Strict(BaseModel):
-    """Frozen; an unknown key is an error."""
+    """Frozen; an unknown key or a number that is none is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ServeConfig(_Strict):
@@ -67,7 +67,7 @@ class LearnConfig(_Strict):
     """How corrections become a candidate policy. configs/learn.yaml."""
 
     steps: int = Field(40, ge=1, description="policy-gradient steps; more where `passes` asks for them")
-    passes: float = Field(6, ge=0, description="times that each correction is at least drawn")
+    passes: float = Field(6, ge=0, le=1000, description="times that each correction is drawn, on average and at least")
     batch: int = Field(12, ge=1, description="questions per step, corrections and replay together")
     group: int = Field(8, ge=2, description="G, subsets sampled per question")
     replay: float = Field(0.5, ge=0, lt=1, description="share of a batch that replays earlier cases")
@@ -80,10 +80,22 @@ class LearnConfig(_Strict):
     held_out: float = Field(0.3, ge=0, lt=1, description="share of corrections never trained on: the gate's test")
     seed: int = Field(0, description="of subsets, batches and the held-out split")
 
+    @property
+    def earlier(self) -> int:
+        """Questions of a batch that replay earlier cases, where there are any."""
+        return round(self.batch * self.replay)
+
+    @model_validator(mode="after")
+    def _learns_something(self) -> Self:
+        if self.earlier == self.batch:
+            raise ValueError(f"batch {self.batch} with replay {self.replay:g} leaves no room for corrections")
+        return self
+
     def for_corrections(self, n: int) -> Self:
         """The same with as many steps as n corrections need."""
-        new = self.batch - round(self.batch * self.replay)
-        return self.model_copy(update={"steps": max(self.steps, math.ceil(self.passes * n / max(1, new)))})
+        return self.model_copy(
+            update={"steps": max(self.steps, math.ceil(self.passes * n / (self.batch - self.earlier)))}
+        )
 
 
 class GateConfig(_Strict):

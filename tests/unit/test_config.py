@@ -47,3 +47,11 @@ def test_many_corrections_are_drawn_as_often_as_a_few(corrections, steps):
     assert learn.for_corrections(corrections).steps == steps
     assert learn.for_corrections(corrections).lr == learn.lr
     assert learn.model_copy(update={"passes": 0}).for_corrections(corrections).steps == 40
+
+
+@pytest.mark.parametrize(
+    "learn", [{"passes": float("inf")}, {"passes": -1}, {"lr": float("nan")}, {"batch": 4, "replay": 0.9}]
+)
+def test_learning_that_could_not_be_is_refused(tmp_path, learn):
+    with pytest.raises(ConfigError):
+        Config.load(home=tmp_path, learn=learn)

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsight.rl.evaluate import ONCE
 from sparsight.rl.scoring import Result
 from sparsight.rl.statistics import Interval, bootstrap_mean, bootstrap_ratio
 
-ALWAYS = ("all", "auto", "no image", "majority")  # answered once, whatever the budget
+ALWAYS = (*ONCE, "no image", "majority")  # answered once, whatever the budget
 Key = tuple[str, float]
 
 

@@ -204,7 +204,7 @@ class _Run:
 
     def _batch(self, rng: np.random.Generator) -> list[Example]:
         """`replay` of the batch are earlier cases (all new where there are none); without repeats while they last."""
-        n_old = round(self.config.batch * self.config.replay) if self.old else 0
+        n_old = self.config.earlier if self.old else 0
         return [*_pick(self.new, self.config.batch - n_old, rng), *_pick(self.old, n_old, rng)]
 
     def _draw(self, example: Example, rng: np.random.Generator, torch_rng: torch.Generator) -> _Draw:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, Row, Select, func, select
 
-from sparsight.errors import ConflictError, InputError, NotFoundError, SparsightError
+from sparsight.errors import ConflictError, InputError, NotFoundError, SparsightError, WeightsError
 from sparsight.store import audit, tables
 from sparsight.store.audit import Head
 from sparsight.store.blobs import Arrays, BlobStore
@@ -312,7 +312,7 @@ def _readable(read: Callable[[str], _T], bodies: Iterable[str], on_fault: OnFaul
     for body in bodies:
         try:
             found.append(read(body))
-        except SparsightError as error:
+        except WeightsError as error:  # not BusyError: a disk that does not answer now has lost nothing
             if on_fault is None:
                 raise
             on_fault(error)
