@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import numpy as np
 from rich.console import Console
+from rich.progress import track
 
 from sparsight.config import Config
 from sparsight.errors import BusyError, TrainingError
@@ -34,10 +35,12 @@ _console = Console(stderr=True, highlight=False)
 def run(config: Config, folder: Path, *, port: int, once: bool) -> dict[str, Any]:
     """Start the server on sample studies. once: do the loop, return its summary; else serve until Ctrl-C."""
     folder = folder.resolve()
-    lessons = make_studies(folder / "studies", _LESSONS if once else 4)
+    with _console.status("making sample studies"):
+        lessons = make_studies(folder / "studies", _LESSONS if once else 4)
     url = f"http://127.0.0.1:{port}"
     with _server(config, folder, port):
-        asked = _ask(url, lessons[0])
+        with _console.status("asking"):
+            asked = _ask(url, lessons[0])
         overlay = _save(f"{url}/sparsight/episodes/{asked['episode']}/overlay.png", folder / "overlay.png")
         summary: dict[str, Any] = {"url": f"{url}/sparsight/", "overlay": str(overlay), "asked": asked}
         if once:
@@ -98,7 +101,7 @@ def _ask(url: str, lesson: tuple[str, Case]) -> Any:
 def _loop(url: str, lessons: list[tuple[str, Case]]) -> dict[str, Any]:
     """Ask about every picture, correct each answer, learn, and ask the first again."""
     rewards, right = [], 0
-    for n, (study, case) in enumerate(lessons):
+    for n, (study, case) in enumerate(track(lessons, "correcting", console=_console, transient=True)):
         answer = _ask(url, (study, case))
         correct = answer["answer"] == case.answer
         right += correct
@@ -111,7 +114,8 @@ def _loop(url: str, lessons: list[tuple[str, Case]]) -> dict[str, Any]:
             "marks": [{"kind": "relevant", "box_mm": _box(case)}] if case.finding is not None and n % 2 == 0 else [],
         }
         rewards.append(_json(_HTTP.post(f"{url}/sparsight/feedback", json=body, timeout=60))["reward"]["total"])
-    learned = _learn(url)
+    with _console.status("learning"):
+        learned = _learn(url)
     policies = _json(_HTTP.get(f"{url}/sparsight/policies", timeout=30))
     return {
         "corrections": len(lessons),

@@ -27,10 +27,14 @@ def config(tmp_path, reader_folder):
 
 
 def learning_process(server: subprocess.Popen[bytes], url: str) -> psutil.Process:
-    """Start learning and wait for its process."""
+    """Start learning and wait for its process, which is ours and gives way to those that answer."""
     assert httpx.post(f"{url}/sparsight/learn", timeout=30).status_code == 202
     deadline = time.monotonic() + 30
     while not (children := psutil.Process(server.pid).children()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert "sparsight.label.learner" in children[0].cmdline()
+    while children[0].nice() <= psutil.Process().nice():
         assert time.monotonic() < deadline
         time.sleep(0.1)
     return children[0]

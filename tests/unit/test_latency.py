@@ -66,14 +66,14 @@ def loop(monkeypatch):
 
 
 def test_memory_is_that_of_a_server_asked_corrected_and_taught(loop):
-    got = loop("done", {"id": "p1"})
+    got = loop("done", "p1")
     latency._loop("http://127.0.0.1:1")
     asked = [("POST", "/sparsight/ask"), ("POST", "/sparsight/feedback")]
     learned = [("POST", "/sparsight/learn"), *[("GET", "/sparsight/learn")] * 2]
     assert got == [("GET", "/sparsight/studies"), *asked, *asked, *learned]
 
 
-@pytest.mark.parametrize(("ends", "candidate"), [("failed", None), ("failed", {"id": "p1"}), ("done", None)])
+@pytest.mark.parametrize(("ends", "candidate"), [("failed", None), ("failed", "p1"), ("done", None)])
 def test_learning_without_a_candidate_fails_the_measurement(loop, ends, candidate):
     loop(ends, candidate)
     with pytest.raises(TrainingError, match=ends):

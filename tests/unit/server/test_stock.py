@@ -1,4 +1,5 @@
 import asyncio
+import io
 import subprocess
 import sys
 import threading
@@ -8,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
-from fastapi import APIRouter, FastAPI, HTTPException
+from fastapi import APIRouter, BackgroundTasks, FastAPI, HTTPException, UploadFile
 from fastapi.testclient import TestClient
 
 from sparsight.compat import allow_monailabel
@@ -120,3 +121,24 @@ def test_learning_starts_without_monai_label(monkeypatch, method, module):
 def test_the_learning_job_imports_no_monai_label():
     code = "import sys, sparsight.label.learner; sys.exit(any(m.split('.')[0] == 'monailabel' for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_the_copy_of_an_upload_never_stays(fails):
+    removed, later = [], BackgroundTasks()
+
+    def original(background_tasks, image, params, file, user):
+        background_tasks.add_task(removed.append, image)
+        if fails:
+            raise ConflictError("taken", expected="", todo="")
+        return {"image": image}
+
+    add_image = stock._checked_upload(original)
+    upload = UploadFile(io.BytesIO(b"x"), filename="a.png")
+    if fails:
+        with pytest.raises(ConflictError):
+            add_image(later, image="a", file=upload)
+        assert removed == ["a"]
+    else:
+        assert add_image(later, image="a", file=upload) == {"image": "a"}
+        assert not removed  # that is for after the reply
