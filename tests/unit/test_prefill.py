@@ -46,8 +46,8 @@ def timed():
 
 def test_a_tenth_keeps_its_positions_and_all_of_the_text(timed):
     report, seen, told = timed
-    assert told[-1] == ("rounds", 4, 4)
-    assert len(seen) == 8  # two ways in each of four rounds
+    assert told[-1] == ("rounds", 8, 8)
+    assert len(seen) == 16  # two ways in each of four rounds of both types
     text = torch.arange(1024, 1024 + 64)
     for few, whole in zip(seen[::2], seen[1::2], strict=True):
         assert len(few) == 102 + 64
@@ -60,12 +60,15 @@ def test_a_tenth_keeps_its_positions_and_all_of_the_text(timed):
 
 def test_rows_have_intervals_and_verdicts_by_them(timed):
     report, _, _ = timed
-    assert set(report["seconds"]) == {"nano", "vit", "select", "few", "all"}
-    assert min(report["seconds"].values()) > 0
+    assert set(report["seconds"]) == {"float32", "bfloat16"}
+    for seconds in report["seconds"].values():
+        assert set(seconds) == {"nano", "vit", "select", "few", "all"}
+        assert min(seconds.values()) > 0
     for row in report["rows"]:
         assert row["low"] <= row["value"] <= row["high"]
         assert row["n"] == 3
-    by_name = {row["what"]: row for row in report["rows"]}
+    by_name = {row["what"]: row for row in report["rows"] if row["type"] == "float32"}
+    assert len(report["rows"]) == 2 * len(by_name)
     speed_up = by_name["prefill of all tokens / of a tenth"]
     assert speed_up["target"] == f"at least {0.9 * (1024 + 64) / (102 + 64):.3g}"
     assert speed_up["met"] == (speed_up["low"] >= 0.9 * report["linear"])

@@ -54,24 +54,43 @@ def measure(
     language: LlamaConfig = LANGUAGE,
     vision: SiglipVisionConfig = VISION,
 ) -> dict[str, Any]:
-    """A report: rows {what, value, low, high, target, met, n}, of medians over rounds, 95 % intervals by bootstrap.
+    """A report: rows {what, type, value, low, high, target, met, n}, medians over rounds, 95 % intervals by bootstrap.
+
+    type: of the models' numbers, float32 and bfloat16; the policy and its encoder are float32 always.
 
     reader, selector: whose encoder and policy are timed. repeats: rounds; one more is run first and not counted.
     Raises InputError for another reader than nano, whose encoder is none of ours to time.
     """
     if not isinstance(reader, NanoReader):
         raise InputError(f"reader {reader.id}", expected="a nano reader", todo="name one with serve.reader")
-    torch.manual_seed(seed)
     n = _SIDE * _SIDE
     k = round(_SHARE * n)
-    ways = _Ways(reader, selector, language, vision, n, k)
-    rounds = []
-    for number in range(repeats + 1):
-        rounds.append(ways.round())
-        on_step("rounds", number + 1, repeats + 1)
-    seconds = {name: np.array([r[name] for r in rounds[1:]]) for name in rounds[0]}
+    rows, medians = [], {}
+    for number, dtype in enumerate((torch.float32, torch.bfloat16)):
+        torch.manual_seed(seed)
+        ways = _Ways(reader, selector, language, vision, n, k, dtype)
+        rounds = []
+        for r in range(repeats + 1):
+            rounds.append(ways.round())
+            on_step("rounds", number * (repeats + 1) + r + 1, 2 * (repeats + 1))
+        seconds = {name: np.array([one[name] for one in rounds[1:]]) for name in rounds[0]}
+        name = str(dtype).removeprefix("torch.")
+        medians[name] = {part: float(np.median(values)) for part, values in seconds.items()}
+        rows += [{"type": name, **row} for row in _rows(seconds, (n + _TEXT) / (k + _TEXT), seed)]
+    return {
+        "created": datetime.now(UTC).isoformat(),
+        "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "threads": torch.get_num_threads()},
+        "reader": reader.id,
+        "tokens": {"visual": n, "kept": k, "text": _TEXT},
+        "linear": (n + _TEXT) / (k + _TEXT),
+        "seconds": medians,
+        "seed": seed,
+        "rows": rows,
+    }
+
+
+def _rows(seconds: dict[str, NDArray[np.float64]], linear: float, seed: int) -> list[dict[str, Any]]:
     rng = np.random.default_rng(seed)
-    linear = (n + _TEXT) / (k + _TEXT)
     rows = [
         _row("prefill of all tokens / of a tenth", seconds["all"] / seconds["few"], rng, at_least=_OF_LINEAR * linear)
     ]
@@ -85,16 +104,7 @@ def measure(
     later = seconds["select"] + seconds["few"]
     rows.append(_row("later question, study encoded: all / a tenth", seconds["all"] / later, rng))
     rows.append(_row("selector's share, later question", seconds["select"] / later, rng, at_most=0.01))
-    return {
-        "created": datetime.now(UTC).isoformat(),
-        "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "threads": torch.get_num_threads()},
-        "reader": reader.id,
-        "tokens": {"visual": n, "kept": k, "text": _TEXT},
-        "linear": linear,
-        "seconds": {name: float(np.median(values)) for name, values in seconds.items()},
-        "seed": seed,
-        "rows": rows,
-    }
+    return rows
 
 
 class _Ways:
@@ -108,18 +118,19 @@ class _Ways:
         vision: SiglipVisionConfig,
         n: int,
         k: int,
+        dtype: torch.dtype,
     ) -> None:
         self.reader, self.selector, self.n, self.k = reader, selector, n, k
         self.language, self.vision = (
-            model.to(torch.bfloat16).eval() for model in (LlamaForCausalLM(language), SiglipVisionModel(vision))
+            model.to(dtype).eval() for model in (LlamaForCausalLM(language), SiglipVisionModel(vision))
         )
         self.pixels = torch.rand(1, _SIDE * PATCH, _SIDE * PATCH)
-        self.picture = torch.rand(1, 3, vision.image_size, vision.image_size, dtype=torch.bfloat16)
+        self.picture = torch.rand(1, 3, vision.image_size, vision.image_size, dtype=dtype)
         with torch.inference_mode():
             features = reader.encoder(self.pixels).flatten(0, 2)
         at = np.eye(4)
         self.grid = TokenGrid(features, (1, _SIDE, _SIDE), (PATCH, PATCH, 1), at, at, reader.id)
-        self.embeds = torch.randn(1, n + _TEXT, language.hidden_size, dtype=torch.bfloat16)
+        self.embeds = torch.randn(1, n + _TEXT, language.hidden_size, dtype=dtype)
 
     @torch.inference_mode()
     def round(self) -> dict[str, float]:

@@ -177,9 +177,15 @@ def prefill(
     if json:
         emit_json(report)
         return
-    table = Table("what", "median", "95 % interval", "target")
+    table = Table("what", "type", "median", "95 % interval", "target")
     for row in report["rows"]:
-        table.add_row(row["what"], f"{row['value']:.3g}", f"{row['low']:.3g}..{row['high']:.3g}", row["target"] or "-")
+        table.add_row(
+            row["what"],
+            row["type"],
+            f"{row['value']:.3g}",
+            f"{row['low']:.3g}..{row['high']:.3g}",
+            row["target"] or "-",
+        )
     console.print(table)
 
 
