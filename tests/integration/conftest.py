@@ -80,7 +80,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, studies_folder: Path, reade
     config = Config.load(
         home=home,
         serve={"reader": str(reader_folder), "max_upload_bytes": 2**20},
-        learn={"steps": 2, "batch": 4, "group": 4},
+        learn={"steps": 2, "passes": 0, "batch": 4, "group": 4},
         gate={"sentinel": 20, "bootstrap": 200},
     )
     port = free_port()

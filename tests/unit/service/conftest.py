@@ -16,7 +16,7 @@ def config(tmp_path: Path, reader_folder: Path) -> Config:
     return Config.load(
         home=tmp_path / "home",
         serve={"reader": str(reader_folder)},
-        learn={"steps": 3, "batch": 4, "group": 4},
+        learn={"steps": 3, "passes": 0, "batch": 4, "group": 4},
         gate={"sentinel": 20, "min_feedback": 2},
     )
 
