@@ -8,6 +8,7 @@ from sparsight.compat import allow_monailabel
 
 allow_monailabel()
 
+# E402: what follows needs the shim above
 from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
 from monailabel.interfaces.datastore import Datastore  # noqa: E402
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask  # noqa: E402

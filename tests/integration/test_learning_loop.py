@@ -130,7 +130,8 @@ def test_marks_on_real_smears_promote_the_shipped_policy(tmp_path: Path, real_da
         assert learned.promoted, learned.reasons
         gain = next(check for check in learned.gate["checks"] if check["name"] == "held_out_gain")
         assert gain["n"] == learned.held_out >= 30
-        assert service.ask(rows[0].volume, rows[0].question).episode.policy == learned.candidate.id  # type: ignore[union-attr]
+        assert learned.candidate is not None
+        assert service.ask(rows[0].volume, rows[0].question).episode.policy == learned.candidate.id
         service.rollback()
         again = service.ask(rows[0].volume, rows[0].question).episode
         assert again.policy_sha256 == before.policy_sha256

@@ -52,11 +52,10 @@ class PeakMemory:
         for look in count():
             family = _family(self.pid)
             for pid in family:
-                if peak := sum(
-                    _kilobytes(_PEAK, pid, "status")
-                ):  # a child has its parent's until it has its own program
-                    self.bytes[pid] = peak * 1024
-            self._own = max(self._own, 1024 * sum(sum(_kilobytes(_OWN, pid, "smaps_rollup")) for pid in family))
+                # it only grows, but a child has its parent's until it has its own program
+                if peak := _bytes(_PEAK, pid, "status"):
+                    self.bytes[pid] = peak
+            self._own = max(self._own, sum(_bytes(_OWN, pid, "smaps_rollup") for pid in family))
             if look % _FILES_EVERY == 0:
                 self._files = max(self._files, _mapped(family))
             if self._done.wait(_EVERY_S):
@@ -72,9 +71,9 @@ def _family(pid: int) -> list[int]:
     return found
 
 
-def _kilobytes(what: re.Pattern[str], pid: int, file: str) -> list[int]:
-    """The figures of that kind of a process; none of one that is gone."""
-    return [int(figure) for figure in what.findall(_text(Path(f"/proc/{pid}/{file}")))]
+def _bytes(what: re.Pattern[str], pid: int, file: str) -> int:
+    """The sum of a process's figures of that kind; 0 for one that is gone."""
+    return 1024 * sum(int(figure) for figure in what.findall(_text(Path(f"/proc/{pid}/{file}"))))
 
 
 def _mapped(family: list[int]) -> int:

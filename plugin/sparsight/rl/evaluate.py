@@ -140,7 +140,7 @@ class _Auto:
     def __init__(self, policy: PolicySelector, reader: Reader) -> None:
         self.id, self._policy, self._reader = f"{policy.id}, auto", policy, reader
 
-    def select(self, grid: TokenGrid, question: Question, k: int, *, seed: int | None = None) -> Selection:  # noqa: ARG002
+    def select(self, grid: TokenGrid, question: Question, k: int, *, seed: int | None = None) -> Selection:  # noqa: ARG002 - the protocol has it
         share = self._policy.budget(grid, question)
         return self._policy.select(grid, question, tokens_at(share, grid, self._reader), seed=seed)
 
