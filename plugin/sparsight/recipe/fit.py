@@ -29,6 +29,7 @@ def fit(
     checkpoint: Path,
     on_step: OnStep,
     muon: float = 0.0,
+    hidden: nn.Module | None = None,
 ) -> None:
     """Minimise a loss in place: AdamW, linear warm-up, cosine to 2 %, gradients clipped at 1.
 
@@ -37,7 +38,7 @@ def fit(
     Raises TrainingError for a loss or a gradient that is not a number, before it reaches the weights: those in place
     and the last checkpoint are the last good ones.
     """
-    optimizers = _optimizers(module, lr, muon)
+    optimizers = _optimizers(module, lr, muon, hidden or module)
     peaks = (lr, muon)
     start = load_checkpoint(checkpoint, run, module, optimizers)
     module.train()
@@ -69,9 +70,9 @@ def _stopped(what: str, step: int) -> TrainingError:
     )
 
 
-def _optimizers(module: nn.Module, lr: float, muon: float) -> list[torch.optim.Optimizer]:
+def _optimizers(module: nn.Module, lr: float, muon: float, within: nn.Module) -> list[torch.optim.Optimizer]:
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-    hidden = [p for p in module.parameters() if muon and p.ndim == 2 and id(p) not in embeddings]
+    hidden = [p for p in within.parameters() if muon and p.ndim == 2 and id(p) not in embeddings]
     turned = {id(p) for p in hidden}
     others = [p for p in module.parameters() if id(p) not in turned]
     made: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)]

@@ -32,14 +32,28 @@ class _PlaceNorm(nn.LayerNorm):
         return y.permute(0, 3, 1, 2)
 
 
+class _Conv(nn.Module):
+    """3 x 3 or 1 x 1 convolution whose weight is kept as the matrix that it is, so that Muon can train it."""
+
+    def __init__(self, into: int, out: int, side: int, stride: int = 1) -> None:
+        super().__init__()
+        self.kernel, self.stride = (out, into, side, side), stride
+        self.weight = nn.Parameter(torch.randn(out, into * side * side) * (2 / (into * side * side)) ** 0.5)
+        self.bias = nn.Parameter(torch.zeros(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.view(self.kernel).to(memory_format=torch.channels_last)
+        return functional.conv2d(x, weight, self.bias, self.stride, self.kernel[-1] // 2)
+
+
 class _Block(nn.Module):
     """Residual 3 x 3 convolution: (B, C, h, w) to the same; adds twice its stride to the receptive field."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = _PlaceNorm(channels)
-        self.wide = nn.Conv2d(channels, channels, 3, padding=1)
-        self.mix = nn.Conv2d(channels, channels, 1)
+        self.wide = _Conv(channels, channels, 3)
+        self.mix = _Conv(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.mix(functional.gelu(self.wide(self.norm(x))))
@@ -53,16 +67,16 @@ class LocalEncoder(nn.Module):
     Channels out: what the last layer sees, and what answers taught it to call that, one logit per finding, squashed.
     """
 
-    def __init__(self, channels: int = 128, logits: int = 7) -> None:
+    def __init__(self, channels: int = 160, logits: int = 7) -> None:
         super().__init__()
         self.channels, self.width = channels, channels + logits
         self.logits = nn.Linear(channels, logits)  # log-odds of "there is one" by finding; see recipe.encoder_stage
         half, quarter = channels // 2, channels // 4
         self.stem = nn.Conv2d(2, quarter, 5, stride=2, padding=2)
-        self.down1 = nn.Conv2d(quarter, half, 3, stride=2, padding=1)
+        self.down1 = _Conv(quarter, half, 3, stride=2)
         self.fine = _Block(half)
         self.norm1 = _PlaceNorm(half)
-        self.down2 = nn.Conv2d(half, channels, 3, stride=2, padding=1)
+        self.down2 = _Conv(half, channels, 3, stride=2)
         self.blocks = nn.Sequential(_Block(channels), _Block(channels))
         self.norm2 = _PlaceNorm(channels)
         for module in self.modules():  # keeps a finding's amplitude through all layers

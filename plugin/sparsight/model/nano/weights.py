@@ -42,7 +42,7 @@ class Calibration:
 class NanoSpec:
     """What is not a tensor: sizes, the words it knows, calibration."""
 
-    channels: int = 128
+    channels: int = 160
     hidden: int = 128
     layers: int = 3
     heads: int = 4
