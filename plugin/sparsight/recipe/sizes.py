@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Size:
     """How much of everything."""
 
-    easy: int  # simulated images on synthetic anatomy
-    scenes: int  # simulated images of every kind
+    easy: int  # simulated images on synthetic anatomy, for the encoder
+    scenes: int  # simulated images of every kind, for the encoder; as many others for the language stream
     volumes: int
     pairs: int  # of a prior and a current image; the encoder does not see them
     rl_scenes: int  # further images, unseen by the language stream, that the policy learns on
@@ -18,6 +18,7 @@ class Size:
     rl_pairs: int
     encoder_easy: int  # steps on easy images
     encoder_all: int  # steps on all of them
+    encoder_varied: int  # steps on them with anatomy that looks as if taken otherwise
     encoder_batch: int
     language_steps: int
     language_tokens: int  # in a batch
@@ -42,6 +43,7 @@ SIZES = {
         rl_pairs=200,
         encoder_easy=300,
         encoder_all=3_000,
+        encoder_varied=1_500,
         encoder_batch=64,
         language_steps=3_500,
         language_tokens=9_000,
@@ -64,6 +66,7 @@ SIZES = {
         rl_pairs=40,
         encoder_easy=250,
         encoder_all=250,
+        encoder_varied=80,
         encoder_batch=64,
         language_steps=450,
         language_tokens=5_000,
@@ -86,6 +89,7 @@ SIZES = {
         rl_pairs=4,
         encoder_easy=3,
         encoder_all=3,
+        encoder_varied=3,
         encoder_batch=8,
         language_steps=6,
         language_tokens=600,

@@ -77,16 +77,19 @@ def simulated(
     *,
     scoring: bool = False,
     asked: int | None = None,
+    varied: float = 0.0,
 ) -> Pool:
     """Draw n images, numbers first to first + n of a split: the presets in turn, on real and synthetic anatomy.
 
     asked: questions of each; 12, or 4 where they score. The image is the same whatever is asked.
+    varied: see SceneConfig.
     """
     backgrounds = standard(data)
     turns = [name for name, times in _MIX for _ in range(times)]
     asked = asked or (_SCORED if scoring else QUESTIONS)
     simulators = {
-        name: Simulator(replace(PRESETS[name], questions=asked), backgrounds) for name in dict.fromkeys(turns)
+        name: Simulator(replace(PRESETS[name], questions=asked, varied=varied), backgrounds)
+        for name in dict.fromkeys(turns)
     }
     pool = Pool()
     for index in range(first, first + n):
@@ -116,10 +119,11 @@ def volumes(
     *,
     scoring: bool = False,
     asked: int | None = None,
+    varied: float = 0.0,
 ) -> Pool:
     """Draw n volumes of 8 to 32 slices; asked: as above."""
     asked = asked or (_SCORED if scoring else QUESTIONS)
-    config = SceneConfig(depth=(8, 32), n_findings=(2, 6), questions=asked)
+    config = SceneConfig(depth=(8, 32), n_findings=(2, 6), questions=asked, varied=varied)
     simulator = Simulator(config, standard(data))
     pool = Pool()
     for index in range(first, first + n):
@@ -128,9 +132,21 @@ def volumes(
     return pool
 
 
-def pairs(split: Split, first: int, n: int, seed: int, data: Path | None, tell: Tell, *, scoring: bool = False) -> Pool:
+def pairs(
+    split: Split,
+    first: int,
+    n: int,
+    seed: int,
+    data: Path | None,
+    tell: Tell,
+    *,
+    scoring: bool = False,
+    varied: float = 0.0,
+) -> Pool:
     """Draw n pairs of a prior and a current image: two slices, 1,152 tokens."""
-    simulator = Simulator(replace(PRESETS["pair"], questions=_SCORED if scoring else QUESTIONS), standard(data))
+    simulator = Simulator(
+        replace(PRESETS["pair"], questions=_SCORED if scoring else QUESTIONS, varied=varied), standard(data)
+    )
     pool = Pool(by_question=True)  # a pair without change allows fewer questions than others
     for index in range(first, first + n):
         pool.add(simulator.scene(split, index, seed).cases, "sim pair", scoring=scoring)

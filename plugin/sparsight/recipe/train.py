@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from sparsight.sim import KINDS, texts
 OnProgress = Callable[[str, int, int], None]  # stage, done, total
 _LOG = logging.getLogger(__name__)
 _NAMING = 0.5  # share of the language stage in which tokens also learn to name what they show
+_VARIED = 0.6  # share of the training scenes whose anatomy is made to look as if taken otherwise
 _BLANK = 0.15  # share of the encoder's batches in which all but the salient patches is blanked
 _LATE = 0.6  # progress at which the second language stage begins: subsets of every kind, no naming
 _PRICED = 16  # questions of the budget head for each step of the policy
@@ -90,8 +92,9 @@ class _Recipe:
         # What a stage depends on names its checkpoint: changing a later stage keeps the earlier ones.
         of = asdict(self.size)
         given = f"seed {seed} data {bool(data)} scenes {of['easy']} + {of['scenes']}"
-        given = f"{given} encoder {of['encoder_easy']} + {of['encoder_all']} x {of['encoder_batch']}"
-        language = f"{given} volumes {of['volumes']} pairs {of['pairs']}"
+        self.begun = f"{given} encoder {of['encoder_easy']} + {of['encoder_all']} x {of['encoder_batch']}"
+        given = f"{self.begun} + {of['encoder_varied']} varied {_VARIED:g}"
+        language = f"{given} fresh scenes {of['scenes']} volumes {of['volumes']} pairs {of['pairs']}"
         language = f"{language} language {of['language_steps']} x {of['language_tokens']}"
         learned = f"{of['rl_scenes']} + {of['rl_volumes']} + {of['rl_pairs']}"
         steps = f"{of['warm_steps']} warm + {of['policy_steps']} x {of['policy_batch']}"
@@ -135,10 +138,9 @@ class _Recipe:
         pools = {  # data folders first: a picture that breaks off is to be found before scenes are drawn for minutes
             "real": sources.real(self.data, "train", self.tell),
             "real val": sources.real(self.data, "val", self.tell),
-            "easy": sources.easy("train", 0, size.easy, seed, self.tell),
-            "sim": sources.simulated("train", 0, size.scenes, seed, self.data, self.tell),
-            "volumes": sources.volumes("train", 0, size.volumes, seed, self.data, self.tell),
-            "pairs": sources.pairs("train", 0, size.pairs, seed, self.data, self.tell),
+            "sim": sources.simulated("train", size.scenes, size.scenes, seed, self.data, self.tell, varied=_VARIED),
+            "volumes": sources.volumes("train", 0, size.volumes, seed, self.data, self.tell, varied=_VARIED),
+            "pairs": sources.pairs("train", 0, size.pairs, seed, self.data, self.tell, varied=_VARIED),
             "val": sources.simulated("val", 0, size.test_scenes // 3 + 1, seed, self.data, self.tell),
         }
         written = [
@@ -153,7 +155,7 @@ class _Recipe:
         spec = NanoSpec(logits=len(findings) + ATTRIBUTES, findings=KINDS, words=known_words(questions))
         torch.manual_seed(seed)
         encoder, _ = build(spec, tokenizer.get_vocab_size())
-        self._encoder(encoder, findings, pools)
+        self._encoder(encoder, findings, pools["real"])
         for pool in pools.values():
             pool.encode(encoder)
         torch.manual_seed(seed + 2)
@@ -162,34 +164,54 @@ class _Recipe:
         self._language(reader, pools)
         return reader, self._streams(reader, pools), pools
 
-    def _encoder(self, encoder: LocalEncoder, findings: tuple[str, ...], pools: dict[str, Pool]) -> None:
-        """First easy images only, then all: from the start on all of them it does not leave the prior."""
+    def _encoder(self, encoder: LocalEncoder, findings: tuple[str, ...], real: Pool) -> None:
+        """First easy images only, for from the start on all of them it does not leave the prior; then all.
+
+        Then most of them as if taken otherwise: until then it knows its backgrounds by heart.
+
+        On simulated images of its own: on those that it learned from it is surer than it will ever be again, and a
+        language stream that read them would learn to trust it too much.
+        """
         torch.manual_seed(self.seed + 1)  # each stage by itself: the sizes of a later one change nothing here
         heads = WeakHeads(encoder.channels, len(findings), len(KINDS))
         both = nn.ModuleDict({"encoder": encoder.to(memory_format=torch.channels_last), "heads": heads})
-        phases: dict[str, dict[str, float]] = {"easy": {"easy": 1.0}, "all": {"easy": 0.2, "sim": 0.65, "real": 0.15}}
-        with self.seconds.of("encoder"):
-            for phase, mix in phases.items():
-                steps = self.size.encoder_easy if phase == "easy" else self.size.encoder_all
-                batches = {
-                    name: WeakBatches(pools[name], findings, self.size.encoder_batch)
-                    for name in mix
-                    if pools[name].pixels
-                }
-                fit(
-                    both,
-                    _drawn_loss(encoder, heads, batches, mix, blank_after=None if phase == "easy" else steps // 4),
-                    steps=steps,
-                    lr=3e-3 if phase == "easy" else 2e-3,
-                    warm=max(1, steps // 10),
-                    seed=self.seed + len(phase),
-                    run=f"{phase} {self.runs['encoder']}",
-                    checkpoint=self.out / f"encoder-{phase}.safetensors",
-                    on_step=self._log(f"encoder ({phase})"),
-                    muon=0.02,  # validation loss .39 where AdamW had .47, after the same 550 steps
-                    hidden=encoder,
-                )
+        with _once(self.out / "encoder.safetensors", self.runs["encoder"], both) as todo:
+            if todo:
+                with self.seconds.of("encoder"):
+                    self._fit_encoder(encoder, heads, both, findings, real)
         heads.fold_into(encoder)
+
+    def _fit_encoder(
+        self, encoder: LocalEncoder, heads: WeakHeads, both: nn.Module, findings: tuple[str, ...], real: Pool
+    ) -> None:
+        size, given = self.size, (self.seed, self.data, self.tell)
+        pools: dict[str, Callable[[], Pool]] = {  # drawn when a phase that is not done yet asks for them
+            "easy": lambda: sources.easy("train", 0, size.easy, self.seed, self.tell),
+            "sim": lambda: sources.simulated("train", 0, size.scenes, *given),
+            "varied": lambda: sources.simulated("train", 0, size.scenes, *given, varied=_VARIED),
+        }
+        if real.pixels:
+            pools["real"] = lambda: real
+        batches = {name: _batches_of(make, findings, size.encoder_batch) for name, make in pools.items()}
+        for phase, steps, lr, muon, mix in (
+            ("easy", size.encoder_easy, 3e-3, 0.02, {"easy": 1.0}),
+            ("all", size.encoder_all, 2e-3, 0.02, {"easy": 0.2, "sim": 0.65, "real": 0.15}),
+            ("varied", size.encoder_varied, 1e-3, 0.01, {"easy": 0.1, "varied": 0.75, "real": 0.15}),
+        ):
+            blank_after = {"easy": None, "all": steps // 4, "varied": 0}[phase]
+            fit(
+                both,
+                _drawn_loss(encoder, heads, batches, mix, blank_after=blank_after),
+                steps=steps,
+                lr=lr,
+                warm=max(1, steps // 10),
+                seed=self.seed + len(phase),
+                run=f"{phase} {self.begun if phase != 'varied' else self.runs['encoder']}",
+                checkpoint=self.out / f"encoder-{phase}.safetensors",
+                on_step=self._log(f"encoder ({phase})"),
+                muon=muon,  # validation loss .39 where AdamW had .47, after the same 550 steps
+                hidden=encoder,
+            )
 
     def _language(self, reader: NanoReader, pools: dict[str, Pool]) -> None:
         mixture = self._mixture(reader, pools)
@@ -284,7 +306,7 @@ class _Recipe:
     def _examples(self, reader: NanoReader, real: Pool) -> list[Example]:
         """What the policy learns on: scenes that the language stream has not seen, and some real rows."""
         size = self.size
-        fresh = sources.simulated("train", size.scenes, size.rl_scenes, self.seed, self.data, self.tell)
+        fresh = sources.simulated("train", 2 * size.scenes, size.rl_scenes, self.seed, self.data, self.tell)
         deep = sources.volumes("train", size.volumes, size.rl_volumes, self.seed, self.data, self.tell)
         two = sources.pairs("train", size.pairs, size.rl_pairs, self.seed, self.data, self.tell)
         examples = []
@@ -340,7 +362,7 @@ class _Recipe:
 
 def _mixed(pools: dict[str, Pool]) -> list[tuple[Pool, float]]:
     """What the language stream learns on, and how often each is drawn."""
-    rates = {"easy": 0.2, "sim": 0.45, "volumes": 0.15, "pairs": 0.1, "real": 0.1}
+    rates = {"sim": 0.65, "volumes": 0.15, "pairs": 0.1, "real": 0.1}
     return [(pools[name], rate) for name, rate in rates.items() if pools[name].pixels]
 
 
@@ -377,20 +399,25 @@ class _Seconds:
             _LOG.info("%s: %.1f s", name, self.taken[run])
 
 
+def _batches_of(make: Callable[[], Pool], findings: Sequence[str], batch: int) -> Callable[[], WeakBatches]:
+    """Batches of a pool that is made when they are first asked for."""
+    return cache(lambda: WeakBatches(make(), findings, batch))
+
+
 def _drawn_loss(
     encoder: LocalEncoder,
     heads: WeakHeads,
-    batches: dict[str, WeakBatches],
+    batches: Mapping[str, Callable[[], WeakBatches]],
     mix: dict[str, float],
     *,
     blank_after: int | None,
 ) -> LossOf:
     """A batch from one pool at a time, pools at the rates of `mix`; from a step on some images are blanked."""
-    names = list(batches)
+    names = [name for name in mix if name in batches]
     rates = np.array([mix[name] for name in names])
 
     def loss_of(step: int, rng: np.random.Generator) -> torch.Tensor:
-        drawn = batches[names[int(rng.choice(len(names), p=rates / rates.sum()))]]
+        drawn = batches[names[int(rng.choice(len(names), p=rates / rates.sum()))]]()
         return drawn.loss(encoder, heads, rng, blank=0.0 if blank_after is None or step < blank_after else _BLANK)
 
     return loss_of

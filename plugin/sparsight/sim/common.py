@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
 
 from sparsight.sim.backgrounds import Background
 from sparsight.sim.place import Change, Finding
@@ -63,6 +65,11 @@ def log_uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
     return float(np.exp(rng.uniform(*np.log(bounds))))
 
 
+def taken(rng: np.random.Generator, voxels: NDArray[np.uint8], varied: float) -> Floats:
+    """The anatomy of one scene, before anything is inserted: `vary` in a share of the scenes, `jitter` in all."""
+    return jitter(rng, vary(rng, voxels) if varied and rng.random() < varied else voxels)
+
+
 def jitter(rng: np.random.Generator, voxels: NDArray[np.uint8]) -> Floats:
     """Shift, scale and stretch a little along rows and columns, change gamma and contrast; never flip: sides matter.
 
@@ -81,6 +88,32 @@ def jitter(rng: np.random.Generator, voxels: NDArray[np.uint8]) -> Floats:
         part = np.asarray(at - low, np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
         image = image.take(low, axis) * (1 - part) + image.take(low + 1, axis) * part
     return np.asarray(image, np.float32)
+
+
+def vary(rng: np.random.Generator, voxels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The same anatomy as if another machine had taken another person's: (D, H, W) uint8 to the same.
+
+    Domain randomisation (Billot et al. 2023, SynthSeg): turned and mirrored, a part of it enlarged, sharpened or
+    blurred, and its grey levels mapped by a curve that need not rise, so that what is bright in it may become dark. All
+    of it before anything is inserted: a finding keeps its look, and its side.
+    """
+    image = np.rot90(voxels, int(rng.integers(4)), (1, 2))[:, :, :: int(rng.choice((-1, 1)))]
+    side, size = float(rng.uniform(0.55, 1.0)), voxels.shape[1]
+    top, left = (float(rng.uniform(0, 1 - side)) * size for _ in range(2))
+    box = (left, top, left + side * size, top + side * size)
+    knots = np.linspace(0, 255, int(rng.integers(3, 7)))
+    levels = rng.uniform(0, 235, len(knots))
+    if np.ptp(levels) < 90:  # an image without contrast is nothing to look at
+        levels = np.sort(np.linspace(10, 225, len(knots)) + rng.uniform(-30, 30, len(knots)))
+    curve = np.interp(np.arange(256), knots, levels).clip(0, 235).astype(np.float32)
+    sigma, amount = float(rng.uniform(0.7, 1.5)), float(rng.uniform(-0.7, 1.5))
+    out = np.empty_like(voxels)
+    for k, plane in enumerate(image):
+        part = Image.fromarray(np.ascontiguousarray(plane)).resize((size, size), Image.Resampling.BILINEAR, box=box)
+        grey = np.asarray(part, np.float32)
+        grey = grey + amount * (grey - ndimage.gaussian_filter(grey, sigma))
+        out[k] = curve[np.clip(grey, 0, 255).astype(np.uint8)].astype(np.uint8)
+    return out
 
 
 def volume_of(voxels: Floats, background: Background, *, pair: bool = False) -> ImageVolume:

@@ -47,6 +47,7 @@ class SceneConfig:
     span: tuple[int, int] = (1, 6)  # slices that a finding of a volume covers
     questions: int = 4  # per scene; fewer where the scene does not allow that many
     question_kinds: tuple[str, ...] = QUESTION_KINDS  # of a pair PAIR_QUESTION_KINDS
+    varied: float = 0.0  # share of the scenes whose anatomy is made to look as if taken otherwise (common.vary), 0..1
     pair: bool = False  # a prior and a current image of one size (two slices); n_findings then counts both together
 
     def __post_init__(self) -> None:
@@ -59,6 +60,8 @@ class SceneConfig:
                 raise _bad(name, given, f"low <= high within {low}..{high}")
         if self.depth != (1, 1) and self.depth[0] < 8:
             raise _bad("depth", self.depth, "(1, 1), or 8 slices or more")
+        if not 0 <= self.varied <= 1:
+            raise _bad("varied", self.varied, "a share within 0..1")
         if not 64 <= self.size <= 512 or self.size % 8:
             raise _bad("size", self.size, "a multiple of 8 within 64..512")
         if not 0 <= self.dark <= 0.5 or not 1 <= self.questions <= 16:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsight.sim.backgrounds import Backgrounds
-from sparsight.sim.common import Crowded, Scene, case_of, jitter, log_uniform, visible, volume_of
+from sparsight.sim.common import Crowded, Scene, case_of, log_uniform, taken, visible, volume_of
 from sparsight.sim.config import SceneConfig, Split
 from sparsight.sim.place import QUADRANTS, Canvas, Change, Finding, Status, artefact
 from sparsight.sim.questions import LARGER, Asked
@@ -96,7 +96,7 @@ def draw_pair(
 ) -> Scene:
     """Draw the pair of a plan. Raises Crowded if a finding finds no room."""
     background = backgrounds.pick(rng, split, (1, config.size, config.size), config.backgrounds)
-    room = Canvas(jitter(rng, background.voxels))  # what lies in either image takes its place in both
+    room = Canvas(taken(rng, background.voxels, config.varied))  # what lies in either image takes its place in both
     images = (room.voxels.copy(), room.voxels.copy())
     changes = [_insert(config, rng, room, images, planned) for planned in plan]
     for _ in range(int(rng.integers(config.n_artefacts[0], config.n_artefacts[1] + 1))):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sparsight.sim.backgrounds import Backgrounds, synthetic
-from sparsight.sim.common import Crowded, Scene, case_of, jitter, log_uniform, until_placed, visible, volume_of
+from sparsight.sim.common import Crowded, Scene, case_of, log_uniform, taken, until_placed, visible, volume_of
 from sparsight.sim.config import SPLITS, SceneConfig, Split
 from sparsight.sim.pairs import draw_pair, plan_pair
 from sparsight.sim.place import QUADRANTS, THIRDS, Canvas, Finding, artefact
@@ -57,7 +57,7 @@ class Simulator:
         config = self.config
         depth = int(rng.integers(config.depth[0], config.depth[1] + 1))
         background = self.backgrounds.pick(rng, split, (depth, config.size, config.size), config.backgrounds)
-        canvas = Canvas(jitter(rng, background.voxels))
+        canvas = Canvas(taken(rng, background.voxels, config.varied))
         findings = tuple(self._insert(rng, canvas, *wanted) for wanted in plan.findings)
         for _ in range(int(rng.integers(config.n_artefacts[0], config.n_artefacts[1] + 1))):
             self._mislead(rng, canvas)
