@@ -20,6 +20,7 @@ class Size:
     encoder_all: int  # steps on all of them
     encoder_varied: int  # steps on them with anatomy that looks as if taken otherwise
     encoder_batch: int
+    glance_steps: int
     language_steps: int
     language_tokens: int  # in a batch
     warm_steps: int  # in which the policy learns which finding a question means
@@ -45,6 +46,7 @@ SIZES = {
         encoder_all=3_000,
         encoder_varied=1_500,
         encoder_batch=64,
+        glance_steps=2_000,
         language_steps=3_500,
         language_tokens=9_000,
         warm_steps=600,
@@ -68,6 +70,7 @@ SIZES = {
         encoder_all=250,
         encoder_varied=80,
         encoder_batch=64,
+        glance_steps=200,
         language_steps=450,
         language_tokens=5_000,
         warm_steps=150,
@@ -91,6 +94,7 @@ SIZES = {
         encoder_all=3,
         encoder_varied=3,
         encoder_batch=8,
+        glance_steps=3,
         language_steps=6,
         language_tokens=600,
         warm_steps=3,

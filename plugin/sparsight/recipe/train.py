@@ -25,6 +25,7 @@ from torch import nn
 
 from sparsight.errors import ConfigError
 from sparsight.model.nano.encoder import LocalEncoder
+from sparsight.model.nano.glance import Glance
 from sparsight.model.nano.reader import NanoReader, build
 from sparsight.model.nano.tokenizer import encode_text, known_words, train_tokenizer
 from sparsight.model.nano.weights import NanoSpec, save_policy
@@ -34,6 +35,7 @@ from sparsight.recipe.calibrate import calibrate
 from sparsight.recipe.card import write_card
 from sparsight.recipe.encoder_stage import ATTRIBUTES, WeakBatches, WeakHeads
 from sparsight.recipe.fit import LossOf, fit
+from sparsight.recipe.glance_stage import fit_glance
 from sparsight.recipe.language_stage import Mixture, answer_loss, naming_loss
 from sparsight.recipe.looks import looks_of
 from sparsight.recipe.policy_stage import SOFTENED, examples_of, fresh_policy, take_turns, train_head, train_selector
@@ -48,6 +50,7 @@ OnProgress = Callable[[str, int, int], None]  # stage, done, total
 _LOG = logging.getLogger(__name__)
 _NAMING = 0.5  # share of the language stage in which tokens also learn to name what they show
 _VARIED = 0.6  # share of the training scenes whose anatomy is made to look as if taken otherwise
+_GLANCE = 64  # channels of the first look at a volume
 _BLANK = 0.15  # share of the encoder's batches in which all but the salient patches is blanked
 _LATE = 0.6  # progress at which the second language stage begins: subsets of every kind, no naming
 _PRICED = 16  # questions of the budget head for each step of the policy
@@ -94,14 +97,15 @@ class _Recipe:
         given = f"seed {seed} data {bool(data)} scenes {of['easy']} + {of['scenes']}"
         self.begun = f"{given} encoder {of['encoder_easy']} + {of['encoder_all']} x {of['encoder_batch']}"
         given = f"{self.begun} + {of['encoder_varied']} varied {_VARIED:g}"
-        language = f"{given} fresh scenes {of['scenes']} volumes {of['volumes']} pairs {of['pairs']}"
-        language = f"{language} language {of['language_steps']} x {of['language_tokens']}"
+        seen = f"{given} fresh scenes {of['scenes']} volumes {of['volumes']} pairs {of['pairs']}"
+        language = f"{seen} language {of['language_steps']} x {of['language_tokens']}"
         learned = f"{of['rl_scenes']} + {of['rl_volumes']} + {of['rl_pairs']}"
         steps = f"{of['warm_steps']} warm + {of['policy_steps']} x {of['policy_batch']}"
         policy = f"{language} policy from odds / {SOFTENED:g}, {steps} on {learned}"
         looked = f"{policy} looked {of['looked_steps']} of {of['looks']}"
         turns = f"{looked} turns {of['turns']} x {of['turn_steps']}"
-        self.runs = {"encoder": given, "language": language, "scout": policy, "looked": looked}
+        self.runs = {"encoder": given, "glance": f"{seen} glance {of['glance_steps']} x {_GLANCE}"}
+        self.runs |= {"language": language, "scout": policy, "looked": looked}
         self.runs |= {"policy": f"policy {looked}", "turns": turns, "budget": f"budget {turns}"}
         self.seconds = _Seconds(out / _SECONDS, self.runs)
         self.budget: dict[str, float] = {}
@@ -152,15 +156,17 @@ class _Recipe:
         tokenizer = train_tokenizer([t for text in texts() for t in (text, text.lower())] + written)
         questions = [i.question.text for name in ("sim", "volumes", "pairs", "real") for i in pools[name].items]
         findings = sources.findings_of(pools["real"])
-        spec = NanoSpec(logits=len(findings) + ATTRIBUTES, findings=KINDS, words=known_words(questions))
+        logits = len(findings) + ATTRIBUTES
+        spec = NanoSpec(glance=_GLANCE, logits=logits, findings=KINDS, words=known_words(questions))
         torch.manual_seed(seed)
         encoder, _ = build(spec, tokenizer.get_vocab_size())
         self._encoder(encoder, findings, pools["real"])
         for pool in pools.values():
             pool.encode(encoder)
+        glance = self._glance(encoder, pools)
         torch.manual_seed(seed + 2)
         _, language = build(spec, tokenizer.get_vocab_size())
-        reader = NanoReader(encoder, language, tokenizer, spec, "0" * 64)
+        reader = NanoReader(encoder, language, tokenizer, spec, "0" * 64, glance=glance)
         self._language(reader, pools)
         return reader, self._streams(reader, pools), pools
 
@@ -212,6 +218,22 @@ class _Recipe:
                 muon=muon,  # validation loss .39 where AdamW had .47, after the same 550 steps
                 hidden=encoder,
             )
+
+    def _glance(self, encoder: LocalEncoder, pools: dict[str, Pool]) -> Glance:
+        torch.manual_seed(self.seed + 3)
+        glance = Glance(len(KINDS), _GLANCE)
+        with self.seconds.of("glance"):
+            fit_glance(
+                glance,
+                encoder,
+                [pools["sim"], pools["volumes"]],
+                steps=self.size.glance_steps,
+                seed=self.seed + 3,
+                run=self.runs["glance"],
+                checkpoint=self.out / "glance.safetensors",
+                on_step=self._log("glance"),
+            )
+        return glance
 
     def _language(self, reader: NanoReader, pools: dict[str, Pool]) -> None:
         mixture = self._mixture(reader, pools)

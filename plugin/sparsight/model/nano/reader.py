@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsight.errors import BudgetError, QuestionError, WeightsError
 from sparsight.imaging.grid import prepare
 from sparsight.model.nano.encoder import LONG_SIDE, PATCH, LocalEncoder
+from sparsight.model.nano.glance import Glance
 from sparsight.model.nano.language import MAX_TEXT, NanoLanguage, Row, visual_row
 from sparsight.model.nano.tokenizer import (
     ANSWER,
@@ -53,7 +54,9 @@ class NanoReader:
         spec: NanoSpec,
         sha256: str,
         folder: Path | None = None,
+        glance: Glance | None = None,
     ) -> None:
+        self.glance = None if glance is None else glance.eval().to(memory_format=torch.channels_last)
         self.encoder = encoder.eval().to(memory_format=torch.channels_last)
         self.language = language.eval()
         self.tokenizer, self.spec, self.sha256 = tokenizer, spec, sha256
@@ -65,8 +68,12 @@ class NanoReader:
         """Read a reader from its files. Raises WeightsError if a file is missing, altered or of another model."""
         tensors, tokenizer, spec, sha256 = load_nano(folder)
         encoder, language = build(spec, tokenizer.get_vocab_size())
+        parts: dict[str, nn.Module] = {"encoder": encoder, "language": language}
+        glance = Glance(len(spec.findings), spec.glance) if spec.glance else None
+        if glance is not None:
+            parts["glance"] = glance
         try:
-            for name, part in (("encoder", encoder), ("language", language)):
+            for name, part in parts.items():
                 prefix = f"{name}."
                 own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
                 missing = part.load_state_dict(own, strict=False)
@@ -76,11 +83,13 @@ class NanoReader:
             raise WeightsError(
                 "weights whose sizes differ from the manifest", expected="one nano reader", todo="reinstall sparsight"
             ) from error
-        return cls(encoder, language, tokenizer, spec, sha256, folder)
+        return cls(encoder, language, tokenizer, spec, sha256, folder, glance)
 
     def save(self, folder: Path) -> str:
         """Write the reader's files; returns their sha256."""
-        parts = {"encoder": self.encoder, "language": self.language}
+        parts: dict[str, nn.Module] = {"encoder": self.encoder, "language": self.language}
+        if self.glance is not None:
+            parts["glance"] = self.glance
         tensors = {
             f"{name}.{key}": value.contiguous()
             for name, part in parts.items()

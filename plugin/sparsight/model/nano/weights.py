@@ -46,6 +46,7 @@ class NanoSpec:
     hidden: int = 128
     layers: int = 3
     heads: int = 4
+    glance: int = 0  # channels of the first look at a volume (glance.py); 0: there is none
     logits: int = 7  # the encoder's answer-trained logits of each token
     findings: tuple[str, ...] = ()  # names of the first of them; their sum is the reader's saliency
     words: tuple[str, ...] = ()
