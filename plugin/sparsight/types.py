@@ -100,6 +100,8 @@ class TokenGrid:
     features: (N, C) float32 tensor, token n = (w * gh + v) * gw + u for the token in slice w, row v, column u.
     uvw_to_ijk: (4, 4), token (u, v, w, 1) to the voxel index of its centre; uvw_to_lps: the same in LPS mm.
     patch: a token's extent in voxels along (i, j, k); may be fractional where the image was resized.
+    encoded: (gd,) slices whose tokens are there; None: all of them. The tokens of the others are zeros: selectors pass
+    them over.
     extras: what the reader that made the grid needs again (deep features, position ids); opaque to all others.
     """
 
@@ -109,6 +111,7 @@ class TokenGrid:
     uvw_to_ijk: NDArray[np.float64]
     uvw_to_lps: NDArray[np.float64]
     reader: str  # id of the reader that made it
+    encoded: NDArray[np.bool_] | None = None
     extras: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sparsight.errors import WeightsError
+from sparsight.imaging.grid import Grid, box_to_tokens
 from sparsight.model import plackett_luce
 from sparsight.model.budget import BUDGETS, BudgetHead
 from sparsight.model.positions import DIM, encode_positions
@@ -19,6 +20,9 @@ from sparsight.model.protocols import Reader
 from sparsight.model.selectors import check_budget, restrict, top_k
 from sparsight.types import Question, Selection, TokenGrid
 
+SOFTENED = 3.0  # log-odds of an encoder are divided by it where a policy begins at them, so that it explores
+FOVEA = 8  # of how many slices of a volume one is encoded before its first answer
+_BEHIND = -1e4
 _CHUNK = 8_192  # tokens scored at a time: bounds the memory of a volume
 
 
@@ -74,6 +78,18 @@ class TokenPolicy(nn.Module):
         kinds, places = self.meant(question).split([logits.shape[-1], DIM], dim=-1)
         score: Tensor = (logits + kinds.unsqueeze(1)).logsumexp(-1) + places @ at.T
         return score
+
+    def slices(self, odds: Tensor, question: Tensor) -> Tensor:
+        """Score slices by their best place, as the prior does. odds: (D, h, w, prior); question: (C_q,); returns (D,).
+
+        Log-odds of a first look stand in for those of the encoder, softened as the policy's own are where it begins.
+        Raises WeightsError for a policy that began at nothing.
+        """
+        if self.prior is None:
+            raise WeightsError("a policy without a prior", expected="one that began at log-odds", todo="train one")
+        at = encode_positions((odds.shape[0], odds.shape[1], odds.shape[2]))
+        scores = self._prior(odds.flatten(0, 2)[None] / SOFTENED, at, question[None])[0]
+        return scores.reshape(len(odds), -1).amax(1)
 
     @torch.no_grad()
     def begin_at(self, weight: Tensor, bias: Tensor) -> None:
@@ -133,6 +149,20 @@ class PolicySelector:
         with torch.inference_mode():
             scores = self.policy(grid.features[None], grid.shape, self.reader.embed(question)[None])[0]
         return restrict(scores, grid, question)
+
+    def slices(self, odds: Tensor, grid: Grid, question: Question, n: int) -> NDArray[np.bool_]:
+        """The n slices that are worth encoding for this question: (gd,) bool.
+
+        odds: (gd, h, w, findings) of a first look. Those that hold nothing of `question.region` come last.
+        """
+        with torch.inference_mode():
+            scores = self.policy.slices(odds, self.reader.embed(question))
+        if question.region is not None:
+            inside = torch.from_numpy(box_to_tokens(grid, question.region) > 0).reshape(grid.shape).any(-1).any(-1)
+            scores = torch.where(inside, scores, scores + _BEHIND)
+        chosen = np.zeros(len(odds), np.bool_)
+        chosen[top_k(scores, min(n, len(odds))).numpy()] = True
+        return chosen
 
     def budget(self, grid: TokenGrid, question: Question) -> float:
         """The share of the tokens that the policy itself would keep for this question, one of budget.BUDGETS."""

@@ -6,8 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
+from sparsight.imaging.grid import Grid
 from sparsight.types import Answer, ContextTokens, ImageVolume, Question, Selection, TokenGrid
 
 
@@ -25,6 +28,9 @@ class ScoreRequest:
     context: ContextTokens | None = None
 
 
+Where = Callable[[Tensor, Grid], NDArray[np.bool_]]  # (gd, h, w, findings) log-odds of a first look -> (gd,) slices
+
+
 class Reader(Protocol):
     """A vision-language model: encode once (expensive), read and score many times (cheap)."""
 
@@ -32,8 +38,19 @@ class Reader(Protocol):
     sha256: str  # of its weights
     max_tokens: int  # the most visual tokens one prompt holds
 
-    def encode(self, volume: ImageVolume) -> TokenGrid:
-        """Turn a study into tokens with exact geometry. Raises ImageError for what it cannot take."""
+    def encode(self, volume: ImageVolume, where: Where | None = None) -> TokenGrid:
+        """Turn a study into tokens with exact geometry. Raises ImageError for what it cannot take.
+
+        where: asked after a first look which slices to encode (foveated encoding), by a reader that has one.
+        """
+        ...
+
+    def first_look(self, volume: ImageVolume) -> Tensor | None:
+        """What `where` is given, (gd, h, w, findings); None for a reader that has no first look."""
+        ...
+
+    def complete(self, grid: TokenGrid, on_step: Callable[[], None] = ...) -> TokenGrid:
+        """Encode what `where` left out; on_step is called now and then, so that others may take a turn."""
         ...
 
     def embed(self, question: Question) -> Tensor:

@@ -77,11 +77,14 @@ def check_budget(k: int, n: int) -> None:
 
 
 def restrict(scores: Tensor, grid: TokenGrid, question: Question) -> Tensor:
-    """Push tokens that lie outside `question.region` behind all others. scores: (N,)."""
-    if question.region is None:
-        return scores
-    inside = torch.from_numpy(box_to_tokens(grid, question.region) > 0)
-    return torch.where(inside, scores, scores + _OUTSIDE)
+    """Push tokens that lie outside `question.region`, or were not encoded, behind all others. scores: (N,)."""
+    if question.region is not None:
+        inside = torch.from_numpy(box_to_tokens(grid, question.region) > 0)
+        scores = torch.where(inside, scores, scores + _OUTSIDE)
+    if grid.encoded is not None:
+        there = torch.from_numpy(grid.encoded).repeat_interleave(grid.shape[1] * grid.shape[2])
+        scores = torch.where(there, scores, scores + 2 * _OUTSIDE)
+    return scores
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from sparsight.config import LearnConfig
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.nano.sampling import NanoLanguagePolicy
-from sparsight.model.policy import TokenPolicy
+from sparsight.model.policy import SOFTENED, TokenPolicy
 from sparsight.model.protocols import ScoreRequest
 from sparsight.recipe.pool import Pool
 from sparsight.recipe.warm_start import warm_start
@@ -27,7 +27,6 @@ from sparsight.rl.budget import BudgetReport, price, train_budget
 from sparsight.rl.language import LanguageConfig
 from sparsight.rl.trainer import Example, Step, train_policy
 
-SOFTENED = 3.0  # the encoder's log-odds are divided by it: as they are, a draw is nearly always the same
 _SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # of the tokens, that subsets are drawn at
 _TARGET = 0.1  # share of the tokens that the budget head may spend
 

@@ -129,7 +129,7 @@ class _Stage:
         """Images and volumes that the policy learned on, with the same questions, and where the findings are."""
         s, given = self.scenes, (self.seed, self.data, self.tell)
         pools = [
-            sources.simulated("train", s.scenes, s.rl_scenes, *given, scoring=True, asked=sources.QUESTIONS),
+            sources.simulated("train", 2 * s.scenes, s.rl_scenes, *given, scoring=True, asked=sources.QUESTIONS),
             sources.volumes("train", s.volumes, s.rl_volumes, *given, scoring=True, asked=sources.QUESTIONS),
         ]
         for pool in pools:

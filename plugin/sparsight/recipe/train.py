@@ -29,7 +29,7 @@ from sparsight.model.nano.glance import Glance
 from sparsight.model.nano.reader import NanoReader, build
 from sparsight.model.nano.tokenizer import encode_text, known_words, train_tokenizer
 from sparsight.model.nano.weights import NanoSpec, save_policy
-from sparsight.model.policy import TokenPolicy
+from sparsight.model.policy import SOFTENED, TokenPolicy
 from sparsight.recipe import sources
 from sparsight.recipe.calibrate import calibrate
 from sparsight.recipe.card import write_card
@@ -38,7 +38,7 @@ from sparsight.recipe.fit import LossOf, fit
 from sparsight.recipe.glance_stage import fit_glance
 from sparsight.recipe.language_stage import Mixture, answer_loss, naming_loss
 from sparsight.recipe.looks import looks_of
-from sparsight.recipe.policy_stage import SOFTENED, examples_of, fresh_policy, take_turns, train_head, train_selector
+from sparsight.recipe.policy_stage import examples_of, fresh_policy, take_turns, train_head, train_selector
 from sparsight.recipe.pool import Pool
 from sparsight.recipe.report import report
 from sparsight.recipe.sizes import SIZES

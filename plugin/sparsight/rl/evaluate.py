@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -16,13 +17,14 @@ from numpy.typing import NDArray
 from sparsight.errors import InputError
 from sparsight.imaging.grid import mask_share, token_coverage
 from sparsight.model import PolicySelector
+from sparsight.model.policy import FOVEA
 from sparsight.model.protocols import Reader, Selector
 from sparsight.model.rivals import RIVALS, rival_of
 from sparsight.model.selectors import AllSelector, GridSelector, RandomSelector, ScoreSelector
 from sparsight.rl.scoring import Ask, Posed, Result, answered, by_reading
-from sparsight.types import Case, Question, Selection, TokenGrid
+from sparsight.types import Case, ImageVolume, Question, Selection, TokenGrid
 
-SELECTORS = ("all", "random", "grid", "ours", "auto", "saliency", "oracle", *RIVALS)
+SELECTORS = ("all", "random", "grid", "ours", "auto", "foveated", "saliency", "oracle", *RIVALS)
 ONCE = {"all": 1.0, "auto": 0.0}  # asked once, under this budget: all tokens, and as many as the policy says
 
 SelectorFor = Callable[[Case, TokenGrid], Selector]
@@ -32,7 +34,7 @@ def selectors_by_name(names: Sequence[str], reader: Reader, ours: Selector, *, s
     """Visual streams to compare. Raises InputError for an unknown name.
 
     random draws anew for each case (seed + position); the oracle sees the case's mask; auto is ours with the share of
-    the tokens that its budget head chooses for the question.
+    the tokens that its budget head chooses for the question; foveated is ours on the slices that a first look chose.
     """
     unknown = [name for name in names if name not in SELECTORS]
     if unknown or not names:
@@ -53,6 +55,13 @@ def selectors_by_name(names: Sequence[str], reader: Reader, ours: Selector, *, s
             raise InputError("auto without a policy", expected="a policy as ours", todo="leave auto out")
         auto = _Auto(ours, reader)
         makers["auto"] = lambda case, tokens: auto
+    if "foveated" in names:
+        if not isinstance(ours, PolicySelector) or ours.policy.prior is None or not _has_first_look(reader):
+            raise InputError(
+                "foveated without a first look", expected="a reader and a policy that have one", todo="leave it out"
+            )
+        seen = ours
+        makers["foveated"] = lambda case, tokens: _Foveated(seen, reader, case.volume)
     return {name: makers[name] if name in makers else _rival(name, reader) for name in names}
 
 
@@ -143,6 +152,22 @@ class _Auto:
     def select(self, grid: TokenGrid, question: Question, k: int, *, seed: int | None = None) -> Selection:  # noqa: ARG002 - the protocol has it
         share = self._policy.budget(grid, question)
         return self._policy.select(grid, question, tokens_at(share, grid, self._reader), seed=seed)
+
+
+class _Foveated:
+    """A policy on one slice in eight of a volume: those that it chooses by a first look at half the resolution."""
+
+    def __init__(self, policy: PolicySelector, reader: Reader, volume: ImageVolume) -> None:
+        self.id, self._policy, self._odds = f"{policy.id}, foveated", policy, reader.first_look(volume)
+
+    def select(self, grid: TokenGrid, question: Question, k: int, *, seed: int | None = None) -> Selection:
+        assert self._odds is not None  # selectors_by_name looked
+        chosen = self._policy.slices(self._odds, grid, question, -(-grid.shape[0] // FOVEA))
+        return self._policy.select(replace(grid, encoded=chosen), question, k, seed=seed)
+
+
+def _has_first_look(reader: Reader) -> bool:
+    return reader.first_look(ImageVolume(np.zeros((1, 16, 16), np.float32), np.eye(4), "OT", (0.0, 1.0))) is not None
 
 
 def _coverage(case: Case, grid: TokenGrid) -> Any:

@@ -18,7 +18,7 @@ from sparsight.errors import NotFoundError
 from sparsight.imaging.load import load
 from sparsight.imaging.pair import pair_of
 from sparsight.imaging.studies import StudySource
-from sparsight.model.protocols import Reader
+from sparsight.model.protocols import Reader, Where
 from sparsight.service.once import Once
 from sparsight.types import ImageVolume, TokenGrid
 
@@ -34,11 +34,13 @@ class Encoded:
     grid: TokenGrid
     timings_ms: dict[str, float] = field(default_factory=dict)
     prior: str | None = None
+    key: tuple[str, str] = ("", "")  # that it is kept under
 
     @property
     def bytes(self) -> int:
         """Memory it holds."""
-        return self.volume.voxels.nbytes + self.grid.features.nbytes
+        held = (self.volume.voxels, self.grid.features, *self.grid.extras.values())
+        return sum(int(part.nbytes) for part in held)
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,12 @@ class EncodedStudies:
         turn: Turn,
         *,
         prior: str | ImageVolume | None = None,
+        where: Where | None = None,
     ) -> Encoded:
         """Load and encode, unless that was done before. study: an id of the source (or, without one, a path); a volume.
 
-        prior: likewise, an earlier image; both are then encoded as one pair.
+        prior: likewise, an earlier image; both are then encoded as one pair. where: which slices of a study that is new
+        to encode first; `complete` does the others. Whoever asks meanwhile waits for all of them.
         A study that changed on disk is loaded anew: its fingerprint is part of the key. Only encoding takes a turn at
         the machine: a slow PACS holds up nobody else.
         Raises NotFoundError, ImageError, GeometryError, InputError.
@@ -81,16 +85,43 @@ class EncodedStudies:
         compared = None if prior is None else self._locate(prior)
         key = (located.fingerprint if compared is None else f"{located.fingerprint}\n{compared.fingerprint}", reader.id)
         if hit := self._hit(key):
-            return hit
+            return self.complete(hit, reader, turn)
         start = time.perf_counter()
         if isinstance(study, str) or isinstance(prior, str):
             on_stage("load")
 
         def make() -> Encoded:
-            return self._hit(key) or self._keep(key, _encode(located, compared, reader, on_stage, turn))
+            if hit := self._hit(key):
+                return hit
+            made = _encode(located, compared, reader, on_stage, turn, where)
+            return self._keep(replace(made, key=key))
 
         made, here = self._encoding.do(key, make)
-        return made if here else replace(made, timings_ms={"load": _ms_since(start), "encode": 0.0})
+        if here:
+            return made
+        waited = replace(made, timings_ms={"load": _ms_since(start), "encode": 0.0})
+        return self.complete(waited, reader, turn)
+
+    def complete(
+        self, study: Encoded, reader: Reader, turn: Turn, on_step: Callable[[], None] = lambda: None
+    ) -> Encoded:
+        """The study with all its slices encoded. on_step: called now and then by the one who encodes them."""
+        if study.grid.encoded is None:
+            return study
+        start = time.perf_counter()
+
+        def make() -> Encoded:
+            hit = self._hit(study.key)
+            if hit is not None and hit.grid.encoded is None:
+                return hit
+            with turn():
+                grid = reader.complete(study.grid, on_step)
+            _give_back_memory()
+            return self._keep(replace(study, grid=grid))
+
+        made, _ = self._encoding.do(("rest", study.key), make)
+        encode = study.timings_ms.get("encode", 0.0) + _ms_since(start)
+        return replace(made, timings_ms={**study.timings_ms, "encode": encode})
 
     def volume(self, study_id: str, prior: str | None = None) -> ImageVolume:
         """The study (with a prior: the pair) without its tokens. Raises NotFoundError where it can no longer be had."""
@@ -114,6 +145,11 @@ class EncodedStudies:
 
         return self._opening.do(fingerprint, load_it)[0]
 
+    def grid_of(self, volume: ImageVolume) -> TokenGrid | None:
+        """The tokens of a volume of this cache, where it still has them; some slices may not be encoded yet."""
+        with self._lock:
+            return next((kept.grid for kept in self._kept.values() if kept.volume is volume), None)
+
     def _hit(self, key: tuple[str, str]) -> Encoded | None:
         with self._lock:
             if kept := self._kept.get(key):
@@ -121,9 +157,9 @@ class EncodedStudies:
                 return replace(kept, timings_ms={"load": 0.0, "encode": 0.0})
         return None
 
-    def _keep(self, key: tuple[str, str], made: Encoded) -> Encoded:
+    def _keep(self, made: Encoded) -> Encoded:
         with self._lock:
-            self._kept[key] = made
+            self._kept[made.key] = made
             while len(self._kept) > 1 and sum(e.bytes for e in self._kept.values()) > self._max_bytes:
                 self._kept.popitem(last=False)
         return made
@@ -146,7 +182,12 @@ class EncodedStudies:
 
 
 def _encode(
-    study: _Located, prior: _Located | None, reader: Reader, on_stage: Callable[[str], None], turn: Turn
+    study: _Located,
+    prior: _Located | None,
+    reader: Reader,
+    on_stage: Callable[[str], None],
+    turn: Turn,
+    where: Where | None,
 ) -> Encoded:
     """Load a study, or a study and its prior as one pair, and encode it when it is our turn."""
     start = time.perf_counter()
@@ -160,7 +201,7 @@ def _encode(
     with turn():
         on_stage("encode")
         start = time.perf_counter()
-        grid = reader.encode(volume)
+        grid = reader.encode(volume, where)
         timings = {"load": load_ms, "encode": _ms_since(start)}
     _give_back_memory()
     return Encoded(study_id, volume, grid, timings, prior_id)

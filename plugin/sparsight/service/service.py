@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -14,14 +15,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from sparsight import evidence
 from sparsight.config import Config
 from sparsight.errors import ConflictError, InputError, NotFoundError
+from sparsight.imaging.grid import Grid
 from sparsight.imaging.studies import open_studies
 from sparsight.model import PolicySelector, TokenPolicy, base_policy, load_reader
-from sparsight.model.protocols import Reader
+from sparsight.model.policy import FOVEA
+from sparsight.model.protocols import Reader, Where
 from sparsight.rl.acquisition import acquire
 from sparsight.service import corrections
 from sparsight.service.answering import Answering, Asked, OnProgress, Progress, shown, tokens_at
@@ -66,6 +70,8 @@ class Service:
         self._tokens_kept: set[str] = set()  # hashes of volumes whose tokens this process has stored
         self._live: tuple[str, PolicySelector] | None = None
         self._live_lock = threading.Lock()
+        self._rest = ThreadPoolExecutor(1, "sparsight-rest")  # encodes what a first look left out
+        self._finishing: dict[str, Future[None]] = {}  # by hash of the volume
 
     # --- the five verbs ---
 
@@ -94,13 +100,20 @@ class Service:
         share = check_budget(serve.budget if budget is None else budget)
         check_pair(question, compared=prior is not None)
         study_ = self._encoded.get(
-            study, self.reader, lambda stage: tell(Progress(stage)), self._turnstile.turn, prior=prior
+            study,
+            self.reader,
+            lambda stage: tell(Progress(stage)),
+            self._turnstile.turn,
+            prior=prior,
+            where=self._where(question),
         )
         volume, grid = study_.volume, study_.grid
         check_region(question, grid)
         with self._turnstile.turn():
             policy, selector = self._policy()
             reading = Answering(self.reader, serve, grid, question, tell).answer(selector, share, recheck=recheck)
+        if grid.encoded is not None:
+            self._finish(study_)
         found = evidence.describe(
             volume,
             grid,
@@ -109,7 +122,8 @@ class Service:
             threshold=serve.necessity_nats,
         )
         tell(Progress("evidence"))
-        self._keep_tokens(study_)
+        if grid.encoded is None:
+            self._keep_tokens(study_)
         timings = {**study_.timings_ms, **reading.timings_ms, "total": (time.perf_counter() - start) * 1000}
         episode = Episode(
             id=f"e{uuid.uuid4().hex[:16]}",
@@ -254,7 +268,7 @@ class Service:
             raise NotFoundError(
                 "a study that changed since it was asked about", expected="the same images", todo="ask about it again"
             )
-        return Asked(episode, volume, self._grid(episode))
+        return Asked(episode, volume, self._encoded.grid_of(volume) or self._grid(episode))
 
     def suggest(self, modality: str) -> str:
         """A first question for a study of this modality (serve.yaml: suggested_questions)."""
@@ -267,7 +281,8 @@ class Service:
         return {"reader": self.reader.id, "policy": live.id, **self.store.counts()}
 
     def close(self) -> None:
-        """Release the store."""
+        """Encode what is left of the studies that were asked about, and release the store."""
+        self._rest.shutdown()
         self.store.close()
 
     def live_selector(self) -> PolicySelector:
@@ -288,6 +303,32 @@ class Service:
                 self._live = (live.id, PolicySelector(policy, self.reader, live.id))
             return live, self._live[1]
 
+    def _where(self, question: Question) -> Where | None:
+        """Which slices of a long volume to encode before the first answer; None: all (serve.first_slices)."""
+        first = self.config.serve.first_slices
+        _, selector = self._policy()
+        if not first or selector.policy.prior is None:
+            return None
+
+        def where(odds: torch.Tensor, grid: Grid) -> NDArray[np.bool_]:
+            return selector.slices(odds, grid, question, max(first, -(-grid.shape[0] // FOVEA)))
+
+        return where
+
+    def _finish(self, study: Encoded) -> None:
+        """Encode the other slices and store all tokens, between the questions of clinicians."""
+
+        def finish() -> None:
+            give_way = partial(self._turnstile.give_way, Priority.BATCH)
+            turn = partial(self._turnstile.turn, Priority.BATCH, bounded=False)
+            try:
+                self._keep_tokens(self._encoded.complete(study, self.reader, turn, give_way))
+            finally:
+                self._finishing.pop(study.volume.sha256, None)
+
+        if study.volume.sha256 not in self._finishing:
+            self._finishing[study.volume.sha256] = self._rest.submit(finish)
+
     def _keep_tokens(self, study: Encoded) -> None:
         """Store what was encoded, so that a correction can be learned when the study is no longer at hand."""
         if study.volume.sha256 in self._tokens_kept:
@@ -300,6 +341,8 @@ class Service:
 
     def _grid(self, episode: Episode) -> TokenGrid:
         """The tokens of an episode's study, as stored when it was asked. Raises NotFoundError."""
+        if finishing := self._finishing.get(episode.volume_sha256):
+            finishing.result()
         kept = self.store.features(episode.volume_sha256, episode.reader)
         features = torch.from_numpy(kept.features.astype(np.float32))
         return TokenGrid(features, kept.shape, kept.patch, kept.uvw_to_ijk, kept.uvw_to_lps, episode.reader)

@@ -31,9 +31,9 @@ class Turnstile:
         self._changed = threading.Condition()
 
     @contextmanager
-    def turn(self, priority: Priority = Priority.CLINICIAN) -> Iterator[None]:
-        """Wait for the machine and hold it. Raises BusyError at once when too many wait already."""
-        self._acquire(priority)
+    def turn(self, priority: Priority = Priority.CLINICIAN, *, bounded: bool = True) -> Iterator[None]:
+        """Wait for the machine and hold it. Raises BusyError at once when too many wait already, if bounded."""
+        self._acquire(priority, bounded=bounded)
         try:
             yield
         finally:

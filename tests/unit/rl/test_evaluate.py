@@ -50,7 +50,7 @@ class SeesOneToken:
     id, sha256, max_tokens = "fake", "0" * 64, 10_000
     encoded = 0
 
-    def encode(self, volume: ImageVolume) -> TokenGrid:
+    def encode(self, volume: ImageVolume, where: object = None) -> TokenGrid:
         self.encoded += 1
         made = prepare(volume, long_side=64, patch=8)
         d, h, w = made.pixels.shape

@@ -44,7 +44,7 @@ class Source:
             raise fault
         return ImageVolume(np.full((1, 8, 8), len(study), np.float32), np.eye(4), "DX", (0.0, 1.0))
 
-    def encode(self, volume: ImageVolume) -> TokenGrid:
+    def encode(self, volume: ImageVolume, where: object = None) -> TokenGrid:
         """As a reader does."""
         self.encoded += 1
         return TokenGrid(torch.zeros(1, 4), (1, 1, 1), (8, 8, 1), np.eye(4), np.eye(4), "r")
@@ -166,7 +166,7 @@ def test_a_service_asked_many_things_at_once_reads_the_study_once(
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 120), dtype=np.uint8)).save(studies / "one.png")
     service = Service(config, studies)
     encode, encoded = service.reader.encode, []
-    monkeypatch.setattr(service.reader, "encode", lambda volume: encoded.append(1) or encode(volume))
+    monkeypatch.setattr(service.reader, "encode", lambda volume, where=None: encoded.append(1) or encode(volume))
     with ThreadPoolExecutor(MANY) as pool:
         asked = list(pool.map(lambda _: service.ask("one", parse_question("Is there a ring?")), range(MANY)))
     assert len(encoded) == 1

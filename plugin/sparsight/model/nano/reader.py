@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from sparsight.errors import BudgetError, QuestionError, WeightsError
 from sparsight.imaging.grid import prepare
 from sparsight.model.nano.encoder import LONG_SIDE, PATCH, LocalEncoder
-from sparsight.model.nano.glance import Glance
+from sparsight.model.nano.glance import Glance, look_over
 from sparsight.model.nano.language import MAX_TEXT, NanoLanguage, Row, visual_row
 from sparsight.model.nano.tokenizer import (
     ANSWER,
@@ -28,10 +30,11 @@ from sparsight.model.nano.tokenizer import (
     words,
 )
 from sparsight.model.nano.weights import NanoSpec, load_nano, save_nano
-from sparsight.model.protocols import ScoreRequest
+from sparsight.model.protocols import ScoreRequest, Where
 from sparsight.types import Answer, ImageVolume, Question, Selection, TokenGrid
 
 _SLICES = 16  # encoded at a time: bounds memory, and fills the core
+_LONG = 64  # slices: fewer are encoded in the time that a first look would save
 _QUESTION_TOKENS = 160
 _REASONING_TOKENS = 64
 _ANSWER_TOKENS = 24
@@ -98,15 +101,50 @@ class NanoReader:
         }
         return save_nano(folder, tensors, self.tokenizer, self.spec)
 
-    @torch.no_grad()  # not inference_mode: a policy trains on these
-    def encode(self, volume: ImageVolume) -> TokenGrid:
-        """Turn a study into tokens, slice by slice: (D * gh * gw, C)."""
+    def encode(self, volume: ImageVolume, where: Where | None = None) -> TokenGrid:
+        """Turn a study into tokens, slice by slice: (D * gh * gw, C).
+
+        where: chooses slices of a long volume after a first look at all of them; only those are encoded. A reader
+        without a first look does not ask it.
+        """
         prepared = prepare(volume, long_side=LONG_SIDE, patch=PATCH)
         pixels, at = torch.from_numpy(prepared.pixels), prepared.geometry
-        features = torch.empty(len(pixels), at.shape[1], at.shape[2], self.encoder.width)
-        for k in range(0, len(pixels), _SLICES):
-            features[k : k + _SLICES] = self.encoder(pixels[k : k + _SLICES])
-        return TokenGrid(features.flatten(0, 2), at.shape, at.patch, at.uvw_to_ijk, at.uvw_to_lps, reader=self.id)
+        features = torch.zeros(at.shape[0] * at.shape[1] * at.shape[2], self.encoder.width)
+        grid = TokenGrid(features, at.shape, at.patch, at.uvw_to_ijk, at.uvw_to_lps, reader=self.id)
+        if where is None or self.glance is None or len(pixels) < _LONG:
+            self._fill(features, pixels, np.arange(len(pixels)))
+            return grid
+        chosen = where(look_over(self.glance, pixels), at)
+        self._fill(features, pixels, np.flatnonzero(chosen))
+        return replace(grid, encoded=chosen, extras={"pixels": pixels})
+
+    def first_look(self, volume: ImageVolume) -> Tensor | None:
+        """Log-odds of every finding at a quarter of the tokens, (gd, h, w, findings); None without a first look."""
+        if self.glance is None:
+            return None
+        return look_over(self.glance, torch.from_numpy(prepare(volume, long_side=LONG_SIDE, patch=PATCH).pixels))
+
+    def complete(self, grid: TokenGrid, on_step: Callable[[], None] = lambda: None) -> TokenGrid:
+        """The same grid with all slices encoded, as `encode` gives them; on_step is called now and then."""
+        if grid.encoded is None:
+            return grid
+        self._fill(grid.features, grid.extras["pixels"], np.flatnonzero(~grid.encoded), on_step)
+        return replace(grid, encoded=None, extras={})
+
+    @torch.no_grad()  # not inference_mode: a policy trains on these
+    def _fill(
+        self,
+        features: Tensor,
+        pixels: Tensor,
+        slices: NDArray[np.int64],
+        on_step: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Encode slices into (N, C) features."""
+        by_slice = features.reshape(len(pixels), -1, features.shape[-1])
+        for start in range(0, len(slices), _SLICES):
+            chosen = torch.from_numpy(slices[start : start + _SLICES])
+            by_slice[chosen] = self.encoder(pixels[chosen]).flatten(1, 2)
+            on_step()
 
     @torch.inference_mode()
     def saliency(self, grid: TokenGrid) -> Tensor:

@@ -1,0 +1,107 @@
+"""Long volumes are answered after a first look; the rest of their slices is encoded while nobody waits."""
+
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save
+
+from sparsight.config import Config
+from sparsight.model import TokenPolicy
+from sparsight.model.nano.glance import Glance
+from sparsight.model.nano.reader import NanoReader
+from sparsight.model.nano.weights import save_policy
+from sparsight.service import Service, parse_question
+from sparsight.types import Feedback, ImageVolume, Mark, Question, TokenGrid
+
+
+@pytest.fixture(scope="module")
+def looking_folder(reader_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny reader with a first look, and a policy that begins at its log-odds."""
+    from dataclasses import replace
+
+    folder = tmp_path_factory.mktemp("looking")
+    plain = NanoReader.load(reader_folder)
+    torch.manual_seed(1)
+    spec = replace(plain.spec, glance=16)
+    reader = NanoReader(plain.encoder, plain.language, plain.tokenizer, spec, "0" * 64, glance=Glance(2, 16))
+    reader.save(folder)
+    policy = TokenPolicy(reader.encoder.width, reader.embed(Question("is there a nodule?")).shape[0], prior=2)
+    policy.begin_at(reader.encoder.logits.weight[:2] / 3, reader.encoder.logits.bias[:2] / 3)
+    save_policy(folder, save(policy.to_arrays()))
+    return folder
+
+
+@pytest.fixture
+def looking(tmp_path: Path, looking_folder: Path) -> Iterator[Service]:
+    service = Service(Config.load(home=tmp_path / "home", serve={"reader": str(looking_folder), "first_slices": 8}))
+    yield service
+    service.close()
+
+
+@pytest.fixture
+def long() -> ImageVolume:
+    voxels = np.random.default_rng(0).uniform(0, 255, (80, 48, 64)).astype(np.float32)
+    return ImageVolume(voxels, np.eye(4), "CT", (127.5, 255.0))
+
+
+class Held:
+    """Keeps the rest of the slices from being encoded until `go`."""
+
+    def __init__(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go, self.calls = threading.Event(), 0
+        complete = service.reader.complete
+
+        def held(grid: TokenGrid, on_step: object = lambda: None) -> TokenGrid:
+            self.calls += 1
+            assert self.go.wait(30)
+            return complete(grid, on_step)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(service.reader, "complete", held)
+
+
+def test_the_answer_does_not_wait_for_the_other_slices(
+    looking: Service, long: ImageVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(looking, monkeypatch)
+    asked = looking.ask(long, parse_question("Is there a nodule?"), recheck=False)
+    assert asked.grid.encoded is not None
+    assert asked.grid.encoded.sum() == 10  # an eighth of 80
+    area = asked.grid.shape[1] * asked.grid.shape[2]
+    assert asked.grid.encoded[asked.episode.selection.keep // area].all()
+    held.go.set()
+    grid = looking._grid(asked.episode)  # waits for the rest
+    whole = looking.reader.encode(long)
+    torch.testing.assert_close(grid.features, whole.features, rtol=1e-2, atol=1e-2)  # stored in half precision
+
+
+def test_a_second_question_has_all_slices_and_pays_once(
+    looking: Service, long: ImageVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(looking, monkeypatch)
+    held.go.set()
+    looking.ask(long, parse_question("Is there a nodule?"), recheck=False)
+    asked = looking.ask(long, parse_question("Is there a ring?"), recheck=False)
+    assert asked.grid.encoded is None
+    looking.close()
+    assert held.calls == 1
+
+
+def test_a_mark_on_a_first_answer_is_not_lost(looking: Service, long: ImageVolume) -> None:
+    asked = looking.ask(long, parse_question("Is there a nodule?"), recheck=False)
+    box = ((0.0, 0.0, 0.0), (20.0, 20.0, 10.0))
+    mark = Mark("relevant", box_mm=box)
+    reward = looking.correct(
+        Feedback("k", asked.episode.id, "r1", "amend", datetime.now(UTC), answer="no", marks=(mark,))
+    )
+    assert reward.parts["grounding"] is not None
+
+
+def test_all_slices_where_that_is_set(tmp_path: Path, looking_folder: Path, long: ImageVolume) -> None:
+    service = Service(Config.load(home=tmp_path / "home", serve={"reader": str(looking_folder), "first_slices": 0}))
+    assert service.ask(long, parse_question("Is there a nodule?"), recheck=False).grid.encoded is None
+    service.close()
