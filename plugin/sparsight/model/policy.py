@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from sparsight.errors import WeightsError
 from sparsight.imaging.grid import Grid, box_to_tokens
 from sparsight.model import plackett_luce
 from sparsight.model.budget import BUDGETS, BudgetHead
+from sparsight.model.coverage import with_background
 from sparsight.model.positions import DIM, encode_positions
 from sparsight.model.protocols import Reader
 from sparsight.model.selectors import check_budget, restrict, top_k
@@ -133,10 +134,14 @@ def slice_tokens(shape: tuple[int, int, int], slices: Tensor) -> Tensor:
 
 
 class PolicySelector:
-    """Serve a policy: greedy top-K without a seed, a Plackett-Luce draw with one. Implements protocols.Selector."""
+    """Serve a policy: greedy top-K without a seed, a Plackett-Luce draw with one. Implements protocols.Selector.
 
-    def __init__(self, policy: TokenPolicy, reader: Reader, id: str = "policy") -> None:  # noqa: A002 - the protocol's name
-        self.policy, self.reader, self.id = policy.eval(), reader, id
+    coverage: share of the K that is spent on merged tokens of what is not kept (model.coverage); log_prob is then that
+    of the kept ones.
+    """
+
+    def __init__(self, policy: TokenPolicy, reader: Reader, id: str = "policy", *, coverage: float = 0.0) -> None:  # noqa: A002 - the protocol's name
+        self.policy, self.reader, self.id, self.coverage = policy.eval(), reader, id, coverage
 
     def scores(self, grid: TokenGrid, question: Question) -> Tensor:
         """(N,) log-weights, -1e4 outside `question.region`. Raises WeightsError for another reader's grid."""
@@ -173,11 +178,13 @@ class PolicySelector:
     def select(self, grid: TokenGrid, question: Question, k: int, *, seed: int | None = None) -> Selection:
         """Keep k tokens. Selection.keep is in token order; log_prob belongs to the ordered draw."""
         check_budget(k, grid.n)
-        scores = self.scores(grid, question)
+        m = min(round(self.coverage * k), grid.n - k)
+        scores, k = self.scores(grid, question), k - m
         if seed is None:
-            draw, mode = top_k(scores, k), "greedy"
+            draw = top_k(scores, k)
         else:
-            draw, mode = plackett_luce.sample(scores, k, 1, torch.Generator().manual_seed(seed))[0], "sampled"
+            draw = plackett_luce.sample(scores, k, 1, torch.Generator().manual_seed(seed))[0]
         log_prob = float(plackett_luce.log_prob(scores, draw[None])[0])
         keep = draw.sort().values.numpy()
-        return Selection(keep, scores.numpy(), log_prob, "greedy" if mode == "greedy" else "sampled", self.id, seed)
+        mode: Literal["greedy", "sampled"] = "greedy" if seed is None else "sampled"
+        return with_background(grid, question, Selection(keep, scores.numpy(), log_prob, mode, self.id, seed), m)

@@ -24,7 +24,8 @@ from sparsight.model.selectors import AllSelector, GridSelector, RandomSelector,
 from sparsight.rl.scoring import Ask, Posed, Result, answered, by_reading
 from sparsight.types import Case, ImageVolume, Question, Selection, TokenGrid
 
-SELECTORS = ("all", "random", "grid", "ours", "auto", "foveated", "saliency", "oracle", *RIVALS)
+SELECTORS = ("all", "random", "grid", "ours", "auto", "covered", "foveated", "saliency", "oracle", *RIVALS)
+COVERAGE = 1 / 8
 ONCE = {"all": 1.0, "auto": 0.0}  # asked once, under this budget: all tokens, and as many as the policy says
 
 SelectorFor = Callable[[Case, TokenGrid], Selector]
@@ -34,7 +35,8 @@ def selectors_by_name(names: Sequence[str], reader: Reader, ours: Selector, *, s
     """Visual streams to compare. Raises InputError for an unknown name.
 
     random draws anew for each case (seed + position); the oracle sees the case's mask; auto is ours with the share of
-    the tokens that its budget head chooses for the question; foveated is ours on the slices that a first look chose.
+    the tokens that its budget head chooses for the question; covered is ours with an eighth of its tokens merged from
+    what it does not keep; foveated is ours on the slices that a first look chose.
     """
     unknown = [name for name in names if name not in SELECTORS]
     if unknown or not names:
@@ -55,6 +57,11 @@ def selectors_by_name(names: Sequence[str], reader: Reader, ours: Selector, *, s
             raise InputError("auto without a policy", expected="a policy as ours", todo="leave auto out")
         auto = _Auto(ours, reader)
         makers["auto"] = lambda case, tokens: auto
+    if "covered" in names:
+        if not isinstance(ours, PolicySelector):
+            raise InputError("covered without a policy", expected="a policy as ours", todo="leave it out")
+        covered = PolicySelector(ours.policy, reader, f"{ours.id}, covered", coverage=COVERAGE)
+        makers["covered"] = lambda case, tokens: covered
     if "foveated" in names:
         if not isinstance(ours, PolicySelector) or ours.policy.prior is None or not _has_first_look(reader):
             raise InputError(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sparsight.errors import BudgetError, ConfigError, InputError
 from sparsight.imaging.grid import box_to_tokens
 from sparsight.model import Selector
+from sparsight.model.coverage import fuse, merge
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.positions import encode_places, encode_positions, places
 from sparsight.model.rivals import (
@@ -25,7 +26,6 @@ from sparsight.model.rivals import (
 )
 from sparsight.model.rivals.cdpruner import conditional_dpp
 from sparsight.model.rivals.coarser import coarse_shape
-from sparsight.model.rivals.common import fuse, merge
 from sparsight.model.rivals.divprune import farthest
 from sparsight.types import ImageVolume, Question, TokenGrid
 

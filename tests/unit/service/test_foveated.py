@@ -8,32 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save
 
 from sparsight.config import Config
-from sparsight.model import TokenPolicy
-from sparsight.model.nano.glance import Glance
-from sparsight.model.nano.reader import NanoReader
-from sparsight.model.nano.weights import save_policy
 from sparsight.service import Service, parse_question
-from sparsight.types import Feedback, ImageVolume, Mark, Question, TokenGrid
-
-
-@pytest.fixture(scope="module")
-def looking_folder(reader_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny reader with a first look, and a policy that begins at its log-odds."""
-    from dataclasses import replace
-
-    folder = tmp_path_factory.mktemp("looking")
-    plain = NanoReader.load(reader_folder)
-    torch.manual_seed(1)
-    spec = replace(plain.spec, glance=16)
-    reader = NanoReader(plain.encoder, plain.language, plain.tokenizer, spec, "0" * 64, glance=Glance(2, 16))
-    reader.save(folder)
-    policy = TokenPolicy(reader.encoder.width, reader.embed(Question("is there a nodule?")).shape[0], prior=2)
-    policy.begin_at(reader.encoder.logits.weight[:2] / 3, reader.encoder.logits.bias[:2] / 3)
-    save_policy(folder, save(policy.to_arrays()))
-    return folder
+from sparsight.types import Feedback, ImageVolume, Mark, TokenGrid
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ image into every token), and volumes are encoded slice by slice.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -40,6 +42,12 @@ class _Conv(nn.Module):
         self.kernel, self.stride = (out, into, side, side), stride
         self.weight = nn.Parameter(torch.randn(out, into * side * side) * (2 / (into * side * side)) ** 0.5)
         self.bias = nn.Parameter(torch.zeros(out))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Files of earlier releases hold kernels (out, in, k, k)."""
+        if f"{prefix}weight" in state_dict:
+            state_dict[f"{prefix}weight"] = state_dict[f"{prefix}weight"].flatten(1)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight.view(self.kernel).to(memory_format=torch.channels_last)

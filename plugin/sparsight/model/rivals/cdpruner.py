@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sparsight.model.coverage import allowed
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.positions import encode_positions
-from sparsight.model.rivals.common import allowed, ranked, spell
+from sparsight.model.rivals.common import ranked, spell
 from sparsight.model.selectors import ScoreSelector, check_budget
 from sparsight.types import Question, Selection, TokenGrid
 

@@ -17,10 +17,10 @@ from torch.nn import functional
 
 from sparsight.errors import InputError
 from sparsight.imaging.grid import prepare
+from sparsight.model.coverage import allowed
 from sparsight.model.nano.encoder import LONG_SIDE, PATCH
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.positions import encode_places, places
-from sparsight.model.rivals.common import allowed
 from sparsight.model.selectors import check_budget
 from sparsight.types import ContextTokens, ImageVolume, Question, Selection, TokenGrid
 

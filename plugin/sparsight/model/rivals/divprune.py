@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sparsight.model.rivals.common import allowed, ranked
+from sparsight.model.coverage import allowed
+from sparsight.model.rivals.common import ranked
 from sparsight.model.selectors import ScoreSelector, check_budget
 from sparsight.types import Question, Selection, TokenGrid
 

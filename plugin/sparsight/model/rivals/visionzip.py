@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsight.model.rivals.common import with_background
+from sparsight.model.coverage import with_background
 from sparsight.model.selectors import ScoreSelector, check_budget
 from sparsight.types import Question, Selection, TokenGrid
 

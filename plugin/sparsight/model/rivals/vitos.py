@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from sparsight.model.coverage import with_background
 from sparsight.model.nano.language import NanoLanguage, Row, visual_row
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.nano.tokenizer import ANSWER, END_ANSWER, decode_text
 from sparsight.model.rivals.boxes import MOST, LatticeBox, box_scores, read_boxes
-from sparsight.model.rivals.common import spell, with_background
+from sparsight.model.rivals.common import spell
 from sparsight.model.selectors import AllSelector, ScoreSelector, check_budget
 from sparsight.types import Question, Selection, TokenGrid
 
