@@ -16,6 +16,9 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
 import sparsight
 from sparsight.bench.examples import draw_examples
 from sparsight.bench.figures import figures_of
@@ -24,7 +27,8 @@ from sparsight.bench.parts import Part, Setup, Task, loaded, measure_part
 from sparsight.bench.plots import draw_plots
 from sparsight.bench.suites import CASE_SEEDS, LONG_BUDGETS, TEST_BUDGET, Suite, check_data
 from sparsight.bench.targets import targets
-from sparsight.errors import BudgetError, SparsightError, finite
+from sparsight.errors import BudgetError, InputError, SparsightError, WeightsError, finite
+from sparsight.model import TokenPolicy
 from sparsight.rl.evaluate import SELECTORS, selectors_by_name
 
 BUDGETS = (0.02, 0.05, 0.1, 0.25, 0.5)
@@ -96,6 +100,24 @@ def write(report: dict[str, Any], setup: Setup, out: Path) -> None:
     reader, ours = loaded(setup)
     examples = draw_examples(reader, ours, beside, seed=setup.seed, budget=TEST_BUDGET)
     (out / "results.md").write_text(page(report, pictures, examples), encoding="utf-8")
+
+
+def policies_of(files: Sequence[Path]) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """Weights of policies by a name for each: "ours" and its file's. Raises WeightsError, InputError."""
+    named: dict[str, dict[str, Any]] = {}
+    for file in files:
+        name = f"ours {file.stem}"
+        if name in named:
+            raise InputError(f"two policies named {file.stem[:40]}", expected="a name each", todo="rename one file")
+        try:
+            arrays = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(
+                f"the policy {file.name[:60]} cannot be read", expected="a safetensors file", todo="check --policy"
+            ) from error
+        TokenPolicy.from_arrays(arrays)
+        named[name] = arrays
+    return tuple(named.items())
 
 
 def usable(setup: Setup, wanted: Sequence[str]) -> tuple[str, ...]:

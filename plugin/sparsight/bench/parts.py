@@ -34,6 +34,7 @@ class Setup:
     selectors: tuple[str, ...]
     data: Path | None
     seed: int
+    others: tuple[tuple[str, Mapping[str, NDArray[np.float32]]], ...] = ()  # further policies by name
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def measure_part(setup: Setup, task: Task) -> Part:
     left_out = set() if suite.name in MASKED else {"oracle"}
     left_out |= set() if suite.name == "sim_long" else {"foveated"}  # an image is one slice
     names = [n for n in setup.selectors if n not in left_out]
-    streams = selectors_by_name(names, reader, ours, seed=setup.seed)
+    streams = selectors_by_name(names, reader, ours, seed=setup.seed) | _others(setup, reader)
     clock = _Clock(part.seconds)
     drawn = list(cases_of(suite, setup.data, setup.seed, task.part))
     part.facts = {case.id: _fact(case, source) for case, source in drawn}
@@ -112,6 +113,14 @@ def loaded(setup: Setup) -> tuple[Reader, PolicySelector]:
     """Reader and policy of this process."""
     reader = load_reader(setup.reader)
     return reader, PolicySelector(load_policy(setup.policy), reader, setup.policy_id)
+
+
+def _others(setup: Setup, reader: Reader) -> dict[str, SelectorFor]:
+    def served(arrays: Mapping[str, NDArray[np.float32]], name: str) -> SelectorFor:
+        selector = PolicySelector(load_policy(arrays), reader, name)
+        return lambda case, tokens: selector
+
+    return {name: served(arrays, name) for name, arrays in setup.others}
 
 
 def _tests(

@@ -64,7 +64,8 @@ def evaluate(
 def train(
     context: typer.Context,
     what: Annotated[
-        str, typer.Argument(help="nano: the reader and its policy, from scratch. rivals: those that labels teach.")
+        str,
+        typer.Argument(help="nano: all from scratch. policy: another for the reader. rivals: those labels teach."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and log; of nano also for curves and weights.")],
     data: Annotated[
@@ -73,20 +74,23 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
     size: Annotated[str, typer.Option(help="full, or small (minutes, for a trial).")] = "full",
-    threads: Annotated[int, typer.Option(help="Of nano; more than one only where nothing else runs.", min=1)] = 1,
+    threads: Annotated[int, typer.Option(help="Of nano and policy; more than one only where nothing else runs.", min=1)] = 1,
     json: Json = False,
 ) -> None:
-    """Train the shipped weights again, or the rivals of a reader; a second call resumes at the last checkpoint."""
-    if what not in ("nano", "rivals") or size not in ("full", "small"):
+    """Train the shipped weights again, another policy for a reader, or its rivals; a second call resumes."""
+    if what not in ("nano", "policy", "rivals") or size not in ("full", "small"):
         raise InputError(
-            f"train {what} --size {size}", expected="train nano|rivals --size full|small", todo="check the words"
+            f"train {what} --size {size}", expected="train nano|policy|rivals --size full|small", todo="check the words"
         )
-    from sparsight.recipe import train_nano, train_rivals
+    from sparsight.recipe import train_another, train_nano, train_rivals
 
     session: Session = context.obj
     with progress_bar("train", quiet=json) as tell:
         if what == "nano":
             report = train_nano(out, data, seed=seed, size=size, threads=threads, on_progress=tell)
+        elif what == "policy":
+            reader = session.config().serve.reader
+            report = train_another(reader, out, data, seed=seed, size=size, threads=threads, on_progress=tell)
         else:
             report = train_rivals(session.config().serve.reader, out, data, seed=seed, size=size, on_progress=tell)
     if json:
@@ -106,6 +110,10 @@ def evidence(
     budgets: Annotated[str, typer.Option(help="Shares of the tokens, comma-separated.")] = "0.02,0.05,0.1,0.25,0.5",
     seed: Annotated[int, typer.Option(help="Of cases, random draws and intervals.", min=0)] = 0,
     workers: Annotated[int, typer.Option(help="Processes, one thread each.", min=1)] = 2,
+    policy: Annotated[
+        list[Path] | None,
+        typer.Option(help="File of another policy of this reader, measured beside ours; repeat for more."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Compare visual streams at the same budgets on unseen cases, and test whether answers rest on the evidence."""
@@ -120,7 +128,8 @@ def evidence(
     session: Session = context.obj
     with session.service() as service:
         live = service.live_selector()
-        setup = Setup(session.config().serve.reader, live.policy.to_arrays(), live.id, (), data, seed)
+        others = bench.policies_of(policy or ())
+        setup = Setup(session.config().serve.reader, live.policy.to_arrays(), live.id, (), data, seed, others)
     names = bench.usable(setup, [name.strip() for name in selectors.split(",") if name.strip()])
     with progress_bar("bench evidence", quiet=json) as tell:
         setup = replace(setup, selectors=names)

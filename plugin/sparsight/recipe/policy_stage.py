@@ -20,7 +20,9 @@ from sparsight.model.nano.reader import NanoReader
 from sparsight.model.nano.sampling import NanoLanguagePolicy
 from sparsight.model.policy import SOFTENED, TokenPolicy
 from sparsight.model.protocols import ScoreRequest
+from sparsight.recipe import sources
 from sparsight.recipe.pool import Pool
+from sparsight.recipe.sizes import Size
 from sparsight.recipe.warm_start import warm_start
 from sparsight.rl.alternate import Phase, alternate
 from sparsight.rl.budget import BudgetReport, price, train_budget
@@ -35,6 +37,23 @@ def examples_of(pool: Pool, reader: str) -> list[Example]:
     """Questions of an encoded pool as examples for the policy: answers only."""
     grids = [pool.grid(i, reader) for i in range(len(pool.pixels))]
     return [Example(grids[item.image], item.question, item.answer) for item in pool.items]
+
+
+def draw_examples(
+    reader: NanoReader, real: Pool, size: Size, seed: int, data: Path | None, tell: sources.Tell
+) -> list[Example]:
+    """What a policy learns on: scenes that the language stream has not seen, and some real rows, encoded."""
+    examples = []
+    for pool in (
+        sources.simulated("train", 2 * size.scenes, size.rl_scenes, seed, data, tell),
+        sources.volumes("train", size.volumes, size.rl_volumes, seed, data, tell),
+        sources.pairs("train", size.pairs, size.rl_pairs, seed, data, tell),
+    ):
+        pool.encode(reader.encoder)
+        examples += examples_of(pool, reader.id)
+    real_examples = examples_of(real, reader.id)
+    picked = np.random.default_rng(seed).permutation(len(real_examples))[: len(examples) // 8]
+    return examples + [real_examples[i] for i in picked]
 
 
 def fresh_policy(reader: NanoReader) -> TokenPolicy:
@@ -67,8 +86,11 @@ def train_selector(
     seed: int,
     checkpoint: Path,
     on_step: Callable[[Step], None],
+    on_warm: Callable[[TokenPolicy], None] = lambda policy: None,
 ) -> TokenPolicy:
     """A policy for this reader: `warm` steps of warm start, then `steps` of reinforcement, down to one token of 576.
+
+    on_warm: given the policy in between.
 
     The rewards keep their own units (floor): divided by their spread, those of questions that are answered whatever is
     kept undid in a hundred steps what the warm start had taught.
@@ -76,6 +98,7 @@ def train_selector(
     torch.manual_seed(seed)
     policy = fresh_policy(reader)
     warm_start(policy, reader, examples, steps=warm, seed=seed)
+    on_warm(policy)
     config = LearnConfig(steps=steps, batch=batch, block=1, replay=0.0, budgets=_SHARES, kl=0.1, lr=5e-4, floor=0.1)
     train_policy(
         policy,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PRICED = 16  # questions of the budget head for each step of the policy
+
 
 @dataclass(frozen=True)
 class Size:

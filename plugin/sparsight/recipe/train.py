@@ -38,10 +38,17 @@ from sparsight.recipe.fit import LossOf, fit
 from sparsight.recipe.glance_stage import fit_glance
 from sparsight.recipe.language_stage import Mixture, answer_loss, naming_loss
 from sparsight.recipe.looks import looks_of
-from sparsight.recipe.policy_stage import examples_of, fresh_policy, take_turns, train_head, train_selector
+from sparsight.recipe.policy_stage import (
+    draw_examples,
+    examples_of,
+    fresh_policy,
+    take_turns,
+    train_head,
+    train_selector,
+)
 from sparsight.recipe.pool import Pool
 from sparsight.recipe.report import report
-from sparsight.recipe.sizes import SIZES
+from sparsight.recipe.sizes import PRICED, SIZES
 from sparsight.rl.checkpoint import load_checkpoint, save_checkpoint
 from sparsight.rl.trainer import Example, Step
 from sparsight.sim import KINDS, texts
@@ -53,7 +60,6 @@ _VARIED = 0.6  # share of the training scenes whose anatomy is made to look as i
 _GLANCE = 64  # channels of the first look at a volume
 _BLANK = 0.15  # share of the encoder's batches in which all but the salient patches is blanked
 _LATE = 0.6  # progress at which the second language stage begins: subsets of every kind, no naming
-_PRICED = 16  # questions of the budget head for each step of the policy
 _VALIDATION = 200  # questions
 _SECONDS = "seconds.json"
 _TEST_SEED = 777  # the test scenes are the same for every training seed
@@ -281,7 +287,7 @@ class _Recipe:
     def _streams(self, reader: NanoReader, pools: dict[str, Pool]) -> TokenPolicy:
         """A scout, language stream on what it keeps, the policy, both in turns, budget head."""
         size, seed = self.size, self.seed
-        examples = self._examples(reader, pools["real"])
+        examples = draw_examples(reader, pools["real"], size, seed, self.data, self.tell)
         scout = self._policy("scout", reader, examples)
         with self.seconds.of("looked"):
             mixture = self._mixture(reader, pools)
@@ -303,7 +309,7 @@ class _Recipe:
                     on_phase=lambda phase: _LOG.info("turn %s", phase),
                 )
         with self.seconds.of("budget"):
-            self.budget = asdict(train_head(policy, reader, examples, _PRICED * size.policy_steps, seed))
+            self.budget = asdict(train_head(policy, reader, examples, PRICED * size.policy_steps, seed))
             _LOG.info("budget %s", self.budget)
         return policy
 
@@ -324,20 +330,6 @@ class _Recipe:
                 )
                 policy.load_state_dict(trained.state_dict())
         return policy
-
-    def _examples(self, reader: NanoReader, real: Pool) -> list[Example]:
-        """What the policy learns on: scenes that the language stream has not seen, and some real rows."""
-        size = self.size
-        fresh = sources.simulated("train", 2 * size.scenes, size.rl_scenes, self.seed, self.data, self.tell)
-        deep = sources.volumes("train", size.volumes, size.rl_volumes, self.seed, self.data, self.tell)
-        two = sources.pairs("train", size.pairs, size.rl_pairs, self.seed, self.data, self.tell)
-        examples = []
-        for pool in (fresh, deep, two):
-            pool.encode(reader.encoder)
-            examples += examples_of(pool, reader.id)
-        real_examples = examples_of(real, reader.id)
-        picked = np.random.default_rng(self.seed).permutation(len(real_examples))[: len(examples) // 8]
-        return examples + [real_examples[i] for i in picked]
 
     def _validation(self, reader: NanoReader, pool: Pool) -> list[Example]:
         """Questions that decide whether a turn stays."""
