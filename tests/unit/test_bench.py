@@ -47,7 +47,7 @@ def test_parts_share_a_suite_without_repeating_a_question() -> None:
     assert [len(part) for part in parts] == [45, 45]
     assert len({case.id for part in parts for case in part}) == 90
     presets = {preset for part in range(2) for _, preset in cases_of(suite, None, 0, part)}
-    assert presets == {"default", "many", "faint", "tiny"}
+    assert presets == {"default", "many", "faint", "tiny", "large"}
 
 
 def test_suites_are_what_they_are_called() -> None:

@@ -78,6 +78,7 @@ def run(setup: Setup, *, size: Size, budgets: Sequence[float], workers: int, tel
         "seed": setup.seed,
         "case_seeds": CASE_SEEDS,
         "test_budget": TEST_BUDGET,
+        "confidence_apart": True,  # measured on groups that it was not fitted on
         "max_tokens": reader.max_tokens,
         "selectors": list(setup.selectors),
         "size": asdict(size),

@@ -11,6 +11,7 @@ import numpy as np
 
 from sparsight.bench.parts import BLIND, READ, Fact, Part
 from sparsight.bench.suites import MASKED, tested_at
+from sparsight.recipe.sources import calibrates
 from sparsight.rl.confidence import calibration_error, reliability, risk_coverage
 from sparsight.rl.evidence_tests import area, curve, summarise_tests
 from sparsight.rl.scoring import Result
@@ -49,7 +50,7 @@ def figures_of(name: str, parts: list[Part], seed: int) -> dict[str, Any]:
         "false_negatives": _false_negatives(results, seed),
         "tests": tested,
         "curves": _curves(tested),
-        "read": _read(results, read, tested_at(name), seed),
+        "read": _read(name, results, read, tested_at(name), seed),
         "seconds": spent,
     }
 
@@ -167,19 +168,22 @@ def _curves(tested: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _read(results: list[Result], read: list[Result], budget: float, seed: int) -> dict[str, Any]:
-    """Answers as the product gives them: beside the scored ones, how sure they are, what abstaining gains, open."""
+def _read(name: str, results: list[Result], read: list[Result], budget: float, seed: int) -> dict[str, Any]:
+    """Answers as the product gives them: beside the scored ones, how sure they are, what abstaining gains, open.
+
+    How sure they are is measured on groups that the confidence was not fitted on.
+    """
     scored = {(r.selector, r.case): r for r in results if (r.selector, r.budget) in (("all", 1.0), ("ours", budget))}
     closed, open_ = [r for r in read if r.label != "open"], [r for r in read if r.label == "open"]
     rows = []
-    for name in READ:
-        own = [r for r in closed if r.selector == name]
+    for stream in READ:
+        own = [r for r in closed if r.selector == stream]
         if own:
-            same = [scored[name, r.case] for r in own]
+            same = [scored[stream, r.case] for r in own]
             both = [*(replace(r, selector="read") for r in own), *(replace(r, selector="scored") for r in same)]
             rows.append(
                 {
-                    "selector": name,
+                    "selector": stream,
                     "n": len(own),
                     "agree": float(np.mean([a.said == b.said for a, b in zip(own, same, strict=True)])),
                     "accuracy_read": float(np.mean([r.correct for r in own])),
@@ -191,13 +195,14 @@ def _read(results: list[Result], read: list[Result], budget: float, seed: int) -
         "rows": rows,
         "open": [row for row in summarise(open_, seed=seed) if row["selector"] in (*READ, BLIND)],
         "confidence": {
-            "read": _confidence([r for r in closed if r.selector == "ours"], seed),
-            "scored": _confidence([r for (name, _), r in scored.items() if name == "ours"], seed),
+            "read": _confidence(name, [r for r in closed if r.selector == "ours"], seed),
+            "scored": _confidence(name, [r for (stream, _), r in scored.items() if stream == "ours"], seed),
         },
     }
 
 
-def _confidence(own: list[Result], seed: int) -> dict[str, Any]:
+def _confidence(name: str, own: list[Result], seed: int) -> dict[str, Any]:
+    own = [r for r in own if name.startswith("sim") or not calibrates(name, r.group)]
     confidence, correct = [r.confidence for r in own], [r.correct for r in own]
     groups = np.unique([r.group for r in own], return_inverse=True)[1].astype(np.int64)
     return {

@@ -228,7 +228,12 @@ def _tests(report: Report, pictures: dict[str, str]) -> list[str]:
 
 def _confidence(report: Report, pictures: dict[str, str]) -> list[str]:
     lines = ["## How sure, how right", ""]
-    lines += ["The calibration of `nano` was fitted on simulated val scenes and on some of the real val rows.", ""]
+    fitted = "The calibration of `nano` was fitted on simulated val scenes and on "
+    if report.get("confidence_apart"):
+        fitted += "half of the groups of the real val rows; of real sets, the other half is measured here."
+    else:
+        fitted += "some of the real val rows."
+    lines += [fitted, ""]
     cells = []
     for name, suite in report["suites"].items():
         for kind, own in suite.get("read", {}).get("confidence", {}).items():

@@ -74,7 +74,9 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
     size: Annotated[str, typer.Option(help="full, or small (minutes, for a trial).")] = "full",
-    threads: Annotated[int, typer.Option(help="Of nano and policy; more than one only where nothing else runs.", min=1)] = 1,
+    threads: Annotated[
+        int, typer.Option(help="Of nano, policy; more than one only where nothing else runs.", min=1)
+    ] = 1,
     json: Json = False,
 ) -> None:
     """Train the shipped weights again, another policy for a reader, or its rivals; a second call resumes."""

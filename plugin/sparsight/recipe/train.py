@@ -147,7 +147,7 @@ class _Recipe:
         size, seed = self.size, self.seed
         pools = {  # data folders first: a picture that breaks off is to be found before scenes are drawn for minutes
             "real": sources.real(self.data, "train", self.tell),
-            "real val": sources.real(self.data, "val", self.tell),
+            "real val": sources.real(self.data, "val", self.tell, keep=sources.calibrates),
             "sim": sources.simulated("train", size.scenes, size.scenes, seed, self.data, self.tell, varied=_VARIED),
             "volumes": sources.volumes("train", 0, size.volumes, seed, self.data, self.tell, varied=_VARIED),
             "pairs": sources.pairs("train", 0, size.pairs, seed, self.data, self.tell, varied=_VARIED),

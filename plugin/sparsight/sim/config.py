@@ -87,6 +87,7 @@ PRESETS: dict[str, SceneConfig] = {
     "many": SceneConfig(n_findings=(5, 8), n_artefacts=(2, 4)),
     "faint": SceneConfig(contrast=(0.06, 0.12)),
     "tiny": SceneConfig(area=(0.0005, 0.0015)),
+    "large": SceneConfig(area=(0.01, 0.03)),
     "volume": SceneConfig(depth=(8, 48), n_findings=(2, 6)),
     "pair": SceneConfig(pair=True, n_findings=(3, 6), question_kinds=PAIR_QUESTION_KINDS),
 }

@@ -12,9 +12,7 @@ from sparsight.recipe import train_another
 
 
 @pytest.mark.slow
-def test_each_seed_has_its_policy_and_what_it_was_before_reinforcement(
-    looking_folder: Path, tmp_path: Path
-) -> None:
+def test_each_seed_has_its_policy_and_what_it_was_before_reinforcement(looking_folder: Path, tmp_path: Path) -> None:
     report = train_another(looking_folder, tmp_path, seed=1, size="tiny")
     assert report["examples"] > 0
     assert report["seed"] == 1
