@@ -30,7 +30,7 @@ TINY = evidence.Size(sim_2d=6, sim_ood=4, sim_long=2, sim_pair=4, real=6, tested
 
 def drawn(name: str, n: int, seed: int) -> list[Case]:
     suite = Suite(name, n, (0.1,))
-    return [case for part in range(suite.parts) for case, _ in cases_of(suite, None, seed, part)]
+    return [one.case for part in range(suite.parts) for one in cases_of(suite, None, seed, part)]
 
 
 def test_cases_are_reproducible_and_follow_the_seed() -> None:
@@ -43,10 +43,10 @@ def test_cases_are_reproducible_and_follow_the_seed() -> None:
 def test_parts_share_a_suite_without_repeating_a_question() -> None:
     suite = Suite("sim_2d", 90, (0.1,))
     assert suite.parts == 2
-    parts = [[case for case, _ in cases_of(suite, None, 0, part)] for part in range(2)]
+    parts = [[one.case for one in cases_of(suite, None, 0, part)] for part in range(2)]
     assert [len(part) for part in parts] == [45, 45]
     assert len({case.id for part in parts for case in part}) == 90
-    presets = {preset for part in range(2) for _, preset in cases_of(suite, None, 0, part)}
+    presets = {one.source for part in range(2) for one in cases_of(suite, None, 0, part)}
     assert presets == {"default", "many", "faint", "tiny", "large"}
 
 
@@ -109,7 +109,7 @@ def lesions(tmp_path: Path) -> Path:
 def test_of_lesions_only_the_patient_left_out_of_training_is_asked_about(lesions: Path, name: str, unseen: str) -> None:
     assert check_data(lesions) == ("ms_flair", "ms_followup")
     suite = Suite(name, 300, (0.1,))
-    cases = [case for part in range(suite.parts) for case, _ in cases_of(suite, lesions, 0, part)]
+    cases = [one.case for part in range(suite.parts) for one in cases_of(suite, lesions, 0, part)]
     assert {case.group for case in cases} == {unseen}
     assert len(cases) == 4
     assert {case.volume.shape[0] for case in cases} == {2 if name == "ms_followup" else 1}
@@ -226,6 +226,8 @@ def test_a_run_measures_everything_and_does_not_depend_on_the_processes(setup: S
     assert rows["sim_long", "ours", 0.01]["fraction"] == pytest.approx(0.01, rel=0.01)
     assert rows["sim_long", "all", 1.0]["fraction"] < 0.12  # what a prompt holds
     assert rows["bccd", "majority", 0.0]["accuracy"] >= 0.5
+    strata = {row["by"] for row in report["suites"]["sim_2d"]["strata"]}
+    assert strata == {"source", "question", "anatomy", "evidence"}
     tests = {row["test"] for row in report["suites"]["sim_2d"]["tests"]}
     assert {"kept", "pixel sufficiency", "pixel necessity", "complement", "shuffled image", "no image"} <= tests
     assert {c["curve"] for c in report["suites"]["sim_2d"]["curves"]} == {"insertion", "deletion"}

@@ -104,6 +104,8 @@ def _strata(
     def strata(case: str) -> list[tuple[str, str]]:
         fact = facts[case]
         found = [("source", fact.source), ("question", fact.label or fact.kind)]
+        if fact.anatomy:
+            found.append(("anatomy", fact.anatomy))
         if fact.area is not None:
             bound = next(i for i, top in enumerate(_AREAS[1:]) if fact.area <= top)
             low, high = _AREAS[bound], _AREAS[bound + 1]

@@ -160,7 +160,7 @@ def _differences(paired: Rows) -> list[str]:
 
 
 def _strata(suite: dict[str, Any]) -> list[str]:
-    """By preset, question and size of the evidence, at the test budget; for the simulated 2D suites only."""
+    """By preset, question, anatomy and size of the evidence, at the test budget; for the simulated 2D suites only."""
     cells = []
     for stratum in suite["strata"]:
         own = {row["selector"]: row for row in stratum["rows"]}

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsight.bench.suites import MASKED, Suite, cases_of, tested_at
+from sparsight.bench.suites import MASKED, Drawn, Suite, cases_of, tested_at
 from sparsight.model import PolicySelector, Reader, load_policy, load_reader
 from sparsight.rl.evaluate import SelectorFor, pose, posed_as, selectors_by_name
 from sparsight.rl.evidence_tests import Outcome, run_tests
@@ -59,6 +59,7 @@ class Fact:
     label: str
     group: str
     area: float | None
+    anatomy: str = ""  # kind of background of a simulated case
 
 
 @dataclass(eq=False)
@@ -83,10 +84,10 @@ def measure_part(setup: Setup, task: Task) -> Part:
     streams = selectors_by_name(names, reader, ours, seed=setup.seed) | _others(setup, reader)
     clock = _Clock(part.seconds)
     drawn = list(cases_of(suite, setup.data, setup.seed, task.part))
-    part.facts = {case.id: _fact(case, source) for case, source in drawn}
+    part.facts = {one.case.id: _fact(one) for one in drawn}
     clock.lap("draw")
     closed: list[tuple[Case, TokenGrid]] = []
-    for _, same in groupby((case for case, _ in drawn), key=lambda case: case.volume.sha256):
+    for _, same in groupby((one.case for one in drawn), key=lambda case: case.volume.sha256):
         group = list(same)
         grid = reader.encode(group[0].volume)
         clock.lap("encode")
@@ -161,12 +162,19 @@ def _has_choices(case: Case) -> bool:
     return case.answer.strip().lower() in (choice.lower() for choice in choices_of(case.question))
 
 
-def _fact(case: Case, source: str) -> Fact:
-    area = None
+def _fact(drawn: Drawn) -> Fact:
+    case, area = drawn.case, None
     if case.finding is not None and case.finding.any():
         area = float(case.finding.reshape(len(case.finding), -1).mean(1).max())
     return Fact(
-        case.question.text.strip().lower(), case.question.kind, case.answer, source, case.label, case.group, area
+        case.question.text.strip().lower(),
+        case.question.kind,
+        case.answer,
+        drawn.source,
+        case.label,
+        case.group,
+        area,
+        drawn.anatomy,
     )
 
 

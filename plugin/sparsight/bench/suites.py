@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -96,8 +96,16 @@ def check_data(data: Path | None) -> tuple[str, ...]:
     return found
 
 
-def cases_of(suite: Suite, data: Path | None, seed: int, part: int) -> Iterator[tuple[Case, str]]:
-    """The questions of one part with the preset (simulated) or split (real) they come from.
+class Drawn(NamedTuple):
+    """A question, the preset (simulated) or split (real) it comes from, and what its findings were drawn into."""
+
+    case: Case
+    source: str
+    anatomy: str = ""  # kind of background; empty: real
+
+
+def cases_of(suite: Suite, data: Path | None, seed: int, part: int) -> Iterator[Drawn]:
+    """The questions of one part.
 
     A real suite of fewer rows than n has them all; of more, as many drawn with the seed. Neighbours share an image.
     """
@@ -108,10 +116,10 @@ def cases_of(suite: Suite, data: Path | None, seed: int, part: int) -> Iterator[
     folder = _folder(data / suite.name)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(folder))[: suite.n])
     for index in np.array_split(chosen, suite.parts)[part]:
-        yield folder[int(index)], VAL
+        yield Drawn(folder[int(index)], VAL)
 
 
-def _simulated(suite: Suite, data: Path | None, seed: int, part: int) -> Iterator[tuple[Case, str]]:
+def _simulated(suite: Suite, data: Path | None, seed: int, part: int) -> Iterator[Drawn]:
     """Scenes part, part + parts, part + 2 parts, ... until the part has its share of the questions."""
     parts = suite.parts
     split: Split = "test_ood" if suite.name == "sim_ood" else "test"
@@ -122,7 +130,8 @@ def _simulated(suite: Suite, data: Path | None, seed: int, part: int) -> Iterato
         drawn = _FIRST_SEED + seed * CASE_SEEDS + index % CASE_SEEDS
         scene = _simulator(preset, data).scene(split, index, drawn)
         for case in scene.cases[:wanted]:
-            yield replace(case, group=case.id.rpartition("-")[0]), preset  # the scene: one image is one group
+            scene_id = case.id.rpartition("-")[0]  # one image is one group
+            yield Drawn(replace(case, group=scene_id), preset, case.group.split("-")[0])
         wanted -= len(scene.cases)
         index += parts
 
