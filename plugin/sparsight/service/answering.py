@@ -69,7 +69,7 @@ class Answering:
         necessity, necessity_ms = timed(lambda: self._necessity(answer, selection, selection))
         timings = {"select": select_ms, **answer.timings_ms, "necessity": necessity_ms, "recheck": 0.0}
         first = Reading(selection, answer, necessity, None, timings)
-        doubt = self._doubt(first) if recheck else None
+        doubt = self.doubt(first) if recheck else None
         wide = self._k(self.config.recheck_budget or 0.0)
         if doubt is None or wide <= len(selection.keep):
             reading = first
@@ -96,7 +96,8 @@ class Answering:
             self.question, self.grid, selection, on_token=lambda text: self.tell(Progress("token", text=text))
         )
 
-    def _doubt(self, reading: Reading) -> Doubt | None:
+    def doubt(self, reading: Reading) -> Doubt | None:
+        """Why a reading should not be shown before more is read, if it should not."""
         if is_negative(self.question, reading.answer.text):
             return "negative"
         weak = reading.necessity is not None and reading.necessity < self.config.necessity_nats

@@ -37,6 +37,11 @@ class Encoded:
     key: tuple[str, str] = ("", "")  # that it is kept under
 
     @property
+    def whole(self) -> bool:
+        """Whether all slices are encoded."""
+        return self.grid.encoded is None
+
+    @property
     def bytes(self) -> int:
         """Memory it holds."""
         held = (self.volume.voxels, self.grid.features, *self.grid.extras.values())
@@ -106,13 +111,13 @@ class EncodedStudies:
         self, study: Encoded, reader: Reader, turn: Turn, on_step: Callable[[], None] = lambda: None
     ) -> Encoded:
         """The study with all its slices encoded. on_step: called now and then by the one who encodes them."""
-        if study.grid.encoded is None:
+        if study.whole:
             return study
         start = time.perf_counter()
 
         def make() -> Encoded:
             hit = self._hit(study.key)
-            if hit is not None and hit.grid.encoded is None:
+            if hit is not None and hit.whole:
                 return hit
             with turn():
                 grid = reader.complete(study.grid, on_step)

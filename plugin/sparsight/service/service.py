@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import uuid
@@ -20,7 +21,7 @@ from safetensors.numpy import load_file
 
 from sparsight import evidence
 from sparsight.config import Config
-from sparsight.errors import ConflictError, InputError, NotFoundError
+from sparsight.errors import ConflictError, InputError, NotFoundError, SparsightError
 from sparsight.imaging.grid import Grid
 from sparsight.imaging.studies import open_studies
 from sparsight.model import PolicySelector, TokenPolicy, base_policy, load_reader
@@ -28,7 +29,7 @@ from sparsight.model.policy import FOVEA
 from sparsight.model.protocols import Reader, Where
 from sparsight.rl.acquisition import acquire
 from sparsight.service import corrections
-from sparsight.service.answering import Answering, Asked, OnProgress, Progress, shown, tokens_at
+from sparsight.service.answering import Answering, Asked, OnProgress, Progress, Reading, shown, tokens_at
 from sparsight.service.encoded import Encoded, EncodedStudies
 from sparsight.service.learning import Learned, Learner
 from sparsight.service.question import check_budget, check_pair, check_region, parse_question
@@ -36,6 +37,7 @@ from sparsight.service.turn import Priority, Turnstile
 from sparsight.store import Features, PolicyRegistry, Store
 from sparsight.types import Budget, Episode, Feedback, ImageVolume, PolicyVersion, Question, Reward, TokenGrid
 
+_LOG = logging.getLogger(__name__)
 _LOOKED_AT = 16  # studies of which the next case is the best: each must be loaded and encoded
 
 
@@ -107,12 +109,16 @@ class Service:
             prior=prior,
             where=self._where(question),
         )
-        volume, grid = study_.volume, study_.grid
-        check_region(question, grid)
-        with self._turnstile.turn():
-            policy, selector = self._policy()
-            reading = Answering(self.reader, serve, grid, question, tell).answer(selector, share, recheck=recheck)
-        if grid.encoded is not None:
+        volume = study_.volume
+        check_region(question, study_.grid)
+        recheck = recheck and bool(serve.recheck_budget)
+        policy, reading = self._answer(study_, question, share, tell, recheck=recheck and study_.whole)
+        if recheck and not study_.whole and self._answering(study_, question, tell).doubt(reading):
+            tell(Progress("recheck"))  # what was not looked at may say otherwise
+            study_ = self._encoded.complete(study_, self.reader, self._turnstile.turn)
+            policy, reading = self._answer(study_, question, share, tell, recheck=True)
+        grid = study_.grid
+        if not study_.whole:
             self._finish(study_)
         found = evidence.describe(
             volume,
@@ -122,7 +128,7 @@ class Service:
             threshold=serve.necessity_nats,
         )
         tell(Progress("evidence"))
-        if grid.encoded is None:
+        if study_.whole:
             self._keep_tokens(study_)
         timings = {**study_.timings_ms, **reading.timings_ms, "total": (time.perf_counter() - start) * 1000}
         episode = Episode(
@@ -294,6 +300,17 @@ class Service:
     def _log(self, kind: Literal["promote", "rollback"]) -> Callable[[PolicyVersion], None]:
         return lambda policy: self.store.record(kind, policy)
 
+    def _answering(self, study: Encoded, question: Question, tell: OnProgress) -> Answering:
+        return Answering(self.reader, self.config.serve, study.grid, question, tell)
+
+    def _answer(
+        self, study: Encoded, question: Question, share: Budget, tell: OnProgress, *, recheck: bool
+    ) -> tuple[PolicyVersion, Reading]:
+        """One answer with the policy that is live when it is our turn."""
+        with self._turnstile.turn():
+            policy, selector = self._policy()
+            return policy, self._answering(study, question, tell).answer(selector, share, recheck=recheck)
+
     def _policy(self) -> tuple[PolicyVersion, PolicySelector]:
         """The live policy; another process may have promoted one since the last question."""
         live = self.registry.live()
@@ -323,6 +340,8 @@ class Service:
             turn = partial(self._turnstile.turn, Priority.BATCH, bounded=False)
             try:
                 self._keep_tokens(self._encoded.complete(study, self.reader, turn, give_way))
+            except SparsightError as error:  # the next question about the study tries again
+                _LOG.warning("the tokens of a study were not kept: %s", error.code)
             finally:
                 self._finishing.pop(study.volume.sha256, None)
 

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from sparsight.config import Config
+from sparsight.errors import BusyError, NotFoundError
 from sparsight.service import Service, parse_question
+from sparsight.service.answering import Answering
 from sparsight.types import Feedback, ImageVolume, Mark, TokenGrid
 
 
@@ -55,6 +57,43 @@ def test_the_answer_does_not_wait_for_the_other_slices(
     grid = looking._grid(asked.episode)  # waits for the rest
     whole = looking.reader.encode(long)
     torch.testing.assert_close(grid.features, whole.features, rtol=1e-2, atol=1e-2)  # stored in half precision
+
+
+def test_a_first_answer_in_doubt_is_given_from_all_slices(
+    looking: Service, long: ImageVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Answering, "doubt", lambda self, reading: "negative")
+    told: list[str] = []
+    question = parse_question("Is there a nodule?")
+    asked = looking.ask(long, question, budget=0.01, on_progress=lambda progress: told.append(progress.stage))
+    assert asked.grid.encoded is None
+    assert asked.episode.recheck is not None
+    assert "recheck" in told
+    looking.store.features(long.sha256, looking.reader.id)  # kept at once
+
+
+def test_where_nothing_is_ever_read_again_doubt_does_not_wait_either(
+    looking: Service, long: ImageVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Answering, "doubt", lambda self, reading: "negative")
+    assert looking.ask(long, parse_question("Is there a nodule?"), recheck=False).grid.encoded is not None
+
+
+def test_tokens_that_could_not_be_kept_are_kept_with_the_next_question(
+    looking: Service, long: ImageVolume, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise BusyError("a full disk", expected="room", todo="make room")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(looking.store, "put_features", full)
+        asked = looking.ask(long, parse_question("Is there a nodule?"), recheck=False)
+        looking._rest.submit(lambda: None).result()  # after the other slices
+    assert "busy" in caplog.text
+    with pytest.raises(NotFoundError):
+        looking._grid(asked.episode)
+    looking.ask(long, parse_question("Is there a ring?"), recheck=False)
+    assert looking._grid(asked.episode).n == asked.grid.n
 
 
 def test_a_second_question_has_all_slices_and_pays_once(
