@@ -59,6 +59,10 @@ def measure(config: Config, *, repeats: int, series: Path | None, on_step: Step)
             what = f"{kind}, {slices} slices" if slices > 1 else kind
             row(f"{what}: first answer", first, "s", targets[0])
             row(f"{what}: next question, median", float(np.median(later)), "s", targets[1], len(later))
+        if service.reader.first_look(scene.volume) is not None:
+            for first, how in ((0, "all slices encoded first"), (config.serve.first_slices, "after a first look")):
+                seconds = _first_answer(config, folder / f"home-{first}", str(series), first)
+                row(f"series: first answer, not re-checked, {how}", seconds, "s", 20)
         on_step("learning", 1, 3)
         row(f"learning from {_CORRECTIONS} corrections", _learning(service), "s", 30)
         service.close()
@@ -86,6 +90,17 @@ def _questions(service: Service, study: str, repeats: int) -> tuple[int, float, 
         if len(times) > repeats:
             break
     return slices, times[0], times[1:]
+
+
+def _first_answer(config: Config, home: Path, study: str, first_slices: int) -> float:
+    """Seconds of the first answer of a service that encodes so many slices before it (0: all)."""
+    serve = config.serve.model_copy(update={"first_slices": first_slices})
+    service = Service(config.model_copy(update={"home": home, "serve": serve}))
+    begun = time.perf_counter()
+    service.ask(study, parse_question("Is there a nodule?"), recheck=False)
+    seconds = time.perf_counter() - begun
+    service.close()
+    return seconds
 
 
 def _learning(service: Service) -> float:
