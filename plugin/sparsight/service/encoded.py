@@ -150,10 +150,11 @@ class EncodedStudies:
 
         return self._opening.do(fingerprint, load_it)[0]
 
-    def grid_of(self, volume: ImageVolume) -> TokenGrid | None:
-        """The tokens of a volume of this cache, where it still has them; some slices may not be encoded yet."""
+    def grid_of(self, volume_sha256: str, reader: str) -> TokenGrid | None:
+        """A reader's tokens of a volume, where they are still here; those of some slices may not be encoded yet."""
         with self._lock:
-            return next((kept.grid for kept in self._kept.values() if kept.volume is volume), None)
+            kept = list(self._kept.values())
+        return next((k.grid for k in kept if (k.volume.sha256, k.grid.reader) == (volume_sha256, reader)), None)
 
     def _hit(self, key: tuple[str, str]) -> Encoded | None:
         with self._lock:

@@ -163,7 +163,7 @@ class Service:
         corrections.check(feedback, episode)
         if feedback.answer is not None:
             self.reader.check(episode.question, feedback.answer)
-        reward = corrections.reward_of(feedback, episode, self._grid(episode) if feedback.marks else None)
+        reward = corrections.reward_of(feedback, episode, self._places(episode) if feedback.marks else None)
         new = self.store.save_feedback(feedback, reward)
         return reward if new else self.store.reward(feedback.key)
 
@@ -173,6 +173,8 @@ class Service:
         Asks go first: between two steps the machine is given to whoever waits.
         """
         tell = on_progress or (lambda progress: None)
+        for rest in list(self._finishing.values()):  # not within our turn: it needs turns itself
+            rest.result()
         with self._turnstile.turn(Priority.LEARNING):
             live, selector = self._policy()
 
@@ -274,7 +276,7 @@ class Service:
             raise NotFoundError(
                 "a study that changed since it was asked about", expected="the same images", todo="ask about it again"
             )
-        return Asked(episode, volume, self._encoded.grid_of(volume) or self._grid(episode))
+        return Asked(episode, volume, self._places(episode))
 
     def suggest(self, modality: str) -> str:
         """A first question for a study of this modality (serve.yaml: suggested_questions)."""
@@ -358,10 +360,12 @@ class Service:
         self.store.put_features(study.volume.sha256, self.reader.id, kept)
         self._tokens_kept.add(study.volume.sha256)
 
+    def _places(self, episode: Episode) -> TokenGrid:
+        """Where the tokens of an episode's study lie; those of some slices may not be encoded yet."""
+        return self._encoded.grid_of(episode.volume_sha256, episode.reader) or self._grid(episode)
+
     def _grid(self, episode: Episode) -> TokenGrid:
         """The tokens of an episode's study, as stored when it was asked. Raises NotFoundError."""
-        if finishing := self._finishing.get(episode.volume_sha256):
-            finishing.result()
         kept = self.store.features(episode.volume_sha256, episode.reader)
         features = torch.from_numpy(kept.features.astype(np.float32))
         return TokenGrid(features, kept.shape, kept.patch, kept.uvw_to_ijk, kept.uvw_to_lps, episode.reader)

@@ -18,7 +18,13 @@ from sparsight.types import Feedback, ImageVolume, Mark, TokenGrid
 
 @pytest.fixture
 def looking(tmp_path: Path, looking_folder: Path) -> Iterator[Service]:
-    service = Service(Config.load(home=tmp_path / "home", serve={"reader": str(looking_folder), "first_slices": 8}))
+    config = Config.load(
+        home=tmp_path / "home",
+        serve={"reader": str(looking_folder), "first_slices": 8},
+        learn={"steps": 1, "passes": 0, "batch": 2, "group": 2, "held_out": 0.0},
+        gate={"sentinel": 20},
+    )
+    service = Service(config)
     yield service
     service.close()
 
@@ -27,6 +33,11 @@ def looking(tmp_path: Path, looking_folder: Path) -> Iterator[Service]:
 def long() -> ImageVolume:
     voxels = np.random.default_rng(0).uniform(0, 255, (80, 48, 64)).astype(np.float32)
     return ImageVolume(voxels, np.eye(4), "CT", (127.5, 255.0))
+
+
+def after_the_rest(service: Service) -> None:
+    """Return when all slices of what was asked about are encoded."""
+    service._rest.submit(lambda: None).result(30)
 
 
 class Held:
@@ -54,7 +65,8 @@ def test_the_answer_does_not_wait_for_the_other_slices(
     area = asked.grid.shape[1] * asked.grid.shape[2]
     assert asked.grid.encoded[asked.episode.selection.keep // area].all()
     held.go.set()
-    grid = looking._grid(asked.episode)  # waits for the rest
+    after_the_rest(looking)
+    grid = looking._grid(asked.episode)
     whole = looking.reader.encode(long)
     torch.testing.assert_close(grid.features, whole.features, rtol=1e-2, atol=1e-2)  # stored in half precision
 
@@ -88,7 +100,7 @@ def test_tokens_that_could_not_be_kept_are_kept_with_the_next_question(
     with monkeypatch.context() as broken:
         broken.setattr(looking.store, "put_features", full)
         asked = looking.ask(long, parse_question("Is there a nodule?"), recheck=False)
-        looking._rest.submit(lambda: None).result()  # after the other slices
+        after_the_rest(looking)
     assert "busy" in caplog.text
     with pytest.raises(NotFoundError):
         looking._grid(asked.episode)
@@ -108,14 +120,20 @@ def test_a_second_question_has_all_slices_and_pays_once(
     assert held.calls == 1
 
 
-def test_a_mark_on_a_first_answer_is_not_lost(looking: Service, long: ImageVolume) -> None:
+def test_a_mark_on_a_first_answer_is_rewarded_at_once_and_learned_from(
+    looking: Service, long: ImageVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(looking, monkeypatch)
     asked = looking.ask(long, parse_question("Is there a nodule?"), recheck=False)
-    box = ((0.0, 0.0, 0.0), (20.0, 20.0, 10.0))
-    mark = Mark("relevant", box_mm=box)
-    reward = looking.correct(
-        Feedback("k", asked.episode.id, "r1", "amend", datetime.now(UTC), answer="no", marks=(mark,))
-    )
+    mark = Mark("relevant", box_mm=((0.0, 0.0, 0.0), (20.0, 20.0, 10.0)))
+    when = datetime.now(UTC)
+    reward = looking.correct(Feedback("k", asked.episode.id, "r1", "amend", when, answer="no", marks=(mark,)))
     assert reward.parts["grounding"] is not None
+    assert looking.reopen(asked.episode.id).labelmap().any()
+    threading.Timer(0.2, held.go.set).start()
+    learned = looking.learn()  # waits for the other slices, and only for them
+    assert learned.corrections + learned.held_out == 1, learned.reasons
+    assert held.calls == 1
 
 
 def test_all_slices_where_that_is_set(tmp_path: Path, looking_folder: Path, long: ImageVolume) -> None:
