@@ -23,6 +23,7 @@ from sparsight.errors import BudgetError, DataError, InputError, SparsightError,
 from sparsight.model import load_base_policy
 from sparsight.recipe.sources import real_cases
 from sparsight.rl.scoring import Result
+from sparsight.rl.tables import compare
 from sparsight.types import Case
 
 TINY = evidence.Size(sim_2d=6, sim_ood=4, sim_long=2, sim_pair=4, real=6, tested=6, curves=2, read=2)
@@ -184,6 +185,10 @@ def test_other_policies_are_measured_beside_ours(setup: Setup, tmp_path: Path) -
     assert said["ours"] == said["ours same"]
     figures = figures_of("sim_2d", [part], 0)
     assert "ours same" in {row["selector"] for row in figures["rows"]}
+    assert {(row["first"], row["second"]) for row in figures["others"]} == {
+        ("ours same", rival) for rival in ("all", "random", "saliency")
+    }
+    assert all(row["difference"] == 0 for row in compare(part.results, "ours", "ours same"))
 
 
 def test_files_that_are_no_policies_are_refused_before_anything_runs(reader_folder: Path, tmp_path: Path) -> None:

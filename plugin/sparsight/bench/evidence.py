@@ -81,6 +81,7 @@ def run(setup: Setup, *, size: Size, budgets: Sequence[float], workers: int, tel
         "confidence_apart": True,  # measured on groups that it was not fitted on
         "max_tokens": reader.max_tokens,
         "selectors": list(setup.selectors),
+        "policies": [name for name, _ in setup.others],  # measured beside ours
         "size": asdict(size),
         "workers": workers,
         "rows": [{"suite": name, **row} for name, suite in suites.items() for row in suite.pop("rows")],

@@ -19,6 +19,7 @@ from sparsight.rl.statistics import bootstrap_mean
 from sparsight.rl.tables import ALWAYS, areas, compare, compare_evidence, recheck, summarise
 
 _REPEATED = 10  # a question asked so often in the same words has a majority answer of its own
+AGAINST = ("all", "random", "saliency")  # what further policies are compared with
 _AREAS = (0.0, 0.001, 0.003, 0.01, 1.0)  # strata of evidence, share of the slice
 
 
@@ -42,6 +43,14 @@ def figures_of(name: str, parts: list[Part], seed: int) -> dict[str, Any]:
     return {
         "rows": summarise(results, seed=seed),
         "paired": [row for rival in rivals for row in compare(results, "ours", rival, seed=seed)],
+        "others": [
+            row
+            for other in names
+            if other.startswith("ours ")  # further policies: bench.parts.Setup.others
+            for rival in AGAINST
+            if rival in names
+            for row in compare(results, other, rival, seed=seed)
+        ],
         "n": sum(r.selector == "all" for r in results),
         "groups": len({r.group for r in results}),
         "areas": areas(results, seed=seed),

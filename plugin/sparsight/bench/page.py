@@ -82,6 +82,7 @@ def _suite(report: Report, name: str, suite: dict[str, Any], pictures: dict[str,
     if any(row["evidence_recall"] is not None for row in rows):
         lines += [*_where(rows), ""]
     lines += ["Ours minus, in accuracy:", "", *_differences(paired), ""]
+    lines += _others(suite.get("others", []))
     lines += _strata(suite)
     file = f"retention-{name}.png"
     return [*lines, f"![{pictures[file]}](results/{file})", ""] if file in pictures else lines
@@ -157,6 +158,15 @@ def _differences(paired: Rows) -> list[str]:
             ratios = [value(own[b]["ratio"], own[b]["ratio_ci"]) if b in own else "" for b in budgets]
             cells.append(["(ratio to all)", *ratios])
     return _table(("", *map(share, budgets)), cells)
+
+
+def _others(rows: Rows) -> list[str]:
+    """Further policies, of other training seeds or before reinforcement, against the same streams."""
+    lines = []
+    for policy in dict.fromkeys(row["first"] for row in rows):
+        own = [row for row in rows if row["first"] == policy]
+        lines += [f"{policy} (a further policy) minus, in accuracy:", "", *_differences(own), ""]
+    return lines
 
 
 def _strata(suite: dict[str, Any]) -> list[str]:
