@@ -45,7 +45,9 @@ class ServeConfig(_Strict):
         1.0, ge=0, le=1, description="share of the tokens a negative or ungrounded answer is read again from; 0: never"
     )
     first_slices: int = Field(
-        32, ge=0, description="slices of a longer volume encoded before its first answer, at least an eighth; 0: all"
+        32,
+        ge=0,
+        description="slices of 64 or more that are encoded before the first answer, at least an eighth; 0: all",
     )
     max_waiting: int = Field(32, ge=1, description="questions in the queue before a new one is refused")
     suggested_questions: dict[str, str] = Field(

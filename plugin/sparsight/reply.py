@@ -36,6 +36,7 @@ def episode_json(episode: Episode) -> dict[str, Any]:
         "necessity_nats": None if evidence.necessity is None else round(evidence.necessity, 4),
         "budget": _budget(recheck.kept if recheck else first, total),
         "recheck": _recheck(recheck, answer.text, first, total) if recheck else None,
+        "slices": None if episode.slices is None else {"encoded": episode.slices, "total": episode.grid_shape[0]},
         "evidence": [
             {
                 "box_mm": [[round(x, 3) for x in corner] for corner in region.box_mm],

@@ -241,6 +241,7 @@ class Episode:
     timings_ms: dict[str, float]
     recheck: Recheck | None = None
     prior: str | None = None  # the id of the study it was compared with; slice 0 is then the prior, slice 1 the study
+    slices: int | None = None  # how many were encoded, chosen by a first look at all; None: all of them
 
 
 @dataclass(frozen=True, eq=False)

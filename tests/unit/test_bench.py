@@ -20,7 +20,7 @@ from sparsight.bench.parts import Fact, Part, Setup, Task, measure_part
 from sparsight.bench.suites import LONG_BUDGETS, Suite, cases_of, check_data
 from sparsight.bench.targets import targets
 from sparsight.errors import BudgetError, DataError, InputError, SparsightError, WeightsError
-from sparsight.model import load_base_policy
+from sparsight.model import load_base_policy, load_reader
 from sparsight.recipe.sources import real_cases
 from sparsight.rl.scoring import Result
 from sparsight.rl.tables import compare
@@ -176,13 +176,15 @@ def test_streams_budgets_and_names_are_checked(setup: Setup) -> None:
 
 
 def test_other_policies_are_measured_beside_ours(setup: Setup, tmp_path: Path) -> None:
-    save_file(load_base_policy(setup.reader), tmp_path / "same.safetensors")
-    others = evidence.policies_of([tmp_path / "same.safetensors"])
-    task = Task(Suite("sim_2d", 6, (0.1,)), 0, 0, 0, 0)
+    whose = {"reader": load_reader(setup.reader).sha256, "seed": "1", "stage": "warm"}
+    save_file(load_base_policy(setup.reader), tmp_path / "same.safetensors", whose)
+    others = evidence.policies_of([tmp_path / "same.safetensors"], whose["reader"])
+    task = Task(Suite("sim_2d", 6, (0.1,)), 0, 2, 0, 0)
     part = measure_part(replace(setup, others=others), task)
     said = {name: [r.said for r in part.results if r.selector == name] for name in ("ours", "ours same")}
     assert len(said["ours"]) == 6
     assert said["ours"] == said["ours same"]
+    assert {"ours", "ours same"} <= {o.result.selector for o in part.tests}
     figures = figures_of("sim_2d", [part], 0)
     assert "ours same" in {row["selector"] for row in figures["rows"]}
     assert {(row["first"], row["second"]) for row in figures["others"]} == {
@@ -194,14 +196,16 @@ def test_other_policies_are_measured_beside_ours(setup: Setup, tmp_path: Path) -
 def test_files_that_are_no_policies_are_refused_before_anything_runs(reader_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     for folder in (tmp_path, tmp_path / "a"):
-        save_file(load_base_policy(reader_folder), folder / "one.safetensors")
+        save_file(load_base_policy(reader_folder), folder / "one.safetensors", {"reader": "mine"})
     with pytest.raises(InputError, match="two policies"):
-        evidence.policies_of([tmp_path / "one.safetensors", tmp_path / "a" / "one.safetensors"])
+        evidence.policies_of([tmp_path / "one.safetensors", tmp_path / "a" / "one.safetensors"], "mine")
+    with pytest.raises(WeightsError, match="of mine"):
+        evidence.policies_of([tmp_path / "one.safetensors"], "another")
     (tmp_path / "half.safetensors").write_bytes((tmp_path / "one.safetensors").read_bytes()[:500])
-    save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
+    save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "other.safetensors", {"reader": "mine"})
     for name in ("half", "missing", "other"):
         with pytest.raises(WeightsError):
-            evidence.policies_of([tmp_path / f"{name}.safetensors"])
+            evidence.policies_of([tmp_path / f"{name}.safetensors"], "mine")
 
 
 def test_every_question_is_tested_and_read_as_often_as_the_size_says() -> None:

@@ -16,19 +16,19 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
 import sparsight
 from sparsight.bench.examples import draw_examples
 from sparsight.bench.figures import figures_of
 from sparsight.bench.page import page
-from sparsight.bench.parts import Part, Setup, Task, loaded, measure_part
+from sparsight.bench.parts import Other, Part, Setup, Task, loaded, measure_part
 from sparsight.bench.plots import draw_plots
 from sparsight.bench.suites import CASE_SEEDS, LONG_BUDGETS, TEST_BUDGET, Suite, check_data
 from sparsight.bench.targets import targets
 from sparsight.errors import BudgetError, InputError, SparsightError, WeightsError, finite
 from sparsight.model import TokenPolicy
+from sparsight.model.nano.reader import NanoReader
 from sparsight.rl.evaluate import SELECTORS, selectors_by_name
 
 BUDGETS = (0.02, 0.05, 0.1, 0.25, 0.5)
@@ -78,10 +78,10 @@ def run(setup: Setup, *, size: Size, budgets: Sequence[float], workers: int, tel
         "seed": setup.seed,
         "case_seeds": CASE_SEEDS,
         "test_budget": TEST_BUDGET,
-        "confidence_apart": True,  # measured on groups that it was not fitted on
+        "confidence_apart": isinstance(reader, NanoReader) and reader.spec.calibration.apart,
         "max_tokens": reader.max_tokens,
         "selectors": list(setup.selectors),
-        "policies": [name for name, _ in setup.others],  # measured beside ours
+        "policies": [{"name": o.name, "stage": o.stage, "seed": o.seed} for o in setup.others],  # beside ours
         "size": asdict(size),
         "workers": workers,
         "rows": [{"suite": name, **row} for name, suite in suites.items() for row in suite.pop("rows")],
@@ -104,22 +104,30 @@ def write(report: dict[str, Any], setup: Setup, out: Path) -> None:
     (out / "results.md").write_text(page(report, pictures, examples), encoding="utf-8")
 
 
-def policies_of(files: Sequence[Path]) -> tuple[tuple[str, dict[str, Any]], ...]:
-    """Weights of policies by a name for each: "ours" and its file's. Raises WeightsError, InputError."""
-    named: dict[str, dict[str, Any]] = {}
+def policies_of(files: Sequence[Path], reader_sha256: str) -> tuple[Other, ...]:
+    """Policies of a reader from their files (`sparsight train policy`). Raises WeightsError, InputError."""
+    named: dict[str, Other] = {}
     for file in files:
         name = f"ours {file.stem}"
         if name in named:
             raise InputError(f"two policies named {file.stem[:40]}", expected="a name each", todo="rename one file")
         try:
-            arrays = load_file(file)
+            with safe_open(file, "np") as opened:
+                made = opened.metadata() or {}
+                arrays = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
         except (OSError, SafetensorError) as error:
             raise WeightsError(
                 f"the policy {file.name[:60]} cannot be read", expected="a safetensors file", todo="check --policy"
             ) from error
+        if made.get("reader") != reader_sha256:
+            raise WeightsError(
+                f"the policy {file.name[:60]} of {made.get('reader', 'no reader that it names')[:8]}",
+                expected=f"one of reader {reader_sha256[:8]}",
+                todo="train it for this reader: sparsight train policy",
+            )
         TokenPolicy.from_arrays(arrays)
-        named[name] = arrays
-    return tuple(named.items())
+        named[name] = Other(name, made.get("stage", ""), made.get("seed", ""), arrays)
+    return tuple(named.values())
 
 
 def usable(setup: Setup, wanted: Sequence[str]) -> tuple[str, ...]:

@@ -58,6 +58,7 @@ def measure(config: Config, *, repeats: int, series: Path | None, on_step: Step)
             slices, first, later = _questions(service, str(path), repeats)
             what = f"{kind}, {slices} slices" if slices > 1 else kind
             row(f"{what}: first answer", first, "s", targets[0])
+            row(f"{what}: second question, at once", later[0], "s", targets[0])
             row(f"{what}: next question, median", float(np.median(later)), "s", targets[1], len(later))
         if service.reader.first_look(scene.volume) is not None:
             for first, how in ((0, "all slices encoded first"), (config.serve.first_slices, "after a first look")):

@@ -20,9 +20,18 @@ from sparsight.rl.scoring import Posed, Result, answered, by_reading, choices_of
 from sparsight.types import Case, Selection, TokenGrid
 
 TESTED = ("ours", "saliency", "random", "oracle")
-BEFORE = "ours warm"  # how the names of policies begin that were not reinforced: tested too, as ours is
 READ = ("all", "ours")
 BLIND = "no image"
+
+
+@dataclass(frozen=True, eq=False)
+class Other:
+    """A further policy of the same reader. stage: "warm" before it was reinforced, "reinforced" after it."""
+
+    name: str
+    stage: str
+    seed: str  # of its training
+    weights: Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +44,7 @@ class Setup:
     selectors: tuple[str, ...]
     data: Path | None
     seed: int
-    others: tuple[tuple[str, Mapping[str, NDArray[np.float32]]], ...] = ()  # further policies by name
+    others: tuple[Other, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,8 @@ def measure_part(setup: Setup, task: Task) -> Part:
         free = [case for case in group if not _has_choices(case)]
         part.read += _read_open(reader, streams, free, grid, tested_at(suite.name))
         clock.lap("read")
-    _tests(part, task, reader, streams, closed)
+    tested = (*TESTED, *(other.name for other in setup.others if other.stage == "warm"))  # what reinforcement changed
+    _tests(part, task, reader, {name: streams[name] for name in tested if name in streams}, closed)
     clock.lap("evidence tests")
     for case, grid in closed[: task.read]:
         part.read += answered(reader, _posed_to_read(case, grid, reader, streams, tested_at(suite.name)), by_reading)
@@ -122,16 +132,16 @@ def _others(setup: Setup, reader: Reader) -> dict[str, SelectorFor]:
         selector = PolicySelector(load_policy(arrays), reader, name)
         return lambda case, tokens: selector
 
-    return {name: served(arrays, name) for name, arrays in setup.others}
+    return {other.name: served(other.weights, other.name) for other in setup.others}
 
 
 def _tests(
     part: Part, task: Task, reader: Reader, streams: dict[str, SelectorFor], closed: Sequence[tuple[Case, TokenGrid]]
 ) -> None:
-    """Every tested stream on the first cases; the curves on fewer of them, for they cost most."""
+    """Every stream on the first cases; the curves on fewer of them, for they cost most."""
     for low, high, curves in ((0, task.curves, True), (task.curves, task.tested, False)):
         chosen = closed[low:high]
-        for name in (n for n in streams if chosen and (n in TESTED or n.startswith(BEFORE))):
+        for name in streams if chosen else ():
             part.tests += run_tests(reader, chosen, name, streams[name], tested_at(task.suite.name), curves=curves)
 
 

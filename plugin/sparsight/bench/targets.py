@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from sparsight.bench.parts import BEFORE
 from sparsight.rl.tables import signed, value
 
 Verdict = Literal["met", "not met", "not measured"]
@@ -75,9 +74,9 @@ def plain(name: str) -> str:
 
 def _size(report: Report) -> Target:
     n = report["suites"].get("sim_2d", {}).get("n", 0)
-    others = [name for name in report.get("policies", ()) if not name.startswith(BEFORE)]
-    measured = f"n = {n}, {report['case_seeds']} seeds of cases, one of the reader's training"
-    measured += f", {1 + len(others)} of the policy's" if others else " and of the policy's"
+    seeds = {other["seed"] for other in report.get("policies", ()) if other["stage"] == "reinforced"}
+    measured = f"n = {n}, {report['case_seeds']} seeds of cases, one of training"
+    measured += f"; {len(seeds)} further of the policy's" if seeds else ""
     enough: Verdict = "not measured" if n >= _ENOUGH else "not met"
     return Target("questions of sim_2d", f"at least {_ENOUGH:,}, three seeds of training", measured, enough)
 

@@ -63,9 +63,9 @@ def ask(
             recheck=not no_recheck,
             on_progress=lambda p: tell(p.stage, p.done, p.total),
         )
-    reply = ask_json(asked)
-    if not json:  # first: the answer is recorded, whatever becomes of the files
-        _print_answer(reply)
+        reply = ask_json(asked)
+        if not json:  # now: other slices may still have to be encoded; and whatever becomes of the files
+            _print_answer(reply)
     try:
         if overlay:
             regions = asked.episode.evidence.regions
@@ -223,6 +223,8 @@ def _print_answer(reply: dict[str, Any]) -> None:
         console.print(f"  {escape(reply['recheck']['note'])}")
     budget = reply["budget"]
     console.print(f"  rests on {budget['kept']} of {budget['total']} visual tokens ({budget['fraction']:.1%})")
+    if seen := reply["slices"]:
+        console.print(f"  after a first look at {seen['total']} slices, {seen['encoded']} of them were encoded")
     for region in reply["evidence"][:5]:
         (x0, y0, z0), (x1, y1, z1) = region["box_mm"]
         box = f"x {round(x0)}..{round(x1)}, y {round(y0)}..{round(y1)}, z {round(z0)}..{round(z1)} mm (LPS)"

@@ -130,7 +130,7 @@ def evidence(
     session: Session = context.obj
     with session.service() as service:
         live = service.live_selector()
-        others = bench.policies_of(policy or ())
+        others = bench.policies_of(policy or (), service.reader.sha256)
         setup = Setup(session.config().serve.reader, live.policy.to_arrays(), live.id, (), data, seed, others)
     names = bench.usable(setup, [name.strip() for name in selectors.split(",") if name.strip()])
     with progress_bar("bench evidence", quiet=json) as tell:

@@ -65,10 +65,10 @@ def train_another(
         seed=seed,
         checkpoint=out / f"policy-{seed}-running.safetensors",
         on_step=on_step,
-        on_warm=lambda warm: _save(warm, out / f"warm-{seed}.safetensors"),
+        on_warm=lambda warm: _save(warm, out / f"warm-{seed}.safetensors", reader, seed, "warm"),
     )
     budget = train_head(policy, reader, examples, PRICED * sizes.policy_steps, seed)
-    _save(policy, out / f"policy-{seed}.safetensors")
+    _save(policy, out / f"policy-{seed}.safetensors", reader, seed, "reinforced")
     return {
         "reader": reader.id,
         "seed": seed,
@@ -81,5 +81,7 @@ def train_another(
     }
 
 
-def _save(policy: TokenPolicy, path: Path) -> None:
-    save_file({name: value.contiguous() for name, value in policy.state_dict().items()}, path)
+def _save(policy: TokenPolicy, path: Path, reader: NanoReader, seed: int, stage: str) -> None:
+    """The file says whose it is: the benchmark asks."""
+    made = {"reader": reader.sha256, "seed": str(seed), "stage": stage}
+    save_file({name: value.contiguous() for name, value in policy.state_dict().items()}, path, made)

@@ -21,8 +21,12 @@ _ABSTAIN = 0.55  # less sure than this: "not sure"
 def calibrate(
     reader: NanoReader, policy: TokenPolicy, sim: Pool, real: Pool, tell: Callable[[str, int, int], None]
 ) -> NanoSpec:
-    """The reader's spec with Platt's slope and offset over logit(p): sim and real questions, read as when serving."""
+    """The reader's spec with Platt's slope and offset over logit(p): sim and real questions, read as when serving.
+
+    real: of the groups that sources.calibrates names.
+    """
     reader.spec = replace(reader.spec, calibration=Calibration(abstain_below=_ABSTAIN, unknown=1.0))  # p comes out raw
+    fitted = Calibration(abstain_below=_ABSTAIN, apart=True)
     selector = PolicySelector(policy, reader)
     p, right = [], []
     rng = np.random.default_rng(0)
@@ -37,7 +41,7 @@ def calibrate(
         tell("calibrate", done, len(asked))
     logits = np.log(np.array(p) / (1 - np.array(p)))[:, None]
     if len(set(right)) < 2:  # nothing to fit: all right or all wrong
-        return replace(reader.spec, calibration=Calibration(abstain_below=_ABSTAIN))
+        return replace(reader.spec, calibration=fitted)
     model = LogisticRegression(C=1.0).fit(logits, right)
     slope, offset = float(model.coef_[0, 0]), float(model.intercept_[0])
-    return replace(reader.spec, calibration=Calibration(slope=max(slope, 0.05), offset=offset, abstain_below=_ABSTAIN))
+    return replace(reader.spec, calibration=replace(fitted, slope=max(slope, 0.05), offset=offset))

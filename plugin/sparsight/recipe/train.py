@@ -56,6 +56,7 @@ from sparsight.sim import KINDS, texts
 OnProgress = Callable[[str, int, int], None]  # stage, done, total
 _LOG = logging.getLogger(__name__)
 _NAMING = 0.5  # share of the language stage in which tokens also learn to name what they show
+_RATES = {"easy": (3e-3, 0.02), "all": (2e-3, 0.02), "varied": (1e-3, 0.01)}  # of AdamW and Muon, by phase
 _VARIED = 0.6  # share of the training scenes whose anatomy is made to look as if taken otherwise
 _GLANCE = 64  # channels of the first look at a volume
 _BLANK = 0.15  # share of the encoder's batches in which all but the salient patches is blanked
@@ -101,7 +102,8 @@ class _Recipe:
         # What a stage depends on names its checkpoint: changing a later stage keeps the earlier ones.
         of = asdict(self.size)
         given = f"seed {seed} data {bool(data)} scenes {of['easy']} + {of['scenes']}"
-        self.begun = f"{given} encoder {of['encoder_easy']} + {of['encoder_all']} x {of['encoder_batch']}"
+        self.begun = f"{given} encoder of {NanoSpec.channels}, {_RATES}"
+        self.begun = f"{self.begun}, {of['encoder_easy']} + {of['encoder_all']} x {of['encoder_batch']}"
         given = f"{self.begun} + {of['encoder_varied']} varied {_VARIED:g}"
         seen = f"{given} fresh scenes {of['scenes']} volumes {of['volumes']} pairs {of['pairs']}"
         language = f"{seen} language {of['language_steps']} x {of['language_tokens']}"
@@ -205,11 +207,12 @@ class _Recipe:
         if real.pixels:
             pools["real"] = lambda: real
         batches = {name: _batches_of(make, findings, size.encoder_batch) for name, make in pools.items()}
-        for phase, steps, lr, muon, mix in (
-            ("easy", size.encoder_easy, 3e-3, 0.02, {"easy": 1.0}),
-            ("all", size.encoder_all, 2e-3, 0.02, {"easy": 0.2, "sim": 0.65, "real": 0.15}),
-            ("varied", size.encoder_varied, 1e-3, 0.01, {"easy": 0.1, "varied": 0.75, "real": 0.15}),
+        for phase, steps, mix in (
+            ("easy", size.encoder_easy, {"easy": 1.0}),
+            ("all", size.encoder_all, {"easy": 0.2, "sim": 0.65, "real": 0.15}),
+            ("varied", size.encoder_varied, {"easy": 0.1, "varied": 0.75, "real": 0.15}),
         ):
+            lr, muon = _RATES[phase]
             blank_after = {"easy": None, "all": steps // 4, "varied": 0}[phase]
             fit(
                 both,

@@ -15,6 +15,7 @@ _NUMBERS = {
     )
 }
 _NONE = frozenset({"no", "not", "none", "nothing", "nowhere", "0", "neither", "absent", "negative"})
+_OF_ALL = frozenset(("many", "count", "number", "more", "most", "fewer", "larger", "largest", "bigger", "smaller"))
 _SOUND = frozenset({"normal", "clear", "unremarkable", "healthy"})
 
 
@@ -29,6 +30,12 @@ def normalise(text: str) -> str:
     text = "".join(c if c == "\0" or not unicodedata.category(c).startswith(("P", "S")) else " " for c in text)
     words = _ARTICLES.sub(" ", text.replace("\0", ".")).split()
     return " ".join(_NUMBERS.get(word, word) for word in words)
+
+
+def is_of_all(question: Question, answer: str) -> bool:
+    """Whether an answer counts or compares, so that a part of a study that was not looked at could change it."""
+    words = {*normalise(question.text).split(" "), *normalise(answer).split(" ")}
+    return bool(words & _OF_ALL) or any(word.isdigit() for word in words)
 
 
 def is_negative(question: Question, answer: str) -> bool:

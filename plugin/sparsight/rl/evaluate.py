@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sparsight.errors import InputError
 from sparsight.imaging.grid import mask_share, token_coverage
 from sparsight.model import PolicySelector
+from sparsight.model.coverage import allowed
 from sparsight.model.policy import FOVEA
 from sparsight.model.protocols import Reader, Selector
 from sparsight.model.rivals import RIVALS, rival_of
@@ -162,7 +163,10 @@ class _Auto:
 
 
 class _Foveated:
-    """A policy on one slice in eight of a volume: those that it chooses by a first look at half the resolution."""
+    """A policy on one slice in eight of a volume: those that it chooses by a first look at half the resolution.
+
+    Harder than what the product does: it looks so at volumes of 64 slices or more, and does not keep answers in doubt.
+    """
 
     def __init__(self, policy: PolicySelector, reader: Reader, volume: ImageVolume) -> None:
         self.id, self._policy, self._odds = f"{policy.id}, foveated", policy, reader.first_look(volume)
@@ -170,7 +174,8 @@ class _Foveated:
     def select(self, grid: TokenGrid, question: Question, k: int, *, seed: int | None = None) -> Selection:
         assert self._odds is not None  # selectors_by_name looked
         chosen = self._policy.slices(self._odds, grid, question, -(-grid.shape[0] // FOVEA))
-        return self._policy.select(replace(grid, encoded=chosen), question, k, seed=seed)
+        part = replace(grid, encoded=chosen)
+        return self._policy.select(part, question, min(k, len(allowed(part, question))), seed=seed)
 
 
 def _has_first_look(reader: Reader) -> bool:

@@ -28,6 +28,7 @@ RECHECK: dict[str, Any] = {
     "budget": {"kept": 1024, "total": 6048, "fraction": 0.169312},
     "note": "No was re-checked with 1024 of 6048 tokens: still no",
 }
+SLICES: dict[str, Any] = {"encoded": 48, "total": 384}
 POLICY_USED: dict[str, Any] = {"id": "p0000-f441ca16", "sha256": _BASE}
 ASK_REPLY: dict[str, Any] = {
     "episode": _EPISODE,
@@ -44,6 +45,7 @@ ASK_REPLY: dict[str, Any] = {
     "necessity_nats": 0.8423,
     "budget": RECHECK["budget"],
     "recheck": RECHECK,
+    "slices": None,
     "evidence": [REGION],
     "policy": POLICY_USED,
     "reader": "nano-1a31f9eb",

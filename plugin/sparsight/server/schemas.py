@@ -99,6 +99,15 @@ class PolicyUsed(BaseModel):
     sha256: str
 
 
+class SlicesReply(_Reply):
+    """Slices that an answer after a first look was read from."""
+
+    model_config = _shown(examples.SLICES)
+
+    encoded: int = Field(description="chosen by the policy after a first look at all of them")
+    total: int
+
+
 class AskReply(_Reply):
     """An answer with what it rests on; the same JSON as `sparsight ask --json`."""
 
@@ -118,6 +127,7 @@ class AskReply(_Reply):
     necessity_nats: float | None = Field(description="fall of the answer's log-probability without its evidence")
     budget: BudgetReply = Field(description="what the answer shown was read from")
     recheck: RecheckReply | None = Field(description="null: the first reading is shown")
+    slices: SlicesReply | None = Field(None, description="null: all slices were encoded before the answer")
     evidence: list[RegionReply]
     policy: PolicyUsed
     reader: str

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from sparsight import evidence
 from sparsight.config import ServeConfig
-from sparsight.imaging.grid import box_to_tokens, tokens_to_labelmap
+from sparsight.imaging.grid import tokens_to_labelmap
+from sparsight.model.coverage import allowed
 from sparsight.model.policy import PolicySelector
 from sparsight.model.protocols import Reader, ScoreRequest
 from sparsight.rl.answers import is_negative, normalise
@@ -104,10 +105,7 @@ class Answering:
         return "not grounded" if weak else None
 
     def _k(self, share: float) -> int:
-        k = tokens_at(share, self.grid, self.reader)
-        if self.question.region is not None:
-            k = min(k, int((box_to_tokens(self.grid, self.question.region) > 0).sum()))
-        return k
+        return min(tokens_at(share, self.grid, self.reader), len(allowed(self.grid, self.question)))
 
     def _necessity(self, answer: Answer, read: Selection, without: Selection) -> float | None:
         """Compare log p(answer | tokens read) with log p(answer | the rest), nats.

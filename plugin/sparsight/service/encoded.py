@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
@@ -67,6 +67,7 @@ class EncodedStudies:
         self._lock = threading.Lock()
         self._encoding: Once[Encoded] = Once()
         self._opening: Once[ImageVolume] = Once()
+        self._wanted: Counter[tuple[str, str]] = Counter()  # callers of `complete`
 
     def get(
         self,
@@ -95,14 +96,16 @@ class EncodedStudies:
         if isinstance(study, str) or isinstance(prior, str):
             on_stage("load")
 
+        own: list[Encoded] = []  # encoded for this very question
+
         def make() -> Encoded:
             if hit := self._hit(key):
                 return hit
-            made = _encode(located, compared, reader, on_stage, turn, where)
-            return self._keep(replace(made, key=key))
+            own.append(replace(_encode(located, compared, reader, on_stage, turn, where), key=key))
+            return self._keep(own[0])
 
-        made, here = self._encoding.do(key, make)
-        if here:
+        made, _ = self._encoding.do(key, make)
+        if own:
             return made
         waited = replace(made, timings_ms={"load": _ms_since(start), "encode": 0.0})
         return self.complete(waited, reader, turn)
@@ -110,21 +113,38 @@ class EncodedStudies:
     def complete(
         self, study: Encoded, reader: Reader, turn: Turn, on_step: Callable[[], None] = lambda: None
     ) -> Encoded:
-        """The study with all its slices encoded. on_step: called now and then by the one who encodes them."""
+        """The study with all its slices encoded; of several callers one does it, the others wait.
+
+        on_step: called now and then by the one who does, as long as nobody waits.
+        """
         if study.whole:
             return study
         start = time.perf_counter()
+
+        def step() -> None:
+            if self._wanted[study.key] == 1:
+                on_step()
 
         def make() -> Encoded:
             hit = self._hit(study.key)
             if hit is not None and hit.whole:
                 return hit
             with turn():
-                grid = reader.complete(study.grid, on_step)
+                made = replace(study, grid=reader.complete(study.grid, step))
             _give_back_memory()
-            return self._keep(replace(study, grid=grid))
+            with self._lock:
+                if study.key in self._kept:  # else it had to go, and is not to drive out what came after it
+                    self._kept[study.key] = made
+            return made
 
-        made, _ = self._encoding.do(("rest", study.key), make)
+        with self._lock:
+            self._wanted[study.key] += 1
+        try:
+            made, _ = self._encoding.do(("rest", study.key), make)
+        finally:
+            with self._lock:
+                self._wanted[study.key] -= 1
+                self._wanted += Counter()  # forgets those that nobody wants
         encode = study.timings_ms.get("encode", 0.0) + _ms_since(start)
         return replace(made, timings_ms={**study.timings_ms, "encode": encode})
 

@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -21,13 +21,14 @@ from safetensors.numpy import load_file
 
 from sparsight import evidence
 from sparsight.config import Config
-from sparsight.errors import ConflictError, InputError, NotFoundError, SparsightError
+from sparsight.errors import BusyError, ConflictError, InputError, NotFoundError, SparsightError
 from sparsight.imaging.grid import Grid
 from sparsight.imaging.studies import open_studies
 from sparsight.model import PolicySelector, TokenPolicy, base_policy, load_reader
 from sparsight.model.policy import FOVEA
 from sparsight.model.protocols import Reader, Where
 from sparsight.rl.acquisition import acquire
+from sparsight.rl.answers import is_of_all
 from sparsight.service import corrections
 from sparsight.service.answering import Answering, Asked, OnProgress, Progress, Reading, shown, tokens_at
 from sparsight.service.encoded import Encoded, EncodedStudies
@@ -38,6 +39,7 @@ from sparsight.store import Features, PolicyRegistry, Store
 from sparsight.types import Budget, Episode, Feedback, ImageVolume, PolicyVersion, Question, Reward, TokenGrid
 
 _LOG = logging.getLogger(__name__)
+_UNFINISHED = 2  # studies whose other slices wait to be encoded: they are held in memory beside the cache
 _LOOKED_AT = 16  # studies of which the next case is the best: each must be loaded and encoded
 
 
@@ -73,7 +75,7 @@ class Service:
         self._live: tuple[str, PolicySelector] | None = None
         self._live_lock = threading.Lock()
         self._rest = ThreadPoolExecutor(1, "sparsight-rest")  # encodes what a first look left out
-        self._finishing: dict[str, Future[None]] = {}  # by hash of the volume
+        self._finishing: dict[str, tuple[Future[None], TokenGrid]] = {}  # by hash of the volume
 
     # --- the five verbs ---
 
@@ -113,7 +115,7 @@ class Service:
         check_region(question, study_.grid)
         recheck = recheck and bool(serve.recheck_budget)
         policy, reading = self._answer(study_, question, share, tell, recheck=recheck and study_.whole)
-        if recheck and not study_.whole and self._answering(study_, question, tell).doubt(reading):
+        if recheck and not study_.whole and self._in_doubt(study_, question, reading):
             tell(Progress("recheck"))  # what was not looked at may say otherwise
             study_ = self._encoded.complete(study_, self.reader, self._turnstile.turn)
             policy, reading = self._answer(study_, question, share, tell, recheck=True)
@@ -149,6 +151,7 @@ class Service:
             timings_ms=timings,
             recheck=reading.recheck,
             prior=study_.prior,
+            slices=None if grid.encoded is None else int(grid.encoded.sum()),
         )
         self.store.save_episode(episode)
         return Asked(episode, volume, grid)
@@ -173,8 +176,7 @@ class Service:
         Asks go first: between two steps the machine is given to whoever waits.
         """
         tell = on_progress or (lambda progress: None)
-        for rest in list(self._finishing.values()):  # not within our turn: it needs turns itself
-            rest.result()
+        wait([rest for rest, _ in list(self._finishing.values())])  # not within our turn: it needs turns itself
         with self._turnstile.turn(Priority.LEARNING):
             live, selector = self._policy()
 
@@ -302,6 +304,11 @@ class Service:
     def _log(self, kind: Literal["promote", "rollback"]) -> Callable[[PolicyVersion], None]:
         return lambda policy: self.store.record(kind, policy)
 
+    def _in_doubt(self, study: Encoded, question: Question, reading: Reading) -> bool:
+        """Whether slices that were not looked at could change an answer."""
+        doubt = self._answering(study, question, lambda progress: None).doubt(reading)
+        return doubt is not None or is_of_all(question, reading.answer.text)
+
     def _answering(self, study: Encoded, question: Question, tell: OnProgress) -> Answering:
         return Answering(self.reader, self.config.serve, study.grid, question, tell)
 
@@ -326,7 +333,7 @@ class Service:
         """Which slices of a long volume to encode before the first answer; None: all (serve.first_slices)."""
         first = self.config.serve.first_slices
         _, selector = self._policy()
-        if not first or selector.policy.prior is None:
+        if not first or selector.policy.prior is None or len(self._finishing) >= _UNFINISHED:
             return None
 
         def where(odds: torch.Tensor, grid: Grid) -> NDArray[np.bool_]:
@@ -341,14 +348,16 @@ class Service:
             give_way = partial(self._turnstile.give_way, Priority.BATCH)
             turn = partial(self._turnstile.turn, Priority.BATCH, bounded=False)
             try:
-                self._keep_tokens(self._encoded.complete(study, self.reader, turn, give_way))
+                self._keep_tokens(_patiently(lambda: self._encoded.complete(study, self.reader, turn, give_way)))
             except SparsightError as error:  # the next question about the study tries again
                 _LOG.warning("the tokens of a study were not kept: %s", error.code)
+            except Exception:
+                _LOG.exception("the tokens of a study were not kept")
             finally:
                 self._finishing.pop(study.volume.sha256, None)
 
         if study.volume.sha256 not in self._finishing:
-            self._finishing[study.volume.sha256] = self._rest.submit(finish)
+            self._finishing[study.volume.sha256] = (self._rest.submit(finish), study.grid)
 
     def _keep_tokens(self, study: Encoded) -> None:
         """Store what was encoded, so that a correction can be learned when the study is no longer at hand."""
@@ -362,6 +371,8 @@ class Service:
 
     def _places(self, episode: Episode) -> TokenGrid:
         """Where the tokens of an episode's study lie; those of some slices may not be encoded yet."""
+        if (unfinished := self._finishing.get(episode.volume_sha256)) and unfinished[1].reader == episode.reader:
+            return unfinished[1]
         return self._encoded.grid_of(episode.volume_sha256, episode.reader) or self._grid(episode)
 
     def _grid(self, episode: Episode) -> TokenGrid:
@@ -369,6 +380,15 @@ class Service:
         kept = self.store.features(episode.volume_sha256, episode.reader)
         features = torch.from_numpy(kept.features.astype(np.float32))
         return TokenGrid(features, kept.shape, kept.patch, kept.uvw_to_ijk, kept.uvw_to_lps, episode.reader)
+
+
+def _patiently(complete: Callable[[], Encoded]) -> Encoded:
+    """Complete a study. Whoever was at it already, and was refused a turn, refused us, too: then it is our work."""
+    while True:
+        try:
+            return complete()
+        except BusyError:
+            continue
 
 
 def _put_back(version: PolicyVersion, signed: str | None, *, in_place_of: str) -> tuple[str, ...]:

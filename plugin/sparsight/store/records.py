@@ -72,6 +72,8 @@ def episode_to_record(episode: Episode) -> tuple[Json, Arrays]:
         record["recheck"] = asdict(episode.recheck)
     if episode.prior is not None:
         record["prior"] = episode.prior
+    if episode.slices is not None:
+        record["slices"] = episode.slices
     keep, scores = np.asarray(selection.keep, np.int64), np.asarray(selection.scores, np.float32)
     return record, {"keep": keep, "scores": scores}
 
@@ -95,6 +97,7 @@ def episode_from_record(record: Json, arrays: Arrays) -> Episode:
         timings_ms=record["timings_ms"],
         recheck=Recheck(**{**recheck, "first": Answer(**recheck["first"])}) if recheck else None,
         prior=record.get("prior"),
+        slices=record.get("slices"),
         **{name: record[name] for name in _EPISODE_TEXTS},
     )
 

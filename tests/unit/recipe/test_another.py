@@ -19,7 +19,7 @@ def test_each_seed_has_its_policy_and_what_it_was_before_reinforcement(looking_f
     warm, policy = (load_file(tmp_path / f"{name}-1.safetensors") for name in ("warm", "policy"))
     for arrays in (warm, policy):
         TokenPolicy.from_arrays(arrays)
-    assert any(not np.array_equal(warm[name], policy[name]) for name in warm)
+    assert any(not np.array_equal(warm[name], policy[name]) for name in warm if not name.startswith("budget"))
     assert not (tmp_path / "policy-0.safetensors").exists()
 
 

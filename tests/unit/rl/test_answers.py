@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsight.rl.answers import is_negative, normalise
+from sparsight.rl.answers import is_negative, is_of_all, normalise
 from sparsight.types import Question
 
 
@@ -67,3 +67,18 @@ def test_not_negative(question: Question, answer: str) -> None:
 @given(st.text(), st.text())
 def test_any_text_is_negative_or_not(asked: str, said: str) -> None:
     assert is_negative(Question(asked, "yes_no"), said) in (True, False)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "of_all"),
+    [
+        ("How many nodules are there?", "two", True),
+        ("Which side has more findings?", "left", True),
+        ("Which is larger, the ring or the mass?", "ring", True),
+        ("What do you see?", "3 nodules", True),
+        ("Where is the ring?", "upper left", False),
+        ("Is there a nodule in the T1 image?", "yes", False),
+    ],
+)
+def test_answers_that_count_or_compare_are_of_all_that_there_is(asked: str, said: str, of_all: bool) -> None:
+    assert is_of_all(Question(asked), said) == of_all

@@ -2,17 +2,23 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from sparsight.config import Config
 from sparsight.errors import BusyError, NotFoundError
+from sparsight.imaging.grid import box_to_tokens
+from sparsight.reply import ask_json
 from sparsight.service import Service, parse_question
 from sparsight.service.answering import Answering
+from sparsight.service.encoded import Encoded, EncodedStudies
 from sparsight.types import Feedback, ImageVolume, Mark, TokenGrid
 
 
@@ -82,6 +88,69 @@ def test_a_first_answer_in_doubt_is_given_from_all_slices(
     assert asked.episode.recheck is not None
     assert "recheck" in told
     looking.store.features(long.sha256, looking.reader.id)  # kept at once
+
+
+def test_a_count_is_given_from_all_slices(looking: Service, long: ImageVolume, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Answering, "doubt", lambda self, reading: None)
+    choices = ("one", "two", "three")
+    counted = looking.ask(long, parse_question("How many rings are there?", choices=choices))
+    assert counted.grid.encoded is None
+    assert ask_json(counted)["slices"] is None
+
+
+def test_the_reply_and_the_record_say_from_how_many_slices(
+    looking: Service, long: ImageVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Answering, "doubt", lambda self, reading: None)
+    asked = looking.ask(long, parse_question("Which finding is it?", choices=("ring", "nodule")))
+    assert ask_json(asked)["slices"] == {"encoded": 10, "total": 80}
+    assert looking.episode(asked.episode.id).slices == 10
+
+
+def test_only_encoded_tokens_of_the_region_are_read(looking: Service, long: ImageVolume) -> None:
+    tube = ((20.0, 20.0, 0.0), (27.0, 27.0, 79.0))
+    question = replace(parse_question("Is there a nodule?"), region=tube)
+    asked = looking.ask(long, question, budget=1.0, recheck=False)
+    keep, area = asked.episode.selection.keep, asked.grid.shape[1] * asked.grid.shape[2]
+    assert asked.grid.encoded is not None
+    assert asked.grid.encoded[keep // area].all()
+    assert (box_to_tokens(asked.grid, tube)[keep] > 0).all()
+    assert len(keep) < 0.1 * asked.grid.encoded.sum() * area
+
+
+def test_who_comes_while_another_looks_first_has_all_slices(looking: Service, long: ImageVolume) -> None:
+    """One finds nothing encoded; before it goes on, another has looked at the study for a question of its own."""
+    studies, reader = EncodedStudies(None, 2**30), looking.reader
+    found, calls, came = studies._hit, [], []
+
+    def late(key: tuple[str, str]) -> Encoded | None:
+        hit = found(key)
+        calls.append(key)
+        if len(calls) == 1:
+            came.append(studies.get(long, reader, lambda stage: None, nullcontext, where=first_ten))
+        return hit
+
+    def first_ten(odds: object, grid: object) -> NDArray[np.bool_]:
+        return np.arange(80) < 10
+
+    studies._hit = late  # type: ignore[method-assign]
+    assert studies.get(long, reader, lambda stage: None, nullcontext).whole
+    assert not came[0].whole
+
+
+def test_nobody_goes_first_while_somebody_waits_for_the_study(looking: Service, long: ImageVolume) -> None:
+    studies, reader = EncodedStudies(None, 2**30), looking.reader
+    part = studies.get(long, reader, lambda stage: None, nullcontext, where=lambda odds, grid: np.arange(80) < 10)
+    steps: list[int] = []
+    studies._wanted[part.key] += 1  # one more who waits
+    assert studies.complete(part, reader, nullcontext, lambda: steps.append(1)).whole
+    assert not steps
+    studies._wanted[part.key] -= 1
+    again = EncodedStudies(None, 2**30)
+    part = again.get(long, reader, lambda stage: None, nullcontext, where=lambda odds, grid: np.arange(80) < 10)
+    again.complete(part, reader, nullcontext, lambda: steps.append(1))
+    assert steps
+    assert not again._wanted
 
 
 def test_where_nothing_is_ever_read_again_doubt_does_not_wait_either(

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sparsight.errors import ConfigError
-from sparsight.sim import PRESETS, SceneConfig, Simulator
+from sparsight.sim import PRESETS, SceneConfig, Simulator, common
 from sparsight.sim.common import vary
 
 SYNTHETIC = SceneConfig(backgrounds=("synthetic_brain",))
@@ -24,13 +25,29 @@ def test_it_is_another_image_of_the_same_size_with_contrast_of_its_own() -> None
 
 
 @pytest.mark.parametrize("preset", ["default", "pair"])
-def test_scenes_that_are_not_varied_are_the_same_as_ever(preset: str) -> None:
+def test_only_a_share_of_the_scenes_is_varied(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    real = common.vary
+
+    def counted(rng: np.random.Generator, voxels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        calls.append(1)
+        return real(rng, voxels)
+
+    monkeypatch.setattr(common, "vary", counted)
     config = replace(PRESETS[preset], backgrounds=("synthetic_brain",))
-    plain, none, all_ = (
-        Simulator(replace(config, varied=varied)).scene("train", 3, 0).volume.voxels for varied in (0.0, 0.0, 1.0)
-    )
-    assert np.array_equal(plain, none)
-    assert not np.array_equal(plain, all_)
+    plain, half = Simulator(config), Simulator(replace(config, varied=0.5))
+    as_ever = [plain.scene("train", n, 0).volume.voxels for n in range(12)]
+    assert not calls
+    some = [half.scene("train", n, 0).volume.voxels for n in range(12)]
+    assert 2 <= len(calls) <= 20  # crowded scenes are drawn anew
+    assert not all(np.array_equal(a, b) for a, b in zip(as_ever, some, strict=True))
+
+
+def test_a_scene_that_is_not_to_be_varied_draws_as_if_there_were_no_such_thing() -> None:
+    voxels = np.tile(np.linspace(0, 235, 96).astype(np.uint8), (1, 96, 1))
+    plain, asked = np.random.default_rng(0), np.random.default_rng(0)
+    assert np.array_equal(common.jitter(plain, voxels), common.taken(asked, voxels, 0.0))
+    assert plain.random() == asked.random()
 
 
 def test_findings_keep_their_look_and_their_place() -> None:

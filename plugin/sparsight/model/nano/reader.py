@@ -115,6 +115,8 @@ class NanoReader:
             self._fill(features, pixels, np.arange(len(pixels)))
             return grid
         chosen = where(look_over(self.glance, pixels), at)
+        if chosen.all():
+            return self.encode(volume)
         self._fill(features, pixels, np.flatnonzero(chosen))
         return replace(grid, encoded=chosen, extras={"pixels": pixels})
 

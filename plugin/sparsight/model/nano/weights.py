@@ -29,13 +29,15 @@ class Calibration:
     """How a raw probability p becomes a confidence: sigmoid(slope * logit(p) + offset), Platt 1999; fitted on val.
 
     abstain_below: a confidence under it is shown as "not sure". unknown: the confidence given to a question with a
-    word the reader was never taught.
+    word the reader was never taught. apart: fitted on half of the groups of real rows, so that the others can measure
+    it.
     """
 
     slope: float = 1.0
     offset: float = 0.0
     abstain_below: float = 0.5
     unknown: float = 0.05
+    apart: bool = False
 
 
 @dataclass(frozen=True)

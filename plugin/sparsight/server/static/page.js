@@ -99,6 +99,7 @@ function describe(answer) {
     ["Confidence", answer.abstained ? "too low to answer" : confidenceInWords(answer.confidence), answer.abstained],
     ["Grounded", grounded, doubt],
     ["Looked at", `${kept} of ${total} tokens (${(100 * fraction).toFixed(1)} %), ${answer.evidence.length} region${answer.evidence.length === 1 ? "" : "s"}`, false],
+    ...(answer.slices ? [["First look", `${answer.slices.encoded} of ${answer.slices.total} slices were encoded before this answer`, false]] : []),
     ...(answer.recheck ? [["Re-check", answer.recheck.note, answer.recheck.changed]] : []),
     ["Policy", answer.policy.id, false],
     ["Episode", answer.episode, false],
