@@ -19,7 +19,7 @@ from sparsight.rl.statistics import bootstrap_mean
 from sparsight.rl.tables import ALWAYS, areas, compare, compare_evidence, recheck, summarise
 
 _REPEATED = 10  # a question asked so often in the same words has a majority answer of its own
-AGAINST = ("all", "random", "saliency")  # what further policies are compared with
+_AGAINST = ("all", "random", "saliency")  # what further policies are compared with
 _AREAS = (0.0, 0.001, 0.003, 0.01, 1.0)  # strata of evidence, share of the slice
 
 
@@ -47,7 +47,7 @@ def figures_of(name: str, parts: list[Part], seed: int) -> dict[str, Any]:
             row
             for other in names
             if other.startswith("ours ")  # further policies: bench.parts.Setup.others
-            for rival in AGAINST
+            for rival in _AGAINST
             if rival in names
             for row in compare(results, other, rival, seed=seed)
         ],

@@ -54,13 +54,15 @@ def measure(config: Config, *, repeats: int, series: Path | None, on_step: Step)
         begun = time.perf_counter()
         service = Service(config)
         row("reader and policy loaded", time.perf_counter() - begun, "s", 3)
+        looks = bool(config.serve.first_slices) and service.reader.first_look(scene.volume) is not None
         for kind, path, targets in (("radiograph", picture, (1.5, 0.3)), ("series", series, (20, 1))):
             slices, first, later = _questions(service, str(path), repeats)
             what = f"{kind}, {slices} slices" if slices > 1 else kind
             row(f"{what}: first answer", first, "s", targets[0])
-            row(f"{what}: second question, at once", later[0], "s", targets[0])
+            if looks and slices > 1:  # it waits for the slices that the first did not
+                row(f"{what}: second question, at once", later[0], "s", targets[0])
             row(f"{what}: next question, median", float(np.median(later)), "s", targets[1], len(later))
-        if service.reader.first_look(scene.volume) is not None:
+        if looks:
             for first, how in ((0, "all slices encoded first"), (config.serve.first_slices, "after a first look")):
                 seconds = _first_answer(config, folder / f"home-{first}", str(series), first)
                 row(f"series: first answer, not re-checked, {how}", seconds, "s", 20)

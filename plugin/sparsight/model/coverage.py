@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from sparsight.imaging.grid import box_to_tokens
 from sparsight.model.positions import encode_places, places
+from sparsight.model.selectors import encoded
 from sparsight.types import ContextTokens, Question, Selection, TokenGrid
 
 
@@ -19,9 +20,7 @@ def allowed(grid: TokenGrid, question: Question) -> Tensor:
 
     Those of slices that were not encoded never are.
     """
-    there = torch.ones(grid.n, dtype=torch.bool)
-    if grid.encoded is not None:
-        there = torch.from_numpy(grid.encoded).repeat_interleave(grid.shape[1] * grid.shape[2])
+    there = encoded(grid)
     if question.region is not None:
         inside = torch.from_numpy(box_to_tokens(grid, question.region) > 0) & there
         there = inside if inside.any() else there
@@ -59,5 +58,5 @@ def with_background(grid: TokenGrid, question: Question, chosen: Selection, m: i
         return chosen
     rest = np.setdiff1d(allowed(grid, question).numpy(), chosen.keep)
     if len(rest) < m:  # the region is smaller than the budget
-        rest = np.setdiff1d(np.arange(grid.n), chosen.keep)
+        rest = np.setdiff1d(encoded(grid).nonzero()[:, 0].numpy(), chosen.keep)
     return replace(chosen, context=fuse(grid, torch.from_numpy(rest), m))

@@ -18,12 +18,11 @@ from sparsight.model.budget import BUDGETS, BudgetHead
 from sparsight.model.coverage import with_background
 from sparsight.model.positions import DIM, encode_positions
 from sparsight.model.protocols import Reader
-from sparsight.model.selectors import check_budget, restrict, top_k
+from sparsight.model.selectors import OUTSIDE, check_budget, restrict, top_k
 from sparsight.types import Question, Selection, TokenGrid
 
 SOFTENED = 3.0  # log-odds of an encoder are divided by it where a policy begins at them, so that it explores
 FOVEA = 8  # of how many slices of a volume one is encoded before its first answer
-_BEHIND = -1e4
 _CHUNK = 8_192  # tokens scored at a time: bounds the memory of a volume
 
 
@@ -164,7 +163,7 @@ class PolicySelector:
             scores = self.policy.slices(odds, self.reader.embed(question))
         if question.region is not None:
             inside = torch.from_numpy(box_to_tokens(grid, question.region) > 0).reshape(grid.shape).any(-1).any(-1)
-            scores = torch.where(inside, scores, scores + _BEHIND)
+            scores = torch.where(inside, scores, scores + OUTSIDE)
         chosen = np.zeros(len(odds), np.bool_)
         chosen[top_k(scores, min(n, len(odds))).numpy()] = True
         return chosen

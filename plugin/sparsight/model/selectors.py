@@ -11,7 +11,7 @@ from sparsight.errors import BudgetError
 from sparsight.imaging.grid import box_to_tokens
 from sparsight.types import Question, Selection, TokenGrid
 
-_OUTSIDE = -1e4  # log-weight of a token outside the region the question is about
+OUTSIDE = -1e4  # log-weight of a token outside the region the question is about
 
 
 class AllSelector:
@@ -80,11 +80,15 @@ def restrict(scores: Tensor, grid: TokenGrid, question: Question) -> Tensor:
     """Push tokens that lie outside `question.region`, or were not encoded, behind all others. scores: (N,)."""
     if question.region is not None:
         inside = torch.from_numpy(box_to_tokens(grid, question.region) > 0)
-        scores = torch.where(inside, scores, scores + _OUTSIDE)
-    if grid.encoded is not None:
-        there = torch.from_numpy(grid.encoded).repeat_interleave(grid.shape[1] * grid.shape[2])
-        scores = torch.where(there, scores, scores + 2 * _OUTSIDE)
-    return scores
+        scores = torch.where(inside, scores, scores + OUTSIDE)
+    return scores if grid.encoded is None else torch.where(encoded(grid), scores, scores + 2 * OUTSIDE)
+
+
+def encoded(grid: TokenGrid) -> Tensor:
+    """Which tokens are there: (N,) bool."""
+    if grid.encoded is None:
+        return torch.ones(grid.n, dtype=torch.bool)
+    return torch.from_numpy(grid.encoded).repeat_interleave(grid.shape[1] * grid.shape[2])
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:

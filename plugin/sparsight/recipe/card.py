@@ -57,7 +57,8 @@ from answers and simulated rationales (seed {seed}). Research use only; not a me
   of the image or of the slices (encoder stage, and the warm start of the policy); tokens carry their place as sines and
   cosines; what the policy's network adds to the encoder's log-odds, where it begins, is averaged over 3 x 3 tokens.
   Left and right are of the image as displayed, except where a data set's own answers say otherwise.
-- **Data.** Simulated findings in synthetic anatomy, in the ICBM 152 template and, where a data folder was given, in
+- **Data.** Simulated findings, part of them in anatomy made to look as if taken otherwise, in synthetic anatomy,
+  in the ICBM 152 template and, where a data folder was given, in
   real chest radiographs without finding and FLAIR slices; train rows of NIH ChestX-ray14 samples (Wang et al., CVPR
   2017; NIH Clinical Center), BCCD (MIT), VQA-RAD (CC0), MS FLAIR and MS follow-up pairs (Lesjak et al. 2016, 2017,
   CC-BY), one of the two patients each of the MS sets.

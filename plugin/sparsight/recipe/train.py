@@ -1,8 +1,8 @@
 """Train the nano reader and its policy from scratch on questions and answers; no mask or box is a target or a reward.
 
-1 encoder (answers by place), 2 language stream (frozen features, pruned input), 3 a policy that scouts (warm start,
-RL), 4 language stream on what the scout keeps, 5 the policy, on the reader as it now is (warm start, RL), 6 both in
-turns (RL), 7 budget head, calibration and card.
+1 encoder (answers by place) and its first look (what the encoder says), 2 language stream (frozen features, pruned
+input), 3 a policy that scouts (warm start, RL), 4 language stream on what the scout keeps, 5 the policy, on the reader
+as it now is (warm start, RL), 6 both in turns (RL), 7 budget head, calibration and card.
 Each stage leaves its checkpoint in `out`, so a second call goes on where the first one stopped.
 """
 
@@ -181,10 +181,10 @@ class _Recipe:
     def _encoder(self, encoder: LocalEncoder, findings: tuple[str, ...], real: Pool) -> None:
         """First easy images only, for from the start on all of them it does not leave the prior; then all.
 
-        Then most of them as if taken otherwise: until then it knows its backgrounds by heart.
+        Then most of them as if taken otherwise: there are few real backgrounds.
 
-        On simulated images of its own: on those that it learned from it is surer than it will ever be again, and a
-        language stream that read them would learn to trust it too much.
+        On simulated images of its own: a language stream that read what the encoder has learned from might trust it too
+        much (not measured).
         """
         torch.manual_seed(self.seed + 1)  # each stage by itself: the sizes of a later one change nothing here
         heads = WeakHeads(encoder.channels, len(findings), len(KINDS))

@@ -68,6 +68,7 @@ def test_only_long_volumes_are_looked_at_first(looking: NanoReader, reader: Nano
 
     assert looking.encode(replace(long, voxels=long.voxels[:63]), never).encoded is None
     assert reader.encode(long, never).encoded is None
+    assert looking.encode(long, lambda odds, grid: some(*range(70))).encoded is None  # all were chosen
 
 
 def test_tokens_that_are_not_there_are_kept_last(

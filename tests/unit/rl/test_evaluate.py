@@ -216,36 +216,6 @@ def test_auto_is_ours_with_as_many_tokens_as_the_policy_says(reader_folder: Path
         selectors_by_name(["auto"], nano, GridSelector())
 
 
-def test_covered_spends_an_eighth_of_its_tokens_on_what_is_not_kept(reader_folder: Path) -> None:
-    nano = load_reader(reader_folder)
-    ours = PolicySelector(TokenPolicy.from_arrays(load_base_policy(reader_folder)), nano)
-    (case,) = cases(1)
-    grid = nano.encode(case.volume)
-    covered, plain = (selectors_by_name([n], nano, ours)[n](case, grid) for n in ("covered", "ours"))
-    kept = covered.select(grid, QUESTION, 16)
-    assert kept.context is not None
-    assert (len(kept.keep), len(kept.context), kept.size) == (14, 2, 16)
-    assert np.array_equal(kept.keep, plain.select(grid, QUESTION, 14).keep)
-    assert covered.select(grid, QUESTION, grid.n).context is None
-    with pytest.raises(InputError, match="covered"):
-        selectors_by_name(["covered"], nano, GridSelector())
-
-
-def test_foveated_keeps_tokens_of_one_slice_in_eight(looking_folder: Path, reader_folder: Path) -> None:
-    nano = load_reader(looking_folder)
-    ours = PolicySelector(TokenPolicy.from_arrays(load_base_policy(looking_folder)), nano)
-    voxels = np.random.default_rng(0).uniform(0, 255, (20, 64, 64)).astype(np.float32)
-    case = replace(cases(1)[0], volume=ImageVolume(voxels, np.eye(4), "CT", (127.5, 255.0)), finding=None)
-    grid = nano.encode(case.volume)
-    kept = selectors_by_name(["foveated"], nano, ours)["foveated"](case, grid).select(grid, QUESTION, 40).keep
-    odds = nano.first_look(case.volume)
-    assert odds is not None
-    assert set(kept // (grid.shape[1] * grid.shape[2])) <= set(ours.slices(odds, grid, QUESTION, 3).nonzero()[0])
-    blind = load_reader(reader_folder)
-    with pytest.raises(InputError, match="first look"):
-        selectors_by_name(["foveated"], blind, ours)
-
-
 def test_streams_that_look_into_nano_are_refused_for_another_reader(reader: SeesOneToken) -> None:
     for name in ("fastv", "cdpruner", "downsampled"):
         with pytest.raises(InputError, match="nano"):

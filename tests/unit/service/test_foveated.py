@@ -56,7 +56,7 @@ class Held:
         def held(grid: TokenGrid, on_step: object = lambda: None) -> TokenGrid:
             self.calls += 1
             assert self.go.wait(30)
-            return complete(grid, on_step)  # type: ignore[arg-type]
+            return complete(grid, on_step)
 
         monkeypatch.setattr(service.reader, "complete", held)
 
@@ -133,7 +133,7 @@ def test_who_comes_while_another_looks_first_has_all_slices(looking: Service, lo
     def first_ten(odds: object, grid: object) -> NDArray[np.bool_]:
         return np.arange(80) < 10
 
-    studies._hit = late  # type: ignore[method-assign]
+    studies._hit = late
     assert studies.get(long, reader, lambda stage: None, nullcontext).whole
     assert not came[0].whole
 

@@ -111,13 +111,12 @@ class NanoReader:
         pixels, at = torch.from_numpy(prepared.pixels), prepared.geometry
         features = torch.zeros(at.shape[0] * at.shape[1] * at.shape[2], self.encoder.width)
         grid = TokenGrid(features, at.shape, at.patch, at.uvw_to_ijk, at.uvw_to_lps, reader=self.id)
-        if where is None or self.glance is None or len(pixels) < _LONG:
-            self._fill(features, pixels, np.arange(len(pixels)))
-            return grid
-        chosen = where(look_over(self.glance, pixels), at)
-        if chosen.all():
-            return self.encode(volume)
+        chosen = np.ones(len(pixels), np.bool_)
+        if where is not None and self.glance is not None and len(pixels) >= _LONG:
+            chosen = where(look_over(self.glance, pixels), at)
         self._fill(features, pixels, np.flatnonzero(chosen))
+        if chosen.all():
+            return grid
         return replace(grid, encoded=chosen, extras={"pixels": pixels})
 
     def first_look(self, volume: ImageVolume) -> Tensor | None:
