@@ -34,7 +34,7 @@ class _Strict(BaseModel):
 class ServeConfig(_Strict):
     """How questions are answered. configs/serve.yaml."""
 
-    reader: str = Field("nano", description="nano, or a folder with the weights of a nano reader")
+    reader: str = Field("nano", description="nano, one of configs/model/*.yaml, or a folder of weights")
     budget: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
         0.1, description="share of visual tokens kept when the caller names none; auto: the policy decides"
     )
@@ -83,6 +83,10 @@ class LearnConfig(_Strict):
     floor: float = Field(0.03, gt=0, description="added to the spread of a group's rewards, which divides them")
     entropy: float = Field(0.003, ge=0, description="weight of the entropy bonus")
     held_out: float = Field(0.3, ge=0, lt=1, description="share of corrections never trained on: the gate's test")
+    language_steps: int = Field(
+        0, ge=0, description="steps of the language stream's adapter (LoRA), where the reader can have one; 0: none"
+    )
+    language_rank: int = Field(16, ge=1, le=256, description="of that adapter's matrices")
     seed: int = Field(0, description="of subsets, batches and the held-out split")
 
     @property
@@ -113,6 +117,38 @@ class GateConfig(_Strict):
     min_gain: float = Field(0.01, description="lower 95 % bound of the reward gained on held-out corrections is above")
     bootstrap: int = Field(2000, ge=100, description="resamples of the paired intervals")
     sign_off: bool = Field(False, description="a person must confirm each promotion")
+
+
+class ModelConfig(_Strict):
+    """How a vision-language model of one's own becomes a reader. configs/model/*.yaml."""
+
+    name: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="in ids; default: the folder's")
+    weights: Path | None = Field(None, description="folder of the model as it was published")
+    policy: Path | None = Field(None, description="visual stream trained for it; default: a new one, all tokens kept")
+    family: str | None = Field(None, description="model_type that the weights must be of")
+    quantization: Literal["none", "int8", "nf4"] = Field("none", description="of the language stream's layers")
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of what is not quantized, and of computing")
+    device: str | None = Field(None, description="cpu, cuda, cuda:1; default: a GPU where there is one")
+    tokens_per_image: int = Field(
+        1024, ge=16, le=16384, description="visual tokens, the most of one picture, where open"
+    )
+    tiles: int = Field(1, ge=1, le=6, description="the most along a side of a single picture, where there are any")
+    slices: int = Field(24, ge=1, le=512, description="the most of a volume, spread evenly")
+    max_tokens: int = Field(4096, ge=16, description="the most visual tokens kept for one question")
+    reasoning_tokens: int = Field(512, ge=1, le=8192, description="the most tokens of a written text")
+    abstain_below: float = Field(0.5, ge=0, le=1, description="a lower confidence is shown as not sure")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read one of configs/model/*.yaml; paths are meant from where that file is. Raises ConfigError."""
+        if not path.is_file():
+            raise ConfigError("no such model configuration", expected="a YAML file", todo="see configs/model/")
+        try:
+            config = cls.model_validate(_read_yaml(path))
+        except ValidationError as error:
+            raise _setting(error, "configs/model/") from error
+        places = {"weights": config.weights, "policy": config.policy}
+        return config.model_copy(update={name: path.parent / at for name, at in places.items() if at is not None})
 
 
 class Config(_Strict):
@@ -147,11 +183,13 @@ class Config(_Strict):
         try:
             return cls.model_validate({k: v for k, v in values.items() if v is not None})
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(
-                f"setting {where}: {first['msg']}", expected="a known setting in its range", todo="see configs/*.yaml"
-            ) from error
+            raise _setting(error, "configs/*.yaml") from error
+
+
+def _setting(error: ValidationError, where: str) -> ConfigError:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    return ConfigError(f"setting {name}: {first['msg']}", expected="a known setting in its range", todo=f"see {where}")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

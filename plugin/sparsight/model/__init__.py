@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 
+from sparsight.config import ModelConfig
 from sparsight.errors import ConfigError, WeightsError
 from sparsight.model.policy import PolicySelector, TokenPolicy
 from sparsight.model.protocols import Reader, ScoreRequest, Selector
@@ -31,26 +32,52 @@ __all__ = [
     "TokenPolicy",
     "base_policy",
     "load_base_policy",
+    "load_nano",
     "load_policy",
     "load_reader",
 ]
 
 
-def load_reader(name: str | Path) -> NanoReader:
-    """Load a reader: `nano`, or the folder of a nano reader trained elsewhere. Raises WeightsError, ConfigError."""
+def load_reader(name: str | Path) -> Reader:
+    """Load a reader. Raises WeightsError, ConfigError.
+
+    name: `nano`; the folder of a nano reader trained elsewhere; a model configuration (configs/model/*.yaml), or the
+    folder of a vision-language model of transformers, as it was published.
+    """
+    place = _place(name)
+    if _is_nano(place):
+        return load_nano(place)
+    from sparsight.model.hf.load import load_model
+
+    weights, config = _model(place)
+    return load_model(weights, config)
+
+
+def load_nano(name: str | Path) -> NanoReader:
+    """Load a nano reader, where nothing else will do. Raises WeightsError, ConfigError."""
     from sparsight.model.nano.reader import NanoReader
 
-    return NanoReader.load(_folder(name))
+    place = _place(name)
+    if not _is_nano(place):
+        raise ConfigError(
+            "another model than nano", expected="nano, or a folder of a nano reader", todo="name one of these"
+        )
+    return NanoReader.load(place)
 
 
 def base_policy(name: str | Path) -> bytes:
-    """The file of the policy that was trained with a reader, checked against the hash in the reader's manifest.
+    """The file of the policy that belongs to a reader: trained with it, or new, for a model that has none yet.
 
     Raises WeightsError (missing, altered), ConfigError (an unknown reader).
     """
-    from sparsight.model.nano.weights import read_policy
+    place = _place(name)
+    if _is_nano(place):
+        from sparsight.model.nano.weights import read_policy
 
-    return read_policy(_folder(name))
+        return read_policy(place)
+    from sparsight.model.hf.load import policy_of
+
+    return policy_of(*_model(place))
 
 
 def load_base_policy(name: str | Path) -> dict[str, NDArray[np.float32]]:
@@ -71,12 +98,34 @@ def load_policy(weights: str | Path | Mapping[str, NDArray[np.float32]]) -> Toke
     return TokenPolicy.from_arrays(weights if isinstance(weights, Mapping) else load_base_policy(weights))
 
 
-def _folder(name: str | Path) -> Path:
+def _place(name: str | Path) -> Path:
     if str(name) == "nano":
         from sparsight.model.nano.weights import SHIPPED
 
         return SHIPPED
-    folder = Path(name)
-    if not folder.is_dir():
-        raise ConfigError("an unknown reader", expected="nano, or a folder of weights", todo="set reader in serve.yaml")
-    return folder
+    place = Path(name)
+    if not (place.is_dir() or place.suffix in {".yaml", ".yml"}):
+        raise ConfigError(
+            "an unknown reader",
+            expected="nano, a folder of weights, or one of configs/model/*.yaml",
+            todo="set reader in serve.yaml",
+        )
+    return place
+
+
+def _is_nano(place: Path) -> bool:
+    return place.is_dir() and not (place / "config.json").is_file()
+
+
+def _model(place: Path) -> tuple[Path, ModelConfig]:
+    """The folder of a model of transformers, and how it is to be loaded."""
+    if place.is_dir():
+        return place, ModelConfig()
+    config = ModelConfig.read(place)
+    if config.weights is None:
+        raise ConfigError(
+            "a model configuration without weights",
+            expected="weights: the folder of the model",
+            todo=f"name it in {place.name}",
+        )
+    return config.weights, config

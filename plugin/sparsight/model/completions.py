@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sparsight.types import Question, TokenGrid
+
+Arrays = Mapping[str, NDArray[np.float32]]
+ADAPTER = "lora."  # begins the names of an adapter's arrays in the file of a policy version
+
+
+def adapter_of(arrays: Arrays) -> dict[str, NDArray[np.float32]]:
+    """What the arrays of a policy version hold for the language stream itself."""
+    return {name: array for name, array in arrays.items() if name.startswith(ADAPTER)}
+
+
+def rank_of(adapter: Arrays) -> int:
+    """The rank of an adapter's matrices; 0 for none."""
+    return next((len(array) for name, array in adapter.items() if ".lora_A" in name), 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,4 +93,16 @@ class LanguagePolicy(Protocol):
 
     def frozen(self) -> Self:
         """The stream as it is now, and stays: the reference that training is held to."""
+        ...
+
+
+class AdapterPolicy(LanguagePolicy, Protocol):
+    """A language stream that learns by an adapter, which a policy version can hold."""
+
+    def to_arrays(self) -> dict[str, NDArray[np.float32]]:
+        """The adapter by name, each name beginning with ADAPTER."""
+        ...
+
+    def standing_as(self, arrays: Mapping[str, NDArray[np.float32]]) -> AbstractContextManager[None]:
+        """The stream with another version's adapter, for a while; none: as it was published."""
         ...

@@ -15,10 +15,11 @@ from sparsight.errors import WeightsError
 from sparsight.imaging.grid import Grid, box_to_tokens
 from sparsight.model import plackett_luce
 from sparsight.model.budget import BUDGETS, BudgetHead
+from sparsight.model.completions import ADAPTER
 from sparsight.model.coverage import with_background
 from sparsight.model.positions import DIM, encode_positions
 from sparsight.model.protocols import Reader
-from sparsight.model.selectors import OUTSIDE, check_budget, restrict, top_k
+from sparsight.model.selectors import OUTSIDE, GridSelector, check_budget, restrict, top_k
 from sparsight.types import Question, Selection, TokenGrid
 
 SOFTENED = 3.0  # log-odds of an encoder are divided by it where a policy begins at them, so that it explores
@@ -34,11 +35,16 @@ class TokenPolicy(nn.Module):
     evidence is off). `prior` (0: none) is the number of logits whose log-sum-exp is added as it is: where the encoder
     has learned what findings look like, a policy may start there (`begin_at`) instead of uniform. `meant` is what the
     question adds to each of these logits and to each part of a token's position: which finding it is about, and where.
-    `budget` says how many tokens to keep where the caller does not.
+    `budget` says how many tokens to keep where the caller does not. normed: tokens and questions are brought to one
+    scale first, which those of a pretrained model are not.
     """
 
-    def __init__(self, channels: int, question: int, hidden: int = 128, prior: int = 0) -> None:
+    def __init__(
+        self, channels: int, question: int, hidden: int = 128, prior: int = 0, *, normed: bool = False
+    ) -> None:
         super().__init__()
+        self.norm = nn.LayerNorm(channels) if normed else None
+        self.norm_question = nn.LayerNorm(question) if normed else None
         self.prior = nn.Linear(channels, prior) if prior else None
         self.meant = nn.Linear(question, prior + DIM) if prior else None
         self.look = nn.Linear(channels + DIM, hidden)
@@ -59,6 +65,8 @@ class TokenPolicy(nn.Module):
 
         n = N for the whole grid (gd, gh, gw); with slices (s,) the features are those of these only, n = s gh gw.
         """
+        if self.norm_question is not None:
+            question = self.norm_question(question)
         gd, gh, gw = shape
         slices = torch.arange(gd) if slices is None else slices
         at = encode_positions(shape, slice_tokens(shape, slices))  # (n, 24)
@@ -99,11 +107,18 @@ class TokenPolicy(nn.Module):
         self.prior.bias.copy_(bias)
 
     def _score(self, features: Tensor, at: Tensor, question: Tensor) -> Tensor:
+        if self.norm is not None:
+            features = self.norm(features)
         x = torch.cat([features, at.expand(len(features), -1, -1)], dim=-1)
         scale, shift = self.film(question).unsqueeze(1).chunk(2, dim=-1)  # (B, 1, hidden) each
         x = functional.gelu(self.look(x) * (1 + scale) + shift)
         score: Tensor = self.out(functional.gelu(self.mix(x))).squeeze(-1)
         return score
+
+    @property
+    def untrained(self) -> bool:
+        """Whether it still scores every token alike."""
+        return self.prior is None and not bool(self.out.weight.any())
 
     def to_arrays(self) -> dict[str, NDArray[np.float32]]:
         """All weights by name, for safetensors."""
@@ -113,14 +128,15 @@ class TokenPolicy(nn.Module):
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.float32]]) -> Self:
         """Rebuild a policy; its sizes are read off the weights. Raises WeightsError if they are not a policy's."""
         try:
+            arrays = {name: value for name, value in arrays.items() if not name.startswith(ADAPTER)}
             hidden, wide = arrays["look.weight"].shape
             prior = len(arrays["prior.bias"]) if "prior.bias" in arrays else 0
-            policy = cls(wide - DIM, arrays["film.weight"].shape[1], hidden, prior)
+            policy = cls(wide - DIM, arrays["film.weight"].shape[1], hidden, prior, normed="norm.weight" in arrays)
             policy.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
         except (KeyError, ValueError, RuntimeError) as error:
             raise WeightsError(
                 f"{len(arrays)} arrays that are not a token policy",
-                expected="look, film, mix, out and budget of one TokenPolicy, perhaps prior and meant",
+                expected="look, film, mix, out and budget of one TokenPolicy, perhaps prior, meant and norm",
                 todo="choose another policy version",
             ) from error
         return policy.eval()
@@ -179,7 +195,9 @@ class PolicySelector:
         check_budget(k, grid.n)
         m = min(round(self.coverage * k), grid.n - k)
         scores, k = self.scores(grid, question), k - m
-        if seed is None:
+        if seed is None and self.policy.untrained:  # all subsets are equally likely: one that is spread evenly
+            draw = torch.from_numpy(GridSelector().select(grid, question, k).keep)
+        elif seed is None:
             draw = top_k(scores, k)
         else:
             draw = plackett_luce.sample(scores, k, 1, torch.Generator().manual_seed(seed))[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparsight.imaging.grid import Grid
+from sparsight.model.completions import AdapterPolicy
 from sparsight.types import Answer, ContextTokens, ImageVolume, Question, Selection, TokenGrid
 
 
@@ -74,6 +75,17 @@ class Reader(Protocol):
         on_token: Callable[[str], None] | None = None,
     ) -> Answer:
         """Reason over the kept tokens, at their original positions, then answer. on_token receives text as it comes."""
+        ...
+
+    def adapt(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+        """Take on what a policy version holds for the language stream itself; nothing for it: as it was published.
+
+        Raises WeightsError for an adapter of another model.
+        """
+        ...
+
+    def writer(self, rank: int) -> AdapterPolicy | None:
+        """The language stream as a policy over texts that learns by an adapter of that rank; None without one."""
         ...
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from sparsight.errors import ConfigError, InputError
-from sparsight.model import load_reader
+from sparsight.model import load_nano
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.policy import TokenPolicy
 from sparsight.recipe import sources
@@ -42,7 +42,7 @@ def train_another(
         raise ConfigError(f"size {size[:20]!r}", expected=", ".join(SIZES), todo="choose one of these")
     sources.check_data(data)
     torch.set_num_threads(threads)
-    reader, tell, sizes = load_reader(reader_at), on_progress or (lambda *_: None), SIZES[size]
+    reader, tell, sizes = load_nano(reader_at), on_progress or (lambda *_: None), SIZES[size]
     if not isinstance(reader, NanoReader):
         raise InputError(f"reader {reader.id}", expected="a nano reader", todo="name one with --reader")
     out.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sparsight.errors import ConfigError
-from sparsight.model import load_reader
+from sparsight.model import load_nano
 from sparsight.model.completions import Completion
 from sparsight.model.nano.language import NanoLanguage, Row, visual_row
 from sparsight.model.nano.reader import NanoReader
@@ -84,13 +84,13 @@ def train_rivals(
 ) -> dict[str, Any]:
     """Train both for a reader and write rivals.safetensors beside its weights; returns what was made and measured.
 
-    reader_at: as load_reader takes it. data: folder of data folders, for backgrounds, as its policy was trained with.
+    reader_at: as load_nano takes it. data: folder of data folders, for backgrounds, as its policy was trained with.
     seed, size: those of the reader's training, so that the scenes are its policy's. Log: out/rivals.log.
     """
     if size not in RIVAL_SIZES:
         raise ConfigError(f"size {size[:20]!r}", expected=", ".join(RIVAL_SIZES), todo="choose one of these")
     torch.set_num_threads(1)
-    reader = load_reader(reader_at)
+    reader = load_nano(reader_at)
     assert reader.folder is not None  # it was loaded
     out.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(out / "rivals.log")

@@ -355,7 +355,7 @@ def _fingerprint(
     """Names one run: the same start, visual stream, data and settings."""
     digest = hashlib.sha256(repr((config, weights, seed, selector.id, len(examples))).encode())
     for value in module.state_dict().values():
-        digest.update(value.numpy().tobytes())
+        digest.update(value.detach().cpu().numpy().tobytes())
     digest.update(_looks(selector, examples[0].grid, examples[0].question))
     for e in examples:
         digest.update(repr((e.question, e.answer, e.weight, e.grid.shape)).encode())

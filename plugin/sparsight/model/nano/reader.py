@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sparsight.errors import BudgetError, QuestionError, WeightsError
 from sparsight.imaging.grid import prepare
+from sparsight.model.completions import ADAPTER
 from sparsight.model.nano.encoder import LONG_SIDE, PATCH, LocalEncoder
 from sparsight.model.nano.glance import Glance, look_over
 from sparsight.model.nano.language import MAX_TEXT, NanoLanguage, Row, visual_row
@@ -162,6 +163,18 @@ class NanoReader:
     def embed(self, question: Question) -> Tensor:
         """Mean and last hidden state of the question read without an image: (2 * hidden,)."""
         return self.language.embed(self._question(question))
+
+    def adapt(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+        """Raise WeightsError for an adapter: this reader has no place for one."""
+        if any(name.startswith(ADAPTER) for name in arrays):
+            raise WeightsError(
+                "a policy with an adapter of another model",
+                expected="a visual stream alone",
+                todo="use a policy that was trained for this reader",
+            )
+
+    def writer(self, rank: int) -> None:
+        """None: its language stream is trained whole, and is then another reader (recipe)."""
 
     @torch.inference_mode()
     def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:

@@ -1,0 +1,153 @@
+"""What a model costs at a share of its visual tokens: computed from its structure, and measured where it is loaded."""
+
+from __future__ import annotations
+
+import math
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+
+from sparsight.model.hf.families import Family, family_of
+from sparsight.model.hf.load import Quantization, untouched
+from sparsight.model.hf.proofs import pattern
+from sparsight.model.hf.reader import HFReader
+from sparsight.model.hf.vision import Pace
+from sparsight.types import Question
+
+SHARES = (1.0, 0.25, 0.1)
+TEXT = 64  # tokens of words in a prompt, assumed where they are not counted
+_BYTES: dict[Quantization, float] = {"none": 2.0, "int8": 1.0, "nf4": 0.5 + 0.127 / 8}  # a quantized weight takes
+_SPARE = 1.1  # of computed memory, for what comes and goes
+
+
+@dataclass(frozen=True)
+class Cost:
+    """At one share of the tokens of one picture. kv_bytes: keys and values of the whole prompt, bfloat16.
+
+    prefill_flops: of the language stream, multiply and add counted apart.
+    """
+
+    share: float
+    kept: int
+    kv_bytes: int
+    prefill_flops: float
+
+
+@dataclass(frozen=True)
+class Computed:
+    """From structure alone. weights_bytes: by quantization, what is never quantized included."""
+
+    family: str
+    parameters: int
+    language_parameters: int
+    tokens: int  # visual tokens of one square picture
+    weights_bytes: dict[str, int]
+    costs: tuple[Cost, ...]
+
+    def memory_bytes(self, quantization: str) -> int:
+        """That must be free: weights, keys and values of a full prompt, and a tenth for what comes and goes."""
+        return int(_SPARE * (self.weights_bytes[quantization] + self.costs[0].kv_bytes))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Medians of a loaded model, milliseconds, at one share. first_token: encoding, selection and prefill together."""
+
+    share: float
+    kept: int
+    encode_ms: float
+    prefill_ms: float
+    token_ms: float
+
+    @property
+    def first_token_ms(self) -> float:
+        return self.encode_ms + self.prefill_ms
+
+
+def compute(config: Any, pace: Pace = Pace()) -> Computed:  # noqa: B008 - frozen
+    """Costs of a model of this configuration, nothing allocated."""
+    family = family_of(config.model_type)
+    with torch.device("meta"):
+        shell = transformers.AutoModelForImageTextToText.from_config(config)
+    stays = set(untouched(shell))
+    language = shell.get_decoder()
+    inside = {f"{name}.weight" for name, part in shell.named_modules() if isinstance(part, torch.nn.Linear)}
+    small = sum(
+        p.numel() for n, p in shell.named_parameters() if n in inside and n.removesuffix(".weight") not in stays
+    )
+    total = sum(p.numel() for p in shell.parameters())
+    weights: dict[str, int] = {q: int(2 * (total - small) + _BYTES[q] * small) for q in _BYTES}
+    text = config.get_text_config()
+    n = tokens_of(family, config, pace)
+    linear = sum(p.numel() for n_, p in language.named_parameters() if p.ndim == 2 and "embed" not in n_)
+    costs = tuple(_cost(text, linear, share, max(1, round(share * n))) for share in SHARES)
+    return Computed(config.model_type, total, sum(p.numel() for p in language.parameters()), n, weights, costs)
+
+
+def tokens_of(family: Family, config: Any, pace: Pace) -> int:
+    """Visual tokens of one square picture."""
+    side = family.side(config)
+    along = math.isqrt(pace.tokens) if side is None else side * min(family.tiles, pace.tiles) // family.patch(config)
+    return along * along
+
+
+def measure(reader: HFReader, repeats: int = 3, shares: Sequence[float] = SHARES) -> list[Measured]:
+    """Time a reader on one square picture; the shares take turns, so that a busy moment hits all of them."""
+    study = pattern(1, 256, 256)
+    question = Question("Is there a bright spot?", "yes_no", ("yes", "no"))
+    encode = [_ms(lambda: reader.encode(study)) for _ in range(repeats)]
+    grid = reader.encode(study)
+    whole = reader.prompt(grid, question, True)
+    times: dict[float, list[tuple[float, float]]] = {share: [] for share in shares}
+    kept = {share: max(1, round(share * grid.n)) for share in shares}
+    for _ in range(repeats):
+        for share in shares:
+            keep = torch.arange(grid.n)[:: max(1, grid.n // kept[share])][: kept[share]]
+            times[share].append(_write(reader, whole.keep(keep, reader.language.image)))
+    return [
+        Measured(
+            share,
+            kept[share],
+            statistics.median(encode),
+            statistics.median(first for first, _ in rows),
+            statistics.median(later for _, later in rows),
+        )
+        for share, rows in times.items()
+    ]
+
+
+def peak_bytes() -> int:
+    """Most memory that was held so far: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _cost(text: Any, linear: int, share: float, kept: int) -> Cost:
+    """2 operations for each weight and token; 4 h L^2 for scores and values of a causal layer, half of them masked."""
+    length = kept + TEXT
+    heads, layers = text.num_attention_heads, text.num_hidden_layers
+    head = getattr(text, "head_dim", None) or text.hidden_size // heads
+    kv = 2 * 2 * layers * text.num_key_value_heads * head * length
+    flops = 2.0 * linear * length + 2.0 * layers * heads * head * length * length
+    return Cost(share, kept, kv, flops)
+
+
+def _write(reader: HFReader, prompt: Any) -> tuple[float, float]:
+    """Milliseconds to the first token, and of one token after it."""
+    marks = [time.perf_counter()]
+    marks.extend(time.perf_counter() for _ in reader.language.write([prompt], 4))
+    later = (marks[-1] - marks[1]) / max(1, len(marks) - 2)
+    return 1e3 * (marks[1] - marks[0]), 1e3 * later
+
+
+def _ms(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - start)

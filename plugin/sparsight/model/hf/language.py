@@ -1,0 +1,114 @@
+"""The language stream of a Hugging Face model over kept tokens: read, write, and say how likely a text was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsight.model.hf.families import Family
+from sparsight.model.hf.prompts import TokenPrompt, batch
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One token of each of B texts, None for one that has ended, and the (B, V) logits it was chosen by."""
+
+    ids: list[int | None]
+    logits: Tensor
+
+
+class Language:
+    """Forward passes of one model over prompts (model.hf.prompts); features and positions as they were encoded."""
+
+    def __init__(self, model: Any, processor: Any, family: Family) -> None:
+        self.model, self.tokenizer, self.family = model, processor.tokenizer, family
+        self.image = int(model.config.image_token_id)
+        ends = model.generation_config.eos_token_id
+        ends = [self.tokenizer.eos_token_id] if ends is None else ends if isinstance(ends, list) else [ends]
+        self.ends = frozenset(int(end) for end in ends if end is not None)
+        pad = self.tokenizer.pad_token_id
+        self.pad = min(self.ends) if pad is None else int(pad)
+
+    def ids(self, text: str) -> list[int]:
+        """The tokens of a text that stands inside another."""
+        given: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return given
+
+    def log_p(self, prompts: Sequence[TokenPrompt], texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Next-token distributions along given texts, teacher-forced: (B, T, V) log-probabilities, (B, T) which count.
+
+        The last of a row are its own: rows are padded on the left. Gradients flow.
+        """
+        longest = max(len(text) for text in texts)
+        followed = [p.then(text, self.family.answer_type) for p, text in zip(prompts, texts, strict=True)]
+        out = self.model(**self.inputs(followed), logits_to_keep=longest + 1, use_cache=False)
+        log_p = out.logits[:, :-1].float().log_softmax(-1)
+        counts = torch.arange(longest).flip(0) < torch.tensor([len(text) for text in texts]).unsqueeze(1)
+        return log_p, counts.to(log_p.device)
+
+    def likely(self, prompts: Sequence[TokenPrompt], texts: Sequence[Sequence[int]]) -> Tensor:
+        """Log-probability of each text after its prompt: (B,)."""
+        log_p, counts = self.log_p(prompts, texts)
+        said = torch.zeros(counts.shape, dtype=torch.long, device=log_p.device)
+        for row, text in zip(said, texts, strict=True):
+            row[len(row) - len(text) :] = torch.tensor(text, device=row.device)
+        chosen = log_p.gather(-1, said.unsqueeze(-1)).squeeze(-1)
+        return (chosen * counts).sum(-1)
+
+    @torch.no_grad()
+    def write(
+        self, prompts: Sequence[TokenPrompt], limit: int, generator: torch.Generator | None = None
+    ) -> Iterator[Step]:
+        """B texts token by token: greedy without a generator, else at temperature 1.
+
+        The end of a text is given once, then None. No placeholder of an image is ever written.
+        """
+        given = self.inputs(prompts)
+        mask, at = given["attention_mask"], given["position_ids"][..., -1:]
+        alive = [True] * len(prompts)
+        out = self.model(**given, logits_to_keep=1, use_cache=True)
+        for step in range(limit):
+            given_logits = out.logits[:, -1].float()
+            logits = given_logits.clone()
+            logits[:, self.image] = -torch.inf
+            if generator is None:
+                ids = logits.argmax(-1)
+            else:
+                ids = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)[:, 0].to(logits.device)
+            said = ids.tolist()
+            yield Step([token if lives else None for token, lives in zip(said, alive, strict=True)], given_logits)
+            alive = [lives and token not in self.ends for token, lives in zip(said, alive, strict=True)]
+            if not any(alive) or step + 1 == limit:
+                return
+            mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
+            at = at + 1
+            out = self.model(
+                input_ids=ids.unsqueeze(1),
+                attention_mask=mask,
+                position_ids=at,
+                past_key_values=out.past_key_values,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+
+    def inputs(self, prompts: Sequence[TokenPrompt]) -> dict[str, Any]:
+        """Arguments of the model's forward, on its device."""
+        given = batch(prompts, self.pad, self.family.listed, self.model.dtype)
+        device = self.model.device
+        moved = {name: value.to(device) for name, value in given.items() if name != "mm_encoder_outputs"}
+        if "mm_encoder_outputs" in given:
+            moved["mm_encoder_outputs"] = {"image": _moved(given["mm_encoder_outputs"]["image"], device)}
+        return moved
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """The features of a vision tower's output, wherever they are nested, on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, list):
+        return [_moved(part, device) for part in value]
+    return type(value)(**{name: _moved(part, device) for name, part in value.items()})

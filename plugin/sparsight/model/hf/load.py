@@ -1,0 +1,235 @@
+"""Read a model from its folder: checked first, safetensors only, quantized where its config says so.
+
+The vision tower, the connector and the output layer stay as they are: quantized, they would change every token before
+the policy sees it (6 to 14 % of the features, docs/models.md). Only the language stream's own layers are made small.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as save_arrays
+from torch import nn
+
+from sparsight.config import ModelConfig
+from sparsight.errors import ConfigError, WeightsError
+from sparsight.model.hf.families import FAMILIES, Family, family_of
+from sparsight.model.hf.reader import HFReader
+from sparsight.model.hf.vision import Pace
+from sparsight.model.policy import TokenPolicy
+
+Quantization = Literal["none", "int8", "nf4"]
+LADDER: tuple[Quantization, ...] = ("none", "int8", "nf4")  # each takes less memory than the one before
+_INDEX = "model.safetensors.index.json"
+_PICKLES = "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt"
+_NEEDED = "config.json", "preprocessor_config.json|processor_config.json", "tokenizer.json|tokenizer.model"
+_BLOCK = 2**24  # bytes hashed at a time
+_LOG = logging.getLogger(__name__)
+
+
+def load_model(folder: Path, config: ModelConfig) -> HFReader:
+    """Load a reader. Raises WeightsError (files), ConfigError (another family, a device that is not there).
+
+    Where the GPU's memory does not hold it, the next smaller quantization is tried, and the log says so.
+    """
+    family = check_folder(folder, config)
+    sha256 = hash_folder(folder)
+    processor = _loaded(lambda: transformers.AutoProcessor.from_pretrained(folder, local_files_only=True))
+    rungs = LADDER[LADDER.index(config.quantization) :]
+    for rung in rungs:
+        try:
+            model = _loaded(lambda: _model(folder, config, rung))  # noqa: B023 - called at once
+            break
+        except torch.OutOfMemoryError as error:
+            gc.collect()
+            torch.cuda.empty_cache()
+            if rung == rungs[-1]:
+                raise WeightsError(
+                    "a model that does not fit the device's memory",
+                    expected=f"room for its weights in {rung}",
+                    todo="use a smaller model or a larger GPU; sparsight doctor says how much it needs",
+                ) from error
+            _LOG.warning("out of memory: the model is loaded in the next smaller quantization")
+    pace = Pace(tokens=config.tokens_per_image, tiles=config.tiles, slices=config.slices)
+    return HFReader(
+        model,
+        processor,
+        family,
+        hashlib.sha256(f"{sha256} {rung} {pace}".encode()).hexdigest(),
+        name=config.name or folder.name.lower(),
+        pace=pace,
+        max_tokens=config.max_tokens,
+        reasoning=config.reasoning_tokens,
+        abstain_below=config.abstain_below,
+    )
+
+
+def policy_of(folder: Path, config: ModelConfig) -> bytes:
+    """The file of the policy that a configuration names; a new one, the same for every model of that size, without.
+
+    Raises WeightsError.
+    """
+    if config.policy is not None:
+        try:
+            return config.policy.read_bytes()
+        except OSError as error:
+            raise WeightsError(
+                "no such policy", expected="the file that training wrote", todo="correct `policy`, or leave it out"
+            ) from error
+    check_folder(folder, config)
+    text = shape_of(folder).get_text_config()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        policy = TokenPolicy(text.hidden_size, 2 * text.hidden_size, normed=True)
+    data: bytes = save_arrays(policy.to_arrays())
+    return data
+
+
+def check_folder(folder: Path, config: ModelConfig) -> Family:
+    """The family of the model in a folder, whose files are all there. Raises WeightsError, ConfigError."""
+    if not folder.is_dir():
+        raise WeightsError("no such folder of weights", expected="a folder with config.json", todo="check its path")
+    for names in _NEEDED:
+        if not any((folder / name).is_file() for name in names.split("|")):
+            raise _incomplete(f"a folder without {names.replace('|', ' or ')}")
+    try:
+        told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model_type = told["model_type"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise _incomplete("a config.json without a model_type") from error
+    family = family_of(model_type)
+    if config.family is not None and config.family != model_type:
+        raise ConfigError(
+            f"a model of type {model_type!r}",
+            expected=f"{config.family}, as its configuration says",
+            todo="check weights",
+        )
+    _check_tensors(folder)
+    return family
+
+
+def shape_of(folder: Path) -> Any:
+    """The configuration of the model in a folder. Raises WeightsError."""
+    return _loaded(lambda: transformers.AutoConfig.from_pretrained(folder, local_files_only=True))
+
+
+def hash_folder(folder: Path) -> str:
+    """One sha256 over all that decides tokens and answers: weights, configurations, tokenizer, chat template."""
+    whole = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in {".safetensors", ".json", ".jinja", ".model", ".txt"} and path.is_file():
+            part = hashlib.sha256()
+            with path.open("rb") as file:
+                while block := file.read(_BLOCK):
+                    part.update(block)
+            whole.update(f"{path.name} {part.hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+def _check_tensors(folder: Path) -> None:
+    """Every shard there, whole, and none of it a pickle."""
+    shards = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not shards and any(any(folder.glob(pattern)) for pattern in _PICKLES):
+        raise WeightsError(
+            "weights that are pickled",
+            expected="safetensors: a pickle runs code",
+            todo="convert them where you trust them",
+        )
+    index = folder / _INDEX
+    if index.is_file():
+        try:
+            wanted = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise _incomplete(f"an {_INDEX} that cannot be read") from error
+        if missing := [name for name in wanted if name not in shards]:
+            raise _incomplete(f"{len(missing)} of {len(wanted)} weight files missing, {str(missing[0])[:60]} first")
+    elif not shards:
+        raise _incomplete("a folder without weights")
+    for name in shards:
+        try:
+            with safe_open(folder / name, "pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            raise _incomplete(f"{name[:60]} broken off or damaged") from error
+
+
+def _incomplete(what: str) -> WeightsError:
+    return WeightsError(what, expected="all files of the model as it was published", todo="copy the folder again")
+
+
+def _loaded(make: Callable[[], Any]) -> Any:
+    """What transformers gives, its errors as ours. Remote code is never run."""
+    try:
+        return make()
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise WeightsError(
+            f"a model that transformers cannot load ({type(error).__name__})",
+            expected=f"a model of {', '.join(sorted(FAMILIES))}, as published",
+            todo="copy the folder again; if that is no help, see the log",
+        ) from error
+
+
+def _model(folder: Path, config: ModelConfig, rung: Quantization) -> Any:
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {device[:20]}", expected="cpu: there is no GPU here", todo="leave device out")
+    given: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "local_files_only": True, "use_safetensors": True}
+    if rung != "none":
+        given["quantization_config"] = _quantized(folder, rung)
+        warnings.filterwarnings("ignore", message="MatMul8bitLt")  # once for every layer and call
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(
+        folder, device_map={"": device}, attn_implementation="sdpa", **given
+    )
+    keep_gradients(model)
+    return model.eval()
+
+
+def _quantized(folder: Path, rung: Quantization) -> Any:
+    """Only the layers of the language stream. Names are read off the model's own structure, without its weights."""
+    with torch.device("meta"):
+        shell = transformers.AutoModelForImageTextToText.from_config(shape_of(folder))
+    skip = untouched(shell)
+    if rung == "int8":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=skip,
+    )
+
+
+def untouched(model: Any) -> list[str]:
+    """Names of the parts that are never quantized: all linear layers outside the language stream, and the output layer.
+
+    A layer whose inputs are no multiple of 64 stays, too: NF4 on a CPU cannot hold it.
+    """
+    stream = {id(part) for part in model.get_decoder().modules()}
+    names = [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and id(part) not in stream]
+    odd = [
+        name
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear) and id(part) in stream and part.in_features % 64
+    ]
+    return sorted({*names, *odd, "lm_head"})
+
+
+def keep_gradients(model: Any) -> None:
+    """Stop CPUs with AVX512-BF16 from repacking 4-bit weights: after one such pass no LoRA matrix gets a gradient."""
+    for part in model.modules():
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False

@@ -1,0 +1,174 @@
+"""Proofs that a model reads few tokens as it would read them among all: on its own weights, whatever they are.
+
+Run by `sparsight doctor` on a hospital's model and by the tests on a tiny one of each family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsight.model.hf.answers import messages
+from sparsight.model.hf.prompts import TokenPrompt
+from sparsight.model.hf.reader import HFReader
+from sparsight.types import ImageVolume, Question, TokenGrid
+
+_QUESTION = Question("Is there a bright spot?", "yes_no", ("yes", "no"))
+_TEXT = "It is in the upper left"  # long enough that a cache is used several times
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One property. worst: the largest difference found; limit: the largest that passes; both in the same unit."""
+
+    name: str
+    worst: float
+    limit: float
+    unit: str
+
+    @property
+    def passed(self) -> bool:
+        return self.worst <= self.limit
+
+
+def prove(reader: HFReader, on_proof: Callable[[Proof], None] = lambda proof: None) -> list[Proof]:
+    """All proofs, one after the other. Differences of logits are shares of their standard deviation."""
+    exact = reader.model.dtype == torch.float32 and not getattr(reader.model, "is_quantized", False)
+    limit = 1e-4 if exact else 0.05
+    found = []
+    with torch.no_grad():
+        for study in (pattern(1, 96, 120), pattern(3, 96, 96)):
+            grid = reader.encode(study)
+            whole = reader.prompt(grid, _QUESTION, False)
+            kept = _subsets(grid)
+            where = "a picture" if grid.shape[0] == 1 else "a volume"
+            found += [
+                Proof(
+                    f"every token kept is the unmodified model, {where}", _identity(reader, study, whole), 0.0, "logits"
+                ),
+                Proof(f"pruning is masking, {where}", _masked(reader, whole, kept[0]), limit, "logits"),
+                Proof(f"rows of several lengths, {where}", _ragged(reader, whole, kept), limit, "logits"),
+                Proof(f"a cache changes nothing, {where}", _cached(reader, whole, kept), limit, "logits"),
+            ]
+        found.append(Proof("a bright patch is where its token is", _misplaced(reader), 0.0, "patches of 5"))
+    found.append(Proof("gradient checkpointing keeps the mask", _checkpointed(reader), limit, "logits"))
+    for proof in found:
+        on_proof(proof)
+    return found
+
+
+def pattern(
+    depth: int, height: int, width: int, bright: tuple[int, int, int] | None = None, size: int = 0
+) -> ImageVolume:
+    """A dim, uneven study; `bright`: the first voxel (k, j, i) of a square of `size` that is white in one slice."""
+    rng = np.random.default_rng(height * width + depth)
+    voxels = rng.normal(40, 6, (depth, height, width)).astype(np.float32)
+    if bright is not None:
+        k, j, i = bright
+        voxels[k, j : j + size, i : i + size] = 100
+    return ImageVolume(voxels, np.eye(4), "OT", (50.0, 100.0))
+
+
+def _subsets(grid: TokenGrid) -> list[Tensor]:
+    """Four different subsets of different sizes."""
+    rng = torch.Generator().manual_seed(0)
+    sizes = sorted({max(1, grid.n // 2), max(1, grid.n // 5), max(1, grid.n // 10), 1}, reverse=True)
+    return [torch.randperm(grid.n, generator=rng)[:k].sort().values for k in sizes]
+
+
+def _logits(reader: HFReader, prompts: Sequence[TokenPrompt], last: int = 1) -> Tensor:
+    """(B, last, V) at the end of each prompt."""
+    logits: Tensor = reader.model(**reader.language.inputs(prompts), logits_to_keep=last, use_cache=False).logits
+    return logits.float()
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    """The largest difference, as a share of the spread of b."""
+    return float((a - b).abs().max() / b.std().clamp_min(1e-9))
+
+
+def _identity(reader: HFReader, study: ImageVolume, whole: TokenPrompt) -> float:
+    """Against the model as published: its own processor, its own forward pass from pixels."""
+    turn = messages(_QUESTION, study.shape[0], False)
+    given = reader.vision.inputs(study, reader.family.write(reader.processor, turn))
+    if given["input_ids"].shape[1] != len(whole.ids) or (given["input_ids"][0].cpu() != whole.ids).any():
+        return float("inf")
+    return _apart(_logits(reader, [whole]), reader.model(**given, logits_to_keep=1).logits.float())
+
+
+def _masked(reader: HFReader, whole: TokenPrompt, keep: Tensor) -> float:
+    """The pruned prompt against the whole one, the placeholders of dropped tokens masked."""
+    image = reader.language.image
+    rows = whole.study.layout.kept(keep)
+    masked = reader.language.inputs([whole])
+    places = (whole.ids == image).nonzero().squeeze(1)
+    masked["attention_mask"][0, places] = 0
+    masked["attention_mask"][0, places[rows]] = 1
+    seen = reader.model(**masked, logits_to_keep=1, use_cache=False).logits.float()
+    return _apart(_logits(reader, [whole.keep(keep, image)]), seen)
+
+
+def _ragged(reader: HFReader, whole: TokenPrompt, kept: Sequence[Tensor]) -> float:
+    """Subsets of several sizes in one batch against each by itself, no image among them."""
+    prompts = [whole.keep(keep, reader.language.image) for keep in [*kept, torch.empty(0, dtype=torch.long)]]
+    together = _logits(reader, prompts)
+    return max(_apart(row[None], _logits(reader, [prompt])) for row, prompt in zip(together, prompts, strict=True))
+
+
+def _cached(reader: HFReader, whole: TokenPrompt, kept: Sequence[Tensor]) -> float:
+    """Several texts written after several subsets, token by token from a cache, against one pass over each."""
+    prompts = [whole.keep(keep, reader.language.image) for keep in kept for _ in range(2)]
+    steps = list(reader.language.write(prompts, 6, torch.Generator().manual_seed(1)))
+    worst = 0.0
+    for b, prompt in enumerate(prompts):
+        said = [token for step in steps if (token := step.ids[b]) is not None]
+        full = _logits(reader, [prompt.then(said, reader.family.answer_type)], len(said) + 1)[0, :-1]
+        own = torch.stack([step.logits[b] for step in steps[: len(said)]])
+        worst = max(worst, _apart(own, full))
+    return worst
+
+
+def _misplaced(reader: HFReader) -> float:
+    """How many of five bright patches change another token more than the one that lies there."""
+    dim = pattern(1, 96, 120)
+    before = reader.encode(dim)
+    _, gh, gw = before.shape
+    wrong = 0
+    for v, u in ((0, 0), (0, gw - 1), (gh // 2, gw // 3), (gh - 2, 1), (gh // 3, gw - 2)):
+        i, j = (before.uvw_to_ijk @ [u, v, 0, 1])[:2]
+        size = int(max(2, min(before.patch[:2]) * 0.8))
+        first = 0, max(0, round(j - size / 2 + 0.5)), max(0, round(i - size / 2 + 0.5))
+        after = reader.encode(pattern(1, 96, 120, first, size))
+        changed = (after.features - before.features).norm(dim=-1)
+        wrong += int(changed.argmax()) != v * gw + u
+    return float(wrong)
+
+
+def _checkpointed(reader: HFReader) -> float:
+    """Training passes with gradient checkpointing, which switches the cache off, against a pass without."""
+    grid = reader.encode(pattern(1, 96, 120))
+    prompt = reader.prompt(grid, _QUESTION, False).keep(_subsets(grid)[1], reader.language.image)
+    text = reader.language.ids(_TEXT)
+    with torch.no_grad():
+        plain, _ = reader.language.log_p([prompt], [text])
+    with _checkpointing(reader.model):
+        trained, _ = reader.language.log_p([prompt], [text])
+    return _apart(trained.detach(), plain)
+
+
+@contextmanager
+def _checkpointing(model: Any) -> Iterator[None]:
+    was = model.training
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    try:
+        yield
+    finally:
+        model.activation_checkpointing_disable()
+        model.train(was)

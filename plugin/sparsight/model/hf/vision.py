@@ -1,0 +1,174 @@
+"""From a study to the tokens of a Hugging Face model, with exact geometry.
+
+Each slice is one picture. It is resized and padded by `imaging.grid.prepare` to a size that the family's own image
+processor leaves as it is, so a token's place is known to the pixel. Intensities are windowed to 8 bits, the same in all
+three colours.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sparsight.errors import ImageError, WeightsError
+from sparsight.imaging.grid import Prepared, prepare
+from sparsight.model.hf.families import Family, begins_itself
+from sparsight.model.hf.prompts import Layout
+from sparsight.types import ImageVolume, TokenGrid
+
+_PIXELS = "pixel_values", "pixel_attention_mask"
+_VISION = (*_PIXELS, "image_grid_thw", "image_sizes", "batch_num_images")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How much of a study is looked at. tokens: the most of one picture, where the family leaves it open.
+
+    tiles: the most tiles along a side of a single picture; slices: the most of a volume, spread evenly. batch: slices
+    encoded at a time.
+    """
+
+    tokens: int = 1024
+    tiles: int = 1
+    slices: int = 24
+    batch: int = 4
+
+
+class Vision:
+    """Vision tower and connector of one model."""
+
+    def __init__(self, model: Any, processor: Any, family: Family, pace: Pace) -> None:
+        self.model, self.processor, self.family, self.pace = model, processor, family, pace
+        self.layout = lru_cache(maxsize=64)(self._layout)
+
+    @torch.no_grad()
+    def encode(self, volume: ImageVolume, reader: str) -> TokenGrid:
+        """(D * gh * gw, C) tokens; a volume of more than `pace.slices` slices is read at that many of them."""
+        prepared = self._prepare(volume)
+        at, slices = prepared.geometry, len(prepared.pixels)
+        layout = self.layout(at.shape)
+        rows, deep = [], list[list[Tensor]]()
+        for pixels in np.array_split(prepared.pixels, max(1, slices // self.pace.batch)):  # never one of several
+            features, levels = self._look(pixels)
+            rows.append(features)
+            deep.append(levels)
+        features = torch.cat(rows)
+        if len(features) != len(layout.token) + len(layout.rest):
+            raise WeightsError(
+                f"a vision tower that gives {len(features)} features for {len(layout.token) + len(layout.rest)} places",
+                expected="a processor and a model that belong together",
+                todo="copy both from where the model was published",
+            )
+        levels = [torch.cat(level) for level in zip(*deep, strict=True)]
+        extras = {"rest": features[layout.rest]} | {f"deep{i}": level for i, level in enumerate(levels)}
+        grid = TokenGrid(
+            features[layout.token], at.shape, at.patch, at.uvw_to_ijk, at.uvw_to_lps, reader, extras=extras
+        )
+        if not torch.isfinite(grid.features).all():
+            raise ImageError(
+                "a study whose tokens are not finite numbers",
+                expected="a model that can read it",
+                todo="run sparsight doctor",
+            )
+        return grid
+
+    def inputs(self, volume: ImageVolume, text: str) -> dict[str, Any]:
+        """What the family's own processor makes of the same pictures and a prompt with a place for each: to compare."""
+        pixels = self._prepare(volume).pixels
+        given = self._process(pixels, text)
+        given.pop("labels", None)
+        return {name: value.to(self.model.device) for name, value in given.items() if isinstance(value, Tensor)}
+
+    def _prepare(self, volume: ImageVolume) -> Prepared:
+        """Pixels of the slices that are looked at, and the geometry of their tokens."""
+        depth = volume.shape[0]
+        chosen = thinned(depth, self.pace.slices)
+        looked = replace(volume, voxels=volume.voxels[chosen], sop_uids=()) if len(chosen) < depth else volume
+        patch = self.family.patch(self.model.config)
+        prepared = prepare(looked, long_side=self._long_side(patch, len(chosen) == 1), patch=patch)
+        return Prepared(prepared.pixels, _spread(prepared.geometry, volume, len(chosen)))
+
+    def _look(self, pixels: NDArray[np.float32]) -> tuple[Tensor, list[Tensor]]:
+        """Feature rows of some slices (d, h, w), one after the other: (R, C), and of each deeper level."""
+        given = self._process(pixels)
+        moved = {name: given[name].to(self.model.device) for name in _VISION if name in given}
+        moved["pixel_values"] = moved["pixel_values"].to(self.model.dtype)
+        out = self.model.get_image_features(**moved, return_dict=True)
+        pooled = out.pooler_output
+        rows = pooled.flatten(0, 1) if isinstance(pooled, Tensor) else torch.cat(list(pooled))
+        deep = [torch.cat(list(level)) for level in getattr(out, "deepstack_features", None) or ()]
+        return rows.float().cpu(), [level.to("cpu", torch.float32) for level in deep]
+
+    def _process(self, pixels: NDArray[np.float32], text: str | None = None) -> Any:
+        """What the family's processor makes of slices (d, h, w) in [0, 1] and of a text, which names each once."""
+        d, h, w = pixels.shape
+        size, tiles = self._size((h, w))
+        framed = np.pad(pixels, ((0, 0), (0, size[0] - h), (0, size[1] - w)), mode="edge")
+        pictures = [np.repeat((plane * 255 + 0.5).astype(np.uint8)[..., None], 3, axis=-1) for plane in framed]
+        arguments = self.family.arguments(self.model.config, size, tiles)
+        return self.processor(
+            images=[pictures],
+            text=[self.processor.image_token * d if text is None else text],
+            add_special_tokens=text is None or not begins_itself(self.processor, text),
+            return_tensors="pt",
+            return_text_replacement_offsets=True,
+            **arguments,
+        )
+
+    def _layout(self, shape: tuple[int, int, int]) -> Layout:
+        """Where the tokens of a grid (gd, gh, gw) stand among the feature rows of its pictures."""
+        gd, gh, gw = shape
+        patch = self.family.patch(self.model.config)
+        blank = np.zeros((gd, gh * patch, gw * patch), np.float32)
+        given = self._process(blank)
+        size, tiles = self._size((gh * patch, gw * patch))
+        rows = self.family.rows(self.model.config, (size[0] // patch, size[1] // patch), tiles, gd == 1)
+        starts = rows.total * np.arange(gd)
+        token = (starts[:, None, None] + rows.token[None, :gh, :gw]).ravel()
+        framing = (starts[:, None] + rows.framing).ravel()
+        rest = np.setdiff1d(np.arange(rows.total * gd), token)
+        placeholders = tuple(part["replacement"] for part in given["text_replacement_offsets"][0])
+        encoded = {name: given[name] for name in _VISION if name in given and name not in _PIXELS}
+        where = [torch.from_numpy(part) for part in (token, framing, rest)]
+        return Layout(where[0], where[1], where[2], placeholders, encoded)
+
+    def _long_side(self, patch: int, single: bool) -> int:
+        """Pixels of a picture's longer side."""
+        side = self.family.side(self.model.config)
+        if side is None:
+            return patch * math.isqrt(self.pace.tokens)
+        return side * (min(self.family.tiles, self.pace.tiles) if single else 1)
+
+    def _size(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """A picture's size (h, w) as the family takes it, and the tiles (rows, columns) that it is cut into."""
+        side = self.family.side(self.model.config)
+        if side is None:
+            return size, (1, 1)
+        r, c = -(-size[0] // side), -(-size[1] // side)
+        return (r * side, c * side), (r, c)
+
+
+def thinned(depth: int, most: int) -> NDArray[np.int64]:
+    """At most `most` slices of `depth`, each in the middle of an equal share."""
+    n = min(depth, most)
+    return np.asarray(np.floor((np.arange(n) + 0.5) * depth / n), dtype=np.int64)
+
+
+def _spread(geometry: Any, volume: ImageVolume, n: int) -> Any:
+    """The geometry of n slices of a volume's D, each standing for D / n of them."""
+    share = volume.shape[0] / n
+    uvw_to_ijk = geometry.uvw_to_ijk.copy()
+    uvw_to_ijk[2, 2], uvw_to_ijk[2, 3] = share, share / 2 - 0.5
+    return replace(
+        geometry,
+        patch=(*geometry.patch[:2], share),
+        uvw_to_ijk=uvw_to_ijk,
+        uvw_to_lps=volume.ijk_to_lps @ uvw_to_ijk,
+    )

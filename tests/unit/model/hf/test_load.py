@@ -1,0 +1,176 @@
+"""A model's folder: whole and of the right kind, or a clear refusal; quantized without a trace in the tokens."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparsight.config import ModelConfig
+from sparsight.errors import ConfigError, WeightsError
+from sparsight.model import PolicySelector, ScoreRequest, base_policy, load_policy, load_reader
+from sparsight.model.hf import load as loading
+from sparsight.model.hf.adapter import Adapter
+from sparsight.model.hf.load import check_folder, hash_folder, load_model
+from sparsight.model.hf.proofs import pattern
+from sparsight.types import Question
+
+from .conftest import Make
+
+Folder = Callable[[str], Path]
+YES_NO = Question("Is there a mass?", "yes_no", ("yes", "no"))
+
+
+@pytest.fixture
+def copy(folder_of: Folder, tmp_path: Path) -> Path:
+    """A folder of one's own to spoil."""
+    return shutil.copytree(folder_of("llava"), tmp_path / "model")
+
+
+def test_a_folder_is_a_reader(folder_of: Folder) -> None:
+    reader = load_reader(folder_of("llava"))
+    assert reader.id.startswith("llava-")
+    assert len(reader.sha256) == 64
+    grid = reader.encode(pattern(1, 60, 80))
+    policy = load_policy(folder_of("llava"))
+    assert policy.untrained
+    selection = PolicySelector(policy, reader).select(grid, YES_NO, 9)
+    assert len(selection.keep) == 9
+    assert len(set((selection.keep // grid.shape[2]).tolist())) > 3
+    assert base_policy(folder_of("llava")) == base_policy(folder_of("llava"))
+
+
+def test_a_configuration_names_its_weights(folder_of: Folder, tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(f"name: own\nfamily: llava\nweights: {folder_of('llava')}\ndtype: float32\n", encoding="utf-8")
+    assert load_reader(file).id.startswith("own-")
+    file.write_text("name: own\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="without weights"):
+        load_reader(file)
+    file.write_text("wieghts: here\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="wieghts"):
+        load_reader(file)
+    with pytest.raises(ConfigError, match="no such model configuration"):
+        load_reader(tmp_path / "none.yaml")
+
+
+def _without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def _other_type(folder: Path) -> None:
+    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(told | {"model_type": "bert"}), encoding="utf-8")
+
+
+def _cut(folder: Path) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def _pickled(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+
+
+def _sharded(folder: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (shutil.rmtree, "no such folder"),
+        (_without("config.json"), "config.json"),
+        (_without("tokenizer.json"), "tokenizer"),
+        (_without("model.safetensors"), "without weights"),
+        (lambda folder: (folder / "config.json").write_text("{"), "model_type"),
+        (_other_type, "bert"),
+        (_cut, "broken off"),
+        (_pickled, "pickle"),
+        (_sharded, "1 of 2 weight files"),
+    ],
+)
+def test_a_bad_folder_is_refused(copy: Path, spoil: Callable[[Path], None], says: str) -> None:
+    spoil(copy)
+    with pytest.raises((WeightsError, ConfigError), match=says):
+        load_model(copy, ModelConfig(device="cpu"))
+
+
+def test_another_family_than_the_configuration_says(folder_of: Folder) -> None:
+    with pytest.raises(ConfigError, match="llava"):
+        check_folder(folder_of("llava"), ModelConfig(family="gemma3"))
+
+
+def test_no_gpu_where_one_is_asked_for(folder_of: Folder) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ConfigError, match="no GPU"):
+        load_model(folder_of("llava"), ModelConfig(device="cuda"))
+
+
+def test_a_model_without_a_chat_template_is_refused(copy: Path) -> None:
+    (copy / "chat_template.jinja").unlink()
+    reader = load_model(copy, ModelConfig(device="cpu", dtype="float32"))
+    with pytest.raises(ConfigError, match="chat template"):
+        reader.prompt(reader.encode(pattern(1, 60, 80)), YES_NO, False)
+
+
+def test_the_hash_is_of_every_file_that_matters(copy: Path) -> None:
+    first = hash_folder(copy)
+    (copy / "README.md").write_text("other words", encoding="utf-8")
+    assert hash_folder(copy) == first
+    (copy / "chat_template.jinja").write_text("other turns", encoding="utf-8")
+    assert hash_folder(copy) != first
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen3_vl", "llava"])
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_quantization_leaves_every_token_as_it_was(load: Make, family: str, quantization: str) -> None:
+    plain, small = load(family), load(family, quantization=quantization)
+    study = pattern(1, 60, 80)
+    assert torch.equal(plain.encode(study).features, small.encode(study).features)
+    kinds = {type(part).__name__ for part in small.model.get_decoder().modules()}
+    assert {"int8": "Linear8bitLt", "nf4": "Linear4bit"}[quantization] in kinds
+    assert plain.id != small.id  # another model: what was learned for one is not the other's
+    grid = small.encode(study)
+    request = ScoreRequest(grid, YES_NO, "yes", torch.arange(0, grid.n, 5)[None])
+    assert float((plain.score([request])[0] - small.score([request])[0]).abs()) < 1.0
+
+
+def test_every_lora_matrix_gets_a_gradient_after_an_answer(load: Make) -> None:
+    """4-bit layers that repack themselves in the first pass without gradients cut all of them off later."""
+    reader = load("llava", quantization="nf4")
+    grid = reader.encode(pattern(1, 60, 80))
+    adapter = Adapter(reader.model, rank=4)
+    reader.score([ScoreRequest(grid, YES_NO, "yes", torch.arange(5)[None])])
+    with torch.no_grad():
+        for name, matrix in zip(adapter.names, adapter.matrices, strict=True):
+            if ".lora_B" in name:
+                matrix.normal_()  # at zero, the other half has no gradient by right
+    prompt = reader.prompt(grid, YES_NO, False).keep(torch.arange(5), reader.language.image)
+    reader.language.likely([prompt], [reader.language.ids("yes")]).sum().backward()
+    assert len(adapter.names) == 2 * 7 * 2  # seven layers of two blocks, two matrices each
+    assert all(matrix.grad is not None and bool(matrix.grad.any()) for matrix in adapter.matrices)
+
+
+def test_out_of_memory_goes_down_the_ladder(folder_of: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    own = loading._model
+
+    def full(folder: Path, config: ModelConfig, rung: loading.Quantization) -> object:
+        tried.append(rung)
+        if rung != "nf4":
+            raise torch.OutOfMemoryError("no room")
+        return own(folder, config, rung)
+
+    monkeypatch.setattr(loading, "_model", full)
+    reader = load_model(folder_of("llava"), ModelConfig(device="cpu"))
+    assert tried == ["none", "int8", "nf4"]
+    assert reader.id.startswith("llava-")
+    monkeypatch.setattr(loading, "_model", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+    with pytest.raises(WeightsError, match="does not fit"):
+        load_model(folder_of("llava"), ModelConfig(device="cpu"))

@@ -1,0 +1,105 @@
+"""The language stream as a policy over texts: LoRA under quantization, trained by the same trainer as nano's."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from sparsight.errors import WeightsError
+from sparsight.model import PolicySelector, TokenPolicy
+from sparsight.model.completions import Prompt
+from sparsight.model.hf.adapter import Adapter
+from sparsight.model.hf.proofs import pattern
+from sparsight.model.hf.reader import HFReader
+from sparsight.model.hf.writing import HFLanguagePolicy
+from sparsight.rl.language import LanguageConfig, train_language
+from sparsight.rl.trainer import Example
+from sparsight.types import Question
+
+from .conftest import Make
+
+YES_NO = Question("Is there a mass?", "yes_no", ("yes", "no"))
+
+
+def _examples(reader: HFReader) -> list[Example]:
+    return [
+        Example(reader.encode(pattern(1, 60, 80, (0, 10 * i, 20), 20)), YES_NO, ("yes", "no")[i % 2]) for i in range(4)
+    ]
+
+
+def _prompts(examples: Sequence[Example]) -> list[Prompt]:
+    return [Prompt(e.grid, e.question, torch.arange(i + 1), reasoned=bool(i % 2)) for i, e in enumerate(examples[:2])]
+
+
+@pytest.mark.parametrize(("family", "quantization"), [("gemma3", "nf4"), ("qwen3_vl", "nf4"), ("llava", "int8")])
+def test_both_streams_learn(load: Make, family: str, quantization: str) -> None:
+    reader = load(family, quantization=quantization)
+    adapter = Adapter(reader.model, rank=4)
+    examples = _examples(reader)
+    policy = TokenPolicy(examples[0].grid.features.shape[1], len(reader.embed(YES_NO)), normed=True)
+    before = adapter.to_arrays()
+    report = train_language(
+        HFLanguagePolicy(reader, adapter),
+        PolicySelector(policy, reader),
+        examples,
+        config=LanguageConfig(steps=2, batch=2, subsets=2, completions=3, limit=8, lr=1e-2),
+        judge=lambda example, text: len(set(text.ids)) % 3 / 2,  # any reward that differs
+    )
+    after = adapter.to_arrays()
+    assert len(report.history) == 2
+    assert all(np.isfinite(step.reward) for step in report.history)
+    assert all(not np.array_equal(before[name], after[name]) for name in before if ".lora_B" in name)
+
+
+def test_sampled_texts_are_as_likely_as_they_are_said_to_be(load: Make) -> None:
+    reader = load("llava", dtype="float32")
+    adapter = Adapter(reader.model, rank=4)
+    stream = HFLanguagePolicy(reader, adapter)
+    prompts = _prompts(_examples(reader))
+    texts = stream.sample(prompts, 3, 6, torch.Generator().manual_seed(0))
+    assert texts == stream.sample(prompts, 3, 6, torch.Generator().manual_seed(0))
+    spoken = stream.speak(prompts, texts)
+    flat = [text for group in texts for text in group]
+    assert spoken.said.sum(1).tolist() == [len(text.ids) for text in flat]
+    for row, (prompt, text) in enumerate(zip([p for p in prompts for _ in range(3)], flat, strict=True)):
+        alone = reader.language.likely(
+            [reader.prompt(prompt.grid, prompt.question, prompt.reasoned).keep(prompt.keep, reader.language.image)],
+            [text.ids],
+        )
+        assert float((spoken.chosen[row] * spoken.said[row]).sum().detach()) == pytest.approx(
+            float(alone[0].detach()), abs=1e-3
+        )
+
+
+def test_a_frozen_stream_stays_and_the_other_moves_on(load: Make) -> None:
+    reader = load("llava", dtype="float32")
+    adapter = Adapter(reader.model, rank=4)
+    stream = HFLanguagePolicy(reader, adapter)
+    prompts = _prompts(_examples(reader))
+    frozen = stream.frozen()
+    texts = stream.sample(prompts, 1, 4, torch.Generator().manual_seed(0))
+    before = stream.speak(prompts, texts).log_p.detach()
+    with torch.no_grad():
+        for matrix in adapter.matrices:
+            matrix.normal_(std=0.3)
+    moved = stream.speak(prompts, texts).log_p.detach()
+    assert (moved - before).abs().max() > 1e-3
+    assert torch.allclose(frozen.speak(prompts, texts).log_p, before, atol=1e-5)
+    assert torch.equal(stream.speak(prompts, texts).log_p.detach(), moved)  # the loan was given back
+
+
+def test_an_adapter_comes_back_from_its_arrays(load: Make) -> None:
+    reader = load("llava", dtype="float32")
+    adapter = Adapter(reader.model, rank=4)
+    with torch.no_grad():
+        for matrix in adapter.matrices:
+            matrix.normal_()
+    kept = adapter.to_arrays()
+    adapter.from_arrays({})
+    assert not any(array.any() for name, array in adapter.to_arrays().items() if ".lora_B" in name)
+    adapter.from_arrays(kept)
+    assert all(np.array_equal(array, kept[name]) for name, array in adapter.to_arrays().items())
+    with pytest.raises(WeightsError, match="adapter of 1 matrices"):
+        adapter.from_arrays({"lora.look": np.zeros(1, np.float32)})
+    assert all(np.array_equal(array, kept[name]) for name, array in adapter.to_arrays().items())
