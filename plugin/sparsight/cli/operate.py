@@ -48,17 +48,31 @@ def page_url(host: str, port: int) -> str:
 def doctor(
     context: typer.Context,
     studies: Annotated[str | None, typer.Option(help="Also check a folder or DICOMweb URL.")] = None,
+    reader: Annotated[Path | None, typer.Option(help="Check a model instead: one of configs/model/*.yaml.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Folder of that model; default: as its file says.")] = None,
+    tiny: Annotated[bool, typer.Option(help="Check every family of models on tiny random weights instead.")] = False,
     json: Json = False,
 ) -> None:
-    """Check installation, devices, weights, store and studies; say what to do."""
+    """Check installation, devices, weights, store and studies, or a vision-language model; say what to do."""
     session: Session = context.obj
-    with progress_bar("doctor", quiet=json):
-        from sparsight.doctor import examine
+    figures: dict[str, object] = {}
+    with progress_bar("doctor", quiet=json) as advance:
+        if tiny or reader is not None or weights is not None:
+            from sparsight.config import ModelConfig
+            from sparsight.doctor_models import examine_model, examine_tiny
 
-        findings = examine(session.config(), studies)
+            config = ModelConfig() if reader is None else ModelConfig.read(reader)
+            if weights is not None:
+                config = config.model_copy(update={"weights": weights})
+            report = examine_tiny(advance) if tiny else examine_model(config, advance)
+            findings, figures = list(report.findings), report.figures
+        else:
+            from sparsight.doctor import examine
+
+            findings = examine(session.config(), studies)
     healthy = all(f.ok for f in findings)
     if json:
-        emit_json({"healthy": healthy, "checks": [vars(f) for f in findings]})
+        emit_json({"healthy": healthy, "checks": [vars(f) for f in findings], **figures})
     else:
         table = Table("check", "", "found", "to do")
         for f in findings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,11 +14,13 @@ import numpy as np
 import torch
 
 from sparsight.config import Config
-from sparsight.errors import SparsightError
+from sparsight.errors import SparsightError, TrainingError
 from sparsight.model import PolicySelector, TokenPolicy
+from sparsight.model.completions import AdapterPolicy, Arrays
 from sparsight.model.protocols import Reader, ScoreRequest
 from sparsight.rl import gate, rewards, sentinel
 from sparsight.rl.gate import Paired
+from sparsight.rl.language import LanguageConfig, train_language
 from sparsight.rl.trainer import Example, train_policy
 from sparsight.service.corrections import marks_on, right_answer, wrong_answer
 from sparsight.store import PolicyRegistry, Store
@@ -62,9 +65,13 @@ class Learner:
     reader: Reader
     grid_of: GridOf
     on_step: Step
+    writer: AdapterPolicy | None = None  # the language stream, where it is to learn too
 
-    def learn(self, live: PolicyVersion, live_policy: TokenPolicy) -> Learned:
-        """Train on what the live policy's line has not learned, measure on what was kept out of training, decide."""
+    def learn(self, live: PolicyVersion, live_policy: TokenPolicy, adapter: Arrays) -> Learned:
+        """Train on what the live policy's line has not learned, measure on what was kept out of training, decide.
+
+        adapter: the live policy's, which the reader has on.
+        """
         start = time.perf_counter()
         lineage = self.registry.lineage(live.id)
         faults: list[SparsightError] = []
@@ -80,9 +87,10 @@ class Learner:
         if earlier := self._tried(live, {c.key for c in pending}):
             return _nothing(f"these corrections were learned already: policy {earlier.id} is {earlier.state}")
         candidate = self._train(train, known, live_policy)
-        decision = self._measure(held, live_policy, candidate)
+        said += self._write(train, known, candidate)
+        decision = self._measure(held, live_policy, candidate, adapter)
         version = self.registry.add(
-            candidate.to_arrays(),
+            {**candidate.to_arrays(), **(adapter if self.writer is None else self.writer.to_arrays())},
             parent=live.id,
             reader=self.reader.id,
             metrics=_metrics(decision, len(train), len(held)),
@@ -150,13 +158,41 @@ class Learner:
         )
         return candidate
 
-    def _measure(self, held: list[Correction], live: TokenPolicy, candidate: TokenPolicy) -> gate.Decision:
-        """Live and candidate on the sentinel set and on the corrections kept out of training."""
+    def _write(self, train: list[Correction], known: list[Correction], candidate: TokenPolicy) -> tuple[str, ...]:
+        """Train the language stream's adapter on what the candidate keeps; what there is to say about it.
+
+        A stop (texts that all earn the same, say) leaves the last good adapter: the visual stream's part still counts.
+        """
+        examples = [c.example for c in (*train, *known) if c.example.answer is not None]
+        if self.writer is None or not examples:
+            return ()
+        learn = self.config.learn
+        try:
+            train_language(
+                self.writer,
+                PolicySelector(candidate, self.reader),
+                examples,
+                config=LanguageConfig(steps=learn.language_steps, budgets=learn.budgets),
+                seed=learn.seed,
+                on_step=lambda step: self.on_step("language", step.step, step.steps),
+            )
+        except TrainingError as error:
+            return (f"language stream: {error.given}",)
+        return ()
+
+    def _measure(
+        self, held: list[Correction], live: TokenPolicy, candidate: TokenPolicy, adapter: Arrays
+    ) -> gate.Decision:
+        """Live and candidate, each with its own adapter, on the sentinel set and on what was kept out of training."""
         budget, settings = self.config.serve.share, self.config.gate
         probes = sentinel.simulated(self.reader, "val", settings.sentinel, settings.sentinel_seed, self.on_step)
-        streams = [PolicySelector(policy, self.reader) for policy in (live, candidate)]
-        on_sentinel = [sentinel.correct(self.reader, s, probes, budget, self.on_step) for s in streams]
-        on_held = [np.array([self._reward(c.example, s) for c in held], np.float64) for s in streams]
+        on_sentinel, on_held = [], []
+        for policy in (live, candidate):
+            stream = PolicySelector(policy, self.reader)
+            before = None if policy is candidate else self.writer
+            with nullcontext() if before is None else before.standing_as(adapter):
+                on_sentinel.append(sentinel.correct(self.reader, stream, probes, budget, self.on_step))
+                on_held.append(np.array([self._reward(c.example, stream) for c in held], np.float64))
         return gate.decide(
             sentinel=Paired(
                 on_sentinel[0], on_sentinel[1], _groups([p.group for p in probes]), tuple(p.stratum for p in probes)

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -25,6 +26,7 @@ from sparsight.errors import BusyError, ConflictError, InputError, NotFoundError
 from sparsight.imaging.grid import Grid
 from sparsight.imaging.studies import open_studies
 from sparsight.model import PolicySelector, TokenPolicy, base_policy, load_reader
+from sparsight.model.completions import Arrays, adapter_of, rank_of
 from sparsight.model.policy import FOVEA
 from sparsight.model.protocols import Reader, Where
 from sparsight.rl.acquisition import acquire
@@ -73,6 +75,8 @@ class Service:
         self._turnstile = Turnstile(config.serve.max_waiting)
         self._tokens_kept: set[str] = set()  # hashes of volumes whose tokens this process has stored
         self._live: tuple[str, PolicySelector] | None = None
+        self._adapters: dict[str, Arrays] = {}  # of the live policy and the one before, by id
+        self._adapted = ""  # the policy whose adapter the reader has on
         self._live_lock = threading.Lock()
         self._rest = ThreadPoolExecutor(1, "sparsight-rest")  # encodes what a first look left out
         self._finishing: dict[str, tuple[Future[None], TokenGrid]] = {}  # by hash of the volume
@@ -101,7 +105,7 @@ class Service:
         start = time.perf_counter()
         serve = self.config.serve
         parse_question(question.text, choices=question.choices, max_chars=serve.max_question_chars)
-        share = check_budget(serve.budget if budget is None else budget)
+        share = check_budget(self._usual_budget() if budget is None else budget)
         check_pair(question, compared=prior is not None)
         study_ = self._encoded.get(
             study,
@@ -179,13 +183,22 @@ class Service:
         wait([rest for rest, _ in list(self._finishing.values())])  # not within our turn: it needs turns itself
         with self._turnstile.turn(Priority.LEARNING):
             live, selector = self._policy()
+            self._take_on(live)
+            adapter, learn = self._adapters[live.id], self.config.learn
+            writer = self.reader.writer(rank_of(adapter) or learn.language_rank) if learn.language_steps else None
 
             def step(stage: str, done: int, total: int) -> None:
                 tell(Progress(stage, done, total))
-                self._turnstile.give_way(Priority.LEARNING)
+                with nullcontext() if writer is None else writer.standing_as(adapter):  # whoever asks gets the live one
+                    self._turnstile.give_way(Priority.LEARNING)
+                self._adapted = live.id  # another may have gone live meanwhile: whoever asks next looks again
 
-            learner = Learner(self.config, self.store, self.registry, self.reader, self._grid, step)
-            return learner.learn(live, selector.policy)
+            learner = Learner(self.config, self.store, self.registry, self.reader, self._grid, step, writer)
+            try:
+                return learner.learn(live, selector.policy, adapter)
+            finally:
+                self.reader.adapt(adapter)
+                self._adapted = live.id
 
     def promote(self, policy: str, *, sign_off: str | None = None) -> PolicyVersion:
         """Make a policy live: a candidate that passed the gate, one that was shipped and waits, or a retired one again.
@@ -318,6 +331,7 @@ class Service:
         """One answer with the policy that is live when it is our turn."""
         with self._turnstile.turn():
             policy, selector = self._policy()
+            self._take_on(policy)
             return policy, self._answering(study, question, tell).answer(selector, share, recheck=recheck)
 
     def _policy(self) -> tuple[PolicyVersion, PolicySelector]:
@@ -325,9 +339,21 @@ class Service:
         live = self.registry.live()
         with self._live_lock:
             if self._live is None or self._live[0] != live.id:
-                policy = TokenPolicy.from_arrays(load_file(self.registry.weights_path(live.id)))
-                self._live = (live.id, PolicySelector(policy, self.reader, live.id))
+                arrays = load_file(self.registry.weights_path(live.id))
+                last = dict(list(self._adapters.items())[-1:])  # whose turn it is may still hold the one before
+                self._adapters = {**last, live.id: adapter_of(arrays)}
+                self._live = (live.id, PolicySelector(TokenPolicy.from_arrays(arrays), self.reader, live.id))
             return live, self._live[1]
+
+    def _take_on(self, live: PolicyVersion) -> None:
+        """Put the live policy's adapter on the reader; only within a turn, for the reader is one for all."""
+        if self._adapted != live.id:
+            self.reader.adapt(self._adapters[live.id])
+            self._adapted = live.id
+
+    def _usual_budget(self) -> Budget:
+        """Where the caller names none: serve.budget; all tokens while the visual stream has learned nothing yet."""
+        return 1.0 if self._policy()[1].policy.untrained else self.config.serve.budget
 
     def _where(self, question: Question) -> Where | None:
         """Which slices of a long volume to encode before the first answer; None: all (serve.first_slices)."""
