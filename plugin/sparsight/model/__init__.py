@@ -33,6 +33,7 @@ __all__ = [
     "load_base_policy",
     "load_policy",
     "load_reader",
+    "reader_files",
 ]
 
 
@@ -51,6 +52,16 @@ def base_policy(name: str | Path) -> bytes:
     from sparsight.model.nano.weights import read_policy
 
     return read_policy(_folder(name))
+
+
+def reader_files(name: str | Path) -> dict[str, bytes]:
+    """The files of a reader and its policy by name, each checked against the reader's manifest.
+
+    Raises WeightsError (missing, altered), ConfigError (an unknown reader).
+    """
+    from sparsight.model.nano.weights import read_files
+
+    return read_files(_folder(name))
 
 
 def load_base_policy(name: str | Path) -> dict[str, NDArray[np.float32]]:
