@@ -7,7 +7,8 @@ SparsightError                 what was given, what was expected, what to do; a 
 │   ├── QuestionError          empty, too long
 │   ├── BudgetError            not in (0, 1]
 │   ├── FeedbackError          contradictory marks, an answer that is too long
-│   └── DataError              a data folder with missing images, duplicate ids, an empty split
+│   ├── DataError              a data folder with missing images, duplicate ids, an empty split
+│   └── BundleError            a bundle of another site that is not whole, or holds what a bundle does not
 ├── NotFoundError         404  study, episode or policy
 ├── ConflictError         409  the same key with other content, a second server on one store, nothing to roll back to
 ├── BusyError             423  the store is locked, the disk is full, the queue is full: try again
@@ -91,6 +92,12 @@ class DataError(InputError):
     """A data folder that training or evaluation must not start on."""
 
     code = "bad_data"
+
+
+class BundleError(InputError):
+    """A bundle that is altered, not whole, or holds what a bundle does not."""
+
+    code = "bad_bundle"
 
 
 class NotFoundError(SparsightError):

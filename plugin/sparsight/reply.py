@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from sparsight.errors import finite
@@ -83,6 +84,7 @@ def reward_json(reward: Reward) -> dict[str, Any]:
 
 def policy_json(policy: PolicyVersion) -> dict[str, Any]:
     """One line of `policies`."""
+    origin = policy.origin
     return {
         "id": policy.id,
         "parent": policy.parent,
@@ -93,6 +95,7 @@ def policy_json(policy: PolicyVersion) -> dict[str, Any]:
         "metrics": finite(policy.metrics),
         "reasons": list(policy.reasons),
         "sign_off": policy.sign_off,
+        "origin": None if origin is None else asdict(origin) | {"imported": origin.imported.isoformat()},
     }
 
 

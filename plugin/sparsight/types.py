@@ -278,6 +278,17 @@ class Reward:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where an imported policy comes from: what the bundle that brought it said, not checked by anyone here."""
+
+    bundle_sha256: str  # of the bundle's manifest, which holds the hash of each of its files
+    site: str | None  # pseudonym of the site that exported it
+    parent: str | None  # its parent there
+    state: PolicyState  # there, when it was exported
+    imported: datetime  # UTC
+
+
+@dataclass(frozen=True)
 class PolicyVersion:
     """One token-selector policy on disk: safetensors plus this manifest."""
 
@@ -290,6 +301,7 @@ class PolicyVersion:
     metrics: dict[str, float] = field(default_factory=dict)
     reasons: tuple[str, ...] = ()  # why the gate promoted or held it
     sign_off: str | None = None
+    origin: Origin | None = None  # of a policy of another site; it has no parent here
 
 
 @dataclass(frozen=True, eq=False)

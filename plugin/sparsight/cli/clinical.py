@@ -170,7 +170,7 @@ def promote(
     sign_off: Annotated[str | None, typer.Option(help="Who signs.")] = None,
     json: Json = False,
 ) -> None:
-    """Make a policy live: one that passed the gate, one shipped with a newer release, or a retired one again."""
+    """Make a policy live: one that passed the gate, one shipped with a newer release or imported, or a retired one."""
     from sparsight.reply import policy_json
 
     session: Session = context.obj

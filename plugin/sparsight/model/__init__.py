@@ -35,6 +35,7 @@ __all__ = [
     "load_nano",
     "load_policy",
     "load_reader",
+    "reader_files",
 ]
 
 
@@ -78,6 +79,16 @@ def base_policy(name: str | Path) -> bytes:
     from sparsight.model.hf.load import policy_of
 
     return policy_of(*_model(place))
+
+
+def reader_files(name: str | Path) -> dict[str, bytes]:
+    """The files of a reader and its policy by name, each checked against the reader's manifest.
+
+    Raises WeightsError (missing, altered), ConfigError (an unknown reader).
+    """
+    from sparsight.model.nano.weights import read_files
+
+    return read_files(_folder(name))
 
 
 def load_base_policy(name: str | Path) -> dict[str, NDArray[np.float32]]:

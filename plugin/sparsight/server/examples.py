@@ -89,6 +89,14 @@ POLICY: dict[str, Any] = {
         "held-out corrections: reward +0.104 -> +0.314, gain +0.210 [+0.062, +0.371], n=12: lower bound above 0.01"
     ],
     "sign_off": "reader-1",
+    "origin": None,
+}
+ORIGIN: dict[str, Any] = {
+    "bundle_sha256": _LEARNED,
+    "site": "site-b",
+    "parent": "p0000-f441ca16",
+    "state": "live",
+    "imported": "2026-03-03T09:12:02.771235+00:00",
 }
 PROMOTE_REQUEST: dict[str, Any] = {"sign_off": "reader-1"}
 LEARN: dict[str, Any] = {

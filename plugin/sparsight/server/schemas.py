@@ -184,6 +184,18 @@ class FeedbackReply(BaseModel):
     reward: RewardReply
 
 
+class OriginReply(_Reply):
+    """The bundle that a policy was imported from, and what it said of it."""
+
+    model_config = _shown(examples.ORIGIN)
+
+    bundle_sha256: str = Field(description="of the bundle's manifest, which holds the hash of each file")
+    site: str | None = Field(description="pseudonym of the site that exported it")
+    parent: str | None = Field(description="its parent there")
+    state: Literal["candidate", "held", "live", "retired"] = Field(description="there, when it was exported")
+    imported: str = Field(description="ISO 8601")
+
+
 class PolicyReply(_Reply):
     """One version of the token-selection policy."""
 
@@ -198,6 +210,7 @@ class PolicyReply(_Reply):
     metrics: dict[str, float]
     reasons: list[str]
     sign_off: str | None = None
+    origin: OriginReply | None = Field(None, description="of a policy of another site")
 
 
 class PromoteRequest(_Request):

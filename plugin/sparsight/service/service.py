@@ -64,12 +64,7 @@ class Service:
         self.reader: Reader = load_reader(config.serve.reader)
         self.store = Store(config.database or config.home / "store.db", config.home)
         self.registry = registry_of(config, self.reader)
-        self.registry.install_base(
-            base_policy(config.serve.reader),
-            reader=self.reader.id,
-            at_once=not config.gate.sign_off,
-            record=lambda policy: self.store.record("promote" if policy.state == "live" else "gate", policy),
-        )
+        install_shipped(config, self.reader.id, self.registry, self.store)
         self.studies = open_studies(studies) if studies is not None else None
         self._encoded = EncodedStudies(self.studies, config.serve.cache_bytes)
         self._turnstile = Turnstile(config.serve.max_waiting)
@@ -201,9 +196,10 @@ class Service:
                 self._adapted = live.id
 
     def promote(self, policy: str, *, sign_off: str | None = None) -> PolicyVersion:
-        """Make a policy live: a candidate that passed the gate, one that was shipped and waits, or a retired one again.
+        """Make a policy live: a candidate that passed the gate, a shipped or imported one that waits, a retired one.
 
-        A signature is demanded where gate.sign_off says so, and for a shipped one that waits: no gate has compared it.
+        A signature is demanded where gate.sign_off says so, and for what was shipped or imported and waits: no gate has
+        compared it.
         What is put back keeps its reasons, and its signature unless it is signed anew.
         Raises NotFoundError; ConflictError for one that the gate held back, with its reasons, or without a signature.
         """
@@ -220,14 +216,16 @@ class Service:
             raise ConflictError(
                 f"policy {policy} was never measured", expected="a candidate that passed the gate", todo="learn again"
             )
-        shipped = version.state == "candidate" and version.parent is None
+        waits = version.state == "candidate" and version.parent is None  # shipped or imported
         signed = (sign_off or "").strip() or None
-        if signed is None and (self.config.gate.sign_off or shipped):
+        if signed is None and (self.config.gate.sign_off or waits):
             raise ConflictError(
                 "a promotion without a name", expected="a signature", todo="say who signs: --sign-off NAME"
             )
         reasons = version.reasons
-        if shipped:
+        if waits and version.origin is not None:
+            reasons = (*reasons, f"chosen in place of policy {self.registry.live().id}")
+        elif waits:
             reasons = (f"shipped with the reader; chosen in place of policy {self.registry.live().id}",)
         elif version.state == "retired":
             reasons = _put_back(version, signed, in_place_of=self.registry.live().id)
@@ -425,6 +423,16 @@ def _put_back(version: PolicyVersion, signed: str | None, *, in_place_of: str) -
     return tuple(dict.fromkeys(reasons))
 
 
-def registry_of(config: Config, reader: Reader) -> PolicyRegistry:
-    """The policies of one reader: tokens of another encoder mean nothing to them, so each reader has its own."""
-    return PolicyRegistry(config.home / "readers" / reader.id)
+def install_shipped(config: Config, reader_id: str, registry: PolicyRegistry, store: Store) -> None:
+    """Take in the policy that lies beside the reader of `config`, once."""
+    registry.install_base(
+        base_policy(config.serve.reader),
+        reader=reader_id,
+        at_once=not config.gate.sign_off,
+        record=lambda policy: store.record("promote" if policy.state == "live" else "gate", policy),
+    )
+
+
+def registry_of(config: Config, reader: Reader | str) -> PolicyRegistry:
+    """The policies of one reader, or its id: tokens of another mean nothing to them, so each reader has its own."""
+    return PolicyRegistry(config.home / "readers" / (reader if isinstance(reader, str) else reader.id))

@@ -25,7 +25,8 @@ from sparsight.store.files import disk_errors, replace_file
 from sparsight.store.records import canonical, sha256_of
 from sparsight.types import PolicyVersion
 
-Kind = Literal["ask", "feedback", "learn", "gate", "promote", "rollback"]
+Decision = Literal["gate", "promote", "rollback", "export", "import"]  # about one policy
+Kind = Literal["ask", "feedback", "learn"] | Decision
 Head = tuple[int, str]  # number and hash of the last entry
 GENESIS: Head = (0, "0" * 64)
 
@@ -50,12 +51,14 @@ def head(connection: Connection) -> Head:
 def policy_entry(policy: PolicyVersion) -> dict[str, Any]:
     """What the log says of a policy: its hash and parent, and hashes of reasons and sign-off, which are free text."""
     told = {"metrics": policy.metrics, "reasons": policy.reasons, "sign_off": policy.sign_off}
+    origin = {} if policy.origin is None else {"origin_sha256": policy.origin.bundle_sha256}
     return {
         "policy": policy.id,
         "sha256": policy.sha256,
         "parent": policy.parent,
         "state": policy.state,
         "decision_sha256": sha256_of(canonical(told)),
+        **origin,
     }
 
 

@@ -255,10 +255,10 @@ class Store:
                 for name, table in (("episodes", tables.episodes), ("corrections", tables.feedback))
             }
 
-    def record(self, kind: Literal["gate", "promote", "rollback"], policy: PolicyVersion) -> None:
+    def record(self, kind: audit.Decision, policy: PolicyVersion, **hashes: str) -> None:
         """Log a decision about a policy. Pass it as `record` of the registry's change, so that none goes unlogged."""
         with self._database.write() as connection:
-            last = audit.append(connection, kind, audit.policy_entry(policy))
+            last = audit.append(connection, kind, audit.policy_entry(policy) | hashes)
         audit.keep_head(self._head_file, last)
 
     def audit_head(self) -> Head:

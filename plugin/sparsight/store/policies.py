@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -37,7 +37,7 @@ from sparsight.store.files import (
     write_synced,
 )
 from sparsight.store.records import canonical
-from sparsight.types import PolicyVersion
+from sparsight.types import Origin, PolicyVersion
 
 Record = Callable[[PolicyVersion], object]
 _ID = re.compile(r"p[0-9]{4,}-[0-9a-f]{8}")  # number in order of learning, start of the weights' sha256
@@ -86,6 +86,38 @@ class PolicyRegistry:
             self._publish(policy, data)
         return policy
 
+    def adopt(
+        self, weights: bytes, policy: PolicyVersion, *, reasons: Sequence[str], record: Record | None = None
+    ) -> tuple[PolicyVersion, bool]:
+        """Take in a policy of another site, under the id it has there, as a candidate; whether it is new here.
+
+        policy: what that site says of it; its origin is kept, its parent is not: no policy here is its ancestor, so
+        every correction of this site is still to be learned. The same weights of the same reader are adopted once: a
+        repeated call gives what is there, as it is. Raises WeightsError (not what `policy` says), ConflictError (the
+        id belongs to another policy), BusyError.
+        """
+        _check_safetensors(weights)
+        digest = sha256(weights).hexdigest()
+        if digest != policy.sha256 or not (_ID.fullmatch(policy.id) and policy.id.endswith(digest[:8])):
+            raise WeightsError(
+                f"weights of sha256 {digest[:12]} under another hash or id",
+                expected="the hash and id of one policy",
+                todo="export the policy again",
+            )
+        policy = replace(policy, parent=None, state="candidate", reasons=tuple(reasons), sign_off=None)
+        decision = {"state": "candidate", "reasons": list(reasons), "sign_off": None}
+        with self._changing():
+            known = next((p for p in self.list() if (p.sha256, p.reader) == (digest, policy.reader)), None)
+            if known is not None:
+                return known, False
+            if (self._folder / policy.id).exists():
+                raise _taken(policy.id)
+            if record is not None:
+                record(policy)
+            self._write_live(_decided(self._read_live(), policy.id, decision))  # means nothing until it is there
+            self._publish(policy, weights)
+        return policy, True
+
     def install_base(
         self,
         weights: bytes,
@@ -112,7 +144,7 @@ class PolicyRegistry:
             live = self._read_live()
             if live["live"] is not None and (live["live"] == policy.id or policy.id in live["decisions"]):
                 return self.get(policy.id)
-            state, reason = _first_decision(live["live"], at_once=at_once)
+            state, reason = _first_decision(self.live() if live["live"] else None, at_once=at_once)
             decision = {"state": state, "reasons": [reason], "sign_off": None}
             if state == "live":
                 return self._swap(live, policy.id, decision, record)
@@ -256,6 +288,8 @@ class PolicyRegistry:
         """Write a policy's folder beside the others, then rename it into place."""
         manifest = {name: getattr(policy, name) for name in ("id", "parent", "sha256", "reader", "metrics")}
         manifest["created"] = policy.created.isoformat()
+        if policy.origin is not None:  # absent, as in the manifests of before there were any
+            manifest["origin"] = asdict(policy.origin) | {"imported": policy.origin.imported.isoformat()}
         with disk_errors():
             staging = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=self._folder))
             try:
@@ -271,9 +305,7 @@ class PolicyRegistry:
     def _heal(self, policy: PolicyVersion, data: bytes) -> None:
         """Put back the weights of an installed base policy whose file was altered."""
         if self._manifest(policy.id).sha256 != policy.sha256:
-            raise ConflictError(
-                f"another policy is installed as {policy.id}", expected="one policy per id", todo="use another store"
-            )
+            raise _taken(policy.id)
         try:
             self.weights_path(policy.id)
         except WeightsError:
@@ -290,7 +322,9 @@ class PolicyRegistry:
         try:
             values = json.loads(text)
             created = datetime.fromisoformat(values.pop("created"))
-            return PolicyVersion(**values, created=created, state="candidate")
+            if origin := values.pop("origin", None):
+                origin = Origin(**origin | {"imported": datetime.fromisoformat(origin["imported"])})
+            return PolicyVersion(**values, created=created, state="candidate", origin=origin)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _damaged(f"the manifest of policy {policy_id}") from error
 
@@ -325,19 +359,20 @@ def _number(policy_id: str) -> int:
     return int(policy_id[1:].partition("-")[0])
 
 
-def _first_decision(live: str | None, *, at_once: bool) -> tuple[str, str]:
-    """State of a shipped policy that the registry has not seen before, and why. live: the id of the policy that is."""
+def _first_decision(live: PolicyVersion | None, *, at_once: bool) -> tuple[str, str]:
+    """State of a shipped policy that the registry has not seen before, and why. live: the policy that answers now."""
     shipped = "shipped with the reader"
     if live is None:
         return "live", shipped
-    if not live.startswith(_BASE):
+    if live.origin is not None or not live.id.startswith(_BASE):
+        how = "learned here" if live.origin is None else "imported"
         return (
             "candidate",
-            f"{shipped}; policy {live} was learned here and stays live until a person signs for this one",
+            f"{shipped}; policy {live.id} was {how} and stays live until a person signs for this one",
         )
     if not at_once:
-        return "candidate", f"{shipped}; it takes the place of policy {live} when a person signs"
-    return "live", f"{shipped}, in place of policy {live}, which was shipped before"
+        return "candidate", f"{shipped}; it takes the place of policy {live.id} when a person signs"
+    return "live", f"{shipped}, in place of policy {live.id}, which was shipped before"
 
 
 def _decided(live: _Live, policy_id: str, decision: dict[str, Any]) -> _Live:
@@ -349,6 +384,12 @@ def _candidate(
 ) -> PolicyVersion:
     numbers = {name: float(value) for name, value in (metrics or {}).items()}
     return PolicyVersion(policy_id, parent, digest, reader, datetime.now(UTC), "candidate", numbers)
+
+
+def _taken(policy_id: str) -> ConflictError:
+    return ConflictError(
+        f"another policy is installed as {policy_id}", expected="one policy per id", todo="use another store"
+    )
 
 
 def _check_safetensors(data: bytes) -> None:

@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from safetensors.numpy import load_file, save, save_file
 from sparsight.errors import BusyError, ConflictError, NotFoundError, WeightsError
 from sparsight.store import PolicyRegistry
 from sparsight.store.files import locked
-from sparsight.types import PolicyVersion
+from sparsight.types import Origin, PolicyVersion
 
 
 def weights(value: float) -> dict[str, np.ndarray]:
@@ -254,3 +256,54 @@ def test_a_change_waits_for_another_and_then_says_busy(
         learn(registry, 1)
     assert registry.live() == base  # reading never waits
     assert learn(registry, 1).state == "candidate"
+
+
+def foreign(value: float, number: int = 7, **more: Any) -> tuple[bytes, PolicyVersion]:
+    """A policy as another site describes it."""
+    data = save(weights(value))
+    digest, now = sha256(data).hexdigest(), datetime(2026, 5, 1, tzinfo=UTC)
+    policy = PolicyVersion(
+        f"p{number:04d}-{digest[:8]}", "p0001-0badcafe", digest, "nano-1", now, "live", {"gain": 0.5}
+    )
+    return data, replace(policy, origin=Origin("f" * 64, "site-a", policy.parent, "live", now), **more)
+
+
+def test_a_policy_of_another_site_keeps_its_id_and_waits(
+    registry: PolicyRegistry, base: PolicyVersion, tmp_path: Path
+) -> None:
+    data, given = foreign(5, sign_off="Dr. There")
+    recorded: list[PolicyVersion] = []
+    taken, new = registry.adopt(data, given, reasons=["imported"], record=recorded.append)
+    assert new
+    assert recorded == [taken]
+    assert taken == replace(given, parent=None, state="candidate", reasons=("imported",), sign_off=None)
+    assert PolicyRegistry(tmp_path).get(given.id) == taken
+    assert registry.weights_path(given.id).read_bytes() == data
+    assert registry.adopt(data, given, reasons=["again"], record=recorded.append) == (taken, False)
+    other_number = replace(given, id=given.id.replace("p0007", "p0008"))
+    assert registry.adopt(data, other_number, reasons=["again"]) == (taken, False)
+    assert len(recorded) == 1
+    assert registry.live() == base
+    assert learn(registry, 6).id.startswith("p0008-")  # numbers go on after the highest one
+    registry.promote(taken.id, sign_off="Dr. Here")
+    assert registry.adopt(data, given, reasons=["again"])[0].state == "live"
+    assert registry.get(taken.id).origin == given.origin
+
+
+def test_what_adopt_refuses(registry: PolicyRegistry, base: PolicyVersion) -> None:
+    data, given = foreign(5)
+    for wrong in ({"sha256": "0" * 64}, {"id": "p0007-00000000"}, {"id": f"../p0007-{given.sha256[:8]}"}):
+        with pytest.raises(WeightsError, match="hash or id"):
+            registry.adopt(data, replace(given, **wrong), reasons=["x"])
+    with pytest.raises(WeightsError, match="no safetensors"):
+        registry.adopt(b"\x80\x04pickle", given, reasons=["x"])
+
+    def refuse(_: PolicyVersion) -> None:
+        raise BusyError("the store is locked", expected="x", todo="y")
+
+    with pytest.raises(BusyError):
+        registry.adopt(data, given, reasons=["x"], record=refuse)
+    assert registry.list() == [base]
+    registry.adopt(data, replace(given, reader="nano-2"), reasons=["x"])
+    with pytest.raises(ConflictError, match="another policy is installed"):  # the same id, of another reader
+        registry.adopt(data, given, reasons=["x"])

@@ -30,7 +30,7 @@ from sparsight.model.nano.tokenizer import (
     encode_text,
     words,
 )
-from sparsight.model.nano.weights import NanoSpec, load_nano, save_nano
+from sparsight.model.nano.weights import NanoSpec, load_nano, reader_id, save_nano
 from sparsight.model.protocols import ScoreRequest, Where
 from sparsight.types import Answer, ImageVolume, Question, Selection, TokenGrid
 
@@ -64,7 +64,7 @@ class NanoReader:
         self.encoder = encoder.eval().to(memory_format=torch.channels_last)
         self.language = language.eval()
         self.tokenizer, self.spec, self.sha256 = tokenizer, spec, sha256
-        self.id, self.folder = f"nano-{sha256[:8]}", folder
+        self.id, self.folder = reader_id(sha256), folder
         self._words = frozenset(spec.words)
 
     @classmethod

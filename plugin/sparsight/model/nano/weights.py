@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from sparsight.errors import WeightsError
 from sparsight.model.nano.tokenizer import load_tokenizer
 
 READER, TOKENIZER, POLICY, MANIFEST = "reader.safetensors", "tokenizer.json", "policy.safetensors", "manifest.json"
+CARD = "card.md"
 SHIPPED = Path(__file__).parent / "weights"
 
 
@@ -101,26 +103,62 @@ def load_nano(folder: Path) -> tuple[dict[str, Tensor], Tokenizer, NanoSpec, str
     """Read a reader: tensors, tokenizer, spec, sha256. Raises WeightsError for anything missing or altered."""
     manifest = _manifest(folder)
     hashes, sha256 = manifest["sha256"], _reader_sha256(manifest)
-    try:
-        spec = manifest["spec"]
-        calibration = Calibration(**spec.pop("calibration"))
-        findings, known = tuple(spec.pop("findings")), tuple(spec.pop("words"))
-        parsed = NanoSpec(**spec, findings=findings, words=known, calibration=calibration)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(MANIFEST) from error
+    spec = _spec(manifest)
     weights, vocabulary = (_checked(folder / name, hashes.get(name, "")) for name in (READER, TOKENIZER))
-    return load_tensors(weights), load_tokenizer(vocabulary), parsed, sha256
+    return load_tensors(weights), load_tokenizer(vocabulary), spec, sha256
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """A reader and the policy shipped with it as files by name, and its card where it has one: what can be given away.
+
+    Raises WeightsError as `check_files` does.
+    """
+    files = {name: _read(folder / name) for name in (READER, TOKENIZER, POLICY, MANIFEST)}
+    if (folder / CARD).is_file():
+        files[CARD] = _read(folder / CARD)
+    check_files(files)
+    return files
+
+
+def check_files(files: Mapping[str, bytes]) -> tuple[NanoSpec, str]:
+    """Spec and sha256 of a reader given as files by name. Raises WeightsError: one is not the manifest's, or missing.
+
+    Nothing but the manifest is parsed.
+    """
+    manifest = _parsed(files.get(MANIFEST, b""))
+    for name in (READER, TOKENIZER, POLICY):
+        if hashlib.sha256(files.get(name, b"")).hexdigest() != manifest["sha256"].get(name):
+            raise _damaged(name)
+    return _spec(manifest), _reader_sha256(manifest)
+
+
+def reader_id(sha256: str) -> str:
+    """The id of the reader with this hash."""
+    return f"nano-{sha256[:8]}"
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
+    return _parsed(_read(folder / MANIFEST))
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
     """What manifest.json holds; `sha256` has the hashes of the other files by name."""
-    text = _read(folder / MANIFEST)
     try:
         manifest: dict[str, Any] = json.loads(text)
         manifest["sha256"] = dict(manifest["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(MANIFEST) from error
     return manifest
+
+
+def _spec(manifest: dict[str, Any]) -> NanoSpec:
+    try:
+        spec = dict(manifest["spec"])
+        calibration = Calibration(**spec.pop("calibration"))
+        findings, known = tuple(spec.pop("findings")), tuple(spec.pop("words"))
+        return NanoSpec(**spec, findings=findings, words=known, calibration=calibration)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(MANIFEST) from error
 
 
 def _reader_sha256(manifest: dict[str, Any]) -> str:

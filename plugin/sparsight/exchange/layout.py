@@ -1,0 +1,94 @@
+"""What a bundle holds: files that are all known by name, and a manifest with the hash of each of the others.
+
+The layout is that of a MONAI bundle (configs/, docs/, models/), with safetensors in the place of model.pt: a pickle
+runs code when it is read. A release that writes another file, or another inference.json, raises FORMAT.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+
+from sparsight.errors import BundleError
+from sparsight.model.nano import weights
+from sparsight.types import PolicyState
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+METADATA, INFERENCE = "configs/metadata.json", "configs/inference.json"
+README, LICENSE = "docs/README.md", "LICENSE"
+POLICY = "models/policy.safetensors"  # the version that was exported
+READER = "models/reader"  # folder of a whole reader, with the policy that was shipped with it
+_READER_FILES = (weights.READER, weights.TOKENIZER, weights.POLICY, weights.MANIFEST)
+NEEDED = frozenset({METADATA, INFERENCE, README, LICENSE, POLICY, *(f"{READER}/{name}" for name in _READER_FILES)})
+KNOWN = NEEDED | {f"{READER}/{weights.CARD}"}  # all that a manifest may list
+MAX_BYTES = 256 * 2**20  # of all files together; a reader of nano has less than 25 MB
+
+INFERENCE_CONFIG: dict[str, Any] = {
+    "bundle_root": ".",
+    "image": "",
+    "question": "Is there a nodule?",
+    "choices": [],
+    "budget": None,
+    "output": None,
+    "network_def": {"_target_": "sparsight.exchange.Answerer", "bundle_root": "@bundle_root"},
+    "run": {
+        "_target_": "sparsight.exchange.answer",
+        "answerer": "@network_def",
+        "image": "@image",
+        "question": "@question",
+        "choices": "@choices",
+        "budget": "@budget",
+        "output": "@output",
+    },
+}
+
+Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+PolicyId = Annotated[str, StringConstraints(pattern="^p[0-9]{4,9}-[0-9a-f]{8}$")]
+SITE = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # a pseudonym
+Site = Annotated[str, StringConstraints(pattern=SITE)]
+Metric = Annotated[str, StringConstraints(pattern="^[A-Za-z0-9][ -~]{0,99}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ReaderEntry(_Strict):
+    """The reader under models/reader."""
+
+    id: Annotated[str, StringConstraints(pattern="^nano-[0-9a-f]{8}$")]
+    sha256: Sha256
+
+
+class PolicyEntry(_Strict):
+    """The policy version in models/policy.safetensors. Reasons and sign-off stay at home: they may name people."""
+
+    id: PolicyId
+    parent: PolicyId | None
+    sha256: Sha256
+    created: AwareDatetime
+    state: PolicyState
+    metrics: dict[Metric, float] = Field(max_length=200)
+
+
+class Manifest(_Strict):
+    """manifest.json. Its own sha256 is the bundle's: it stands for every file."""
+
+    format: Literal[1]
+    made_by: Annotated[str, StringConstraints(pattern="^[ -~]{1,80}$")]
+    site: Site | None
+    reader: ReaderEntry
+    policy: PolicyEntry
+    sha256: dict[str, Sha256]
+
+
+def refused(
+    given: str,
+    *,
+    expected: str = "a bundle as `sparsight export-bundle` writes it",
+    todo: str = "get the bundle again, whole and unchanged, or have it exported again",
+) -> BundleError:
+    """The error of a bundle that is not taken."""
+    return BundleError(given, expected=expected, todo=todo)
