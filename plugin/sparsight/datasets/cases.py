@@ -33,7 +33,16 @@ from sparsight.types import Case, ImageVolume, Question
 Loader = Callable[[Path], ImageVolume]
 Choices = dict[tuple[str, str], tuple[str, ...]]  # by question text and answer_type
 
-MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "US": "US", "X-RAY": "CR", "CR": "CR", "DX": "DX"}
+MODALITIES = {
+    "CT": "CT",
+    "MR": "MR",
+    "MRI": "MR",
+    "US": "US",
+    "ULTRASOUND": "US",
+    "X-RAY": "CR",
+    "CR": "CR",
+    "DX": "DX",
+}
 MOST_COUNTED = 12
 
 

@@ -26,15 +26,25 @@ def check_rows(rows: Sequence[Row]) -> None:
 def check_files(folder: Path, rows: Sequence[Row]) -> None:
     """Every named file inside the folder, pictures that can be opened, boxes inside them. Reads headers only."""
     base = folder.resolve()
-    outside = [r.id for r in rows if any(not (base / name).resolve().is_relative_to(base) for name in r.files)]
+    outside = [r.id for r in rows if not all(_is_inside(base, name) for name in r.files)]
     if outside:
         raise refusal(outside, "rows that name a file outside the folder", "paths inside it")
     missing = [r.id for r in rows if any(not _exists(folder / name) for name in r.files)]
     if missing:
-        packed = sorted({path.name for pattern in _ARCHIVES for path in folder.glob(pattern)})
-        todo = f"extract {', '.join(packed)} there, in full" if packed else "repair or remove these rows"
+        todo = to_extract(folder) or "repair or remove these rows"
         raise refusal(missing, "rows whose image, prior or mask is missing", "every named file in the folder", todo)
     _check_sizes(folder, rows)
+
+
+def plain(text: str) -> str:
+    """As answers and choices are compared: capitals and white space around make no difference."""
+    return text.strip().lower()
+
+
+def to_extract(folder: Path) -> str:
+    """What to do about archives beside missing files; empty where there are none."""
+    packed = sorted({path.name for pattern in _ARCHIVES for path in folder.glob(pattern)})
+    return f"extract {', '.join(packed)} there, in full" if packed else ""
 
 
 def picture_size(path: Path) -> Size | None:
@@ -83,9 +93,12 @@ def _check_choices(rows: Sequence[Row]) -> None:
         raise refusal(other, "rows whose answer is none of their choices", "one of the choices, word for word")
 
 
-def plain(text: str) -> str:
-    """As answers and choices are compared: capitals and white space around make no difference."""
-    return text.strip().lower()
+def _is_inside(base: Path, name: str) -> bool:
+    """A name that no file can have (with a null byte) is nowhere."""
+    try:
+        return (base / name).resolve().is_relative_to(base)
+    except ValueError:
+        return False
 
 
 def _exists(path: Path) -> bool:
