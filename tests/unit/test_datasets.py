@@ -47,7 +47,7 @@ def write(tmp_path):
         (tmp_path / "images").mkdir(exist_ok=True)
         for r in rows:
             if isinstance(r, dict):
-                for name in (r["image"], r.get("image_prior")):
+                for name in (r["image"], r.get("image_prior"), *r.get("slices", ())):
                     if name and name.startswith("images/") and not (tmp_path / name).exists():
                         picture(seed=len(list((tmp_path / "images").iterdir()))).save(tmp_path / name)
         lines = [r if isinstance(r, str) else json.dumps(r) for r in rows]
@@ -138,6 +138,53 @@ def test_closed_sets_become_choices_and_the_rest_is_free(write):
     assert {cases[i].question.kind for i in ("r5", "r6", "r7")} == {"free"}
 
 
+def test_choices_of_a_row_are_its_own_and_in_its_order(write):
+    which = {"question": "Which is it?", "answer_type": "choice"}
+    folder = write(
+        row(0, **which | {"answer": "Mass ", "choices": ["nodule", " mass", "ring"]}),
+        row(1, **which | {"answer": "left", "choices": ["right", "left"]}),
+        row(2, **which | {"answer": "b"}),
+        row(3, **which | {"answer": "a"}),
+    )
+    cases = {c.id: c for c in load_folder(folder, "train")}
+    assert cases["r0"].question.choices == ("nodule", "mass", "ring")
+    assert cases["r0"].answer == "mass"
+    assert cases["r1"].question.choices == ("right", "left")
+    assert cases["r2"].question.choices == ("a", "b")  # what other rows choose from is no answer to this one
+
+
+def test_slices_become_one_volume_in_the_order_given(write):
+    folder = write(row(0, slices=["images/b.png", "images/a.png"], boxes=[[1, 1, 3, 3]]), row(1))
+    case = load_folder(folder, "train")[0]
+    assert case.volume.shape == (3, SIZE[1], SIZE[0])
+    assert not case.volume.pair
+    for slice_index, name in enumerate(("0.png", "b.png", "a.png")):
+        assert np.array_equal(case.volume.voxels[slice_index], load(folder / "images" / name).voxels[0])
+    assert case.finding[2].sum() == case.finding.sum() == 4
+
+
+def test_slices_of_another_size_are_refused_before_the_start(write, tmp_path):
+    folder = write(row(0), row(1, slices=["images/a.png"]))
+    Image.new("L", (SIZE[0], SIZE[1] + 1), 9).save(tmp_path / "images" / "a.png")
+    refused(folder, "r1", "slices")
+
+
+def test_a_missing_file_beside_an_archive_says_to_extract_it(write, tmp_path):
+    folder = write(row(0), row(1, image="pictures/1.png"))
+    (tmp_path / "pictures.zip").touch()
+    assert "extract pictures.zip" in refused(folder, "r1").todo
+
+
+def test_a_part_is_taken_and_asked_about_without_reading_an_image(write):
+    cases = load_folder(write(row(0), row(1), row(2)), "train", load=lambda path: pytest.fail("an image was read"))
+    part = cases.take([2, 1])
+    assert len(part) == 2
+    assert [(asked.question.kind, asked.answer, asked.group) for asked in part.asked()] == [
+        ("yes_no", "no", "g2"),
+        ("yes_no", "yes", "g1"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -151,6 +198,12 @@ def test_closed_sets_become_choices_and_the_rest_is_free(write):
         ({"mask": "images/gone.png"}, ["r1", "missing"]),
         ({"answer": "perhaps"}, ["r1", "yes or no"]),
         ({"answer": "some", "answer_type": "count"}, ["r1", "digits"]),
+        ({"choices": ["yes", "no"]}, ["r1", "another answer_type"]),
+        ({"choices": ["yes"], "answer_type": "choice"}, ["r1", "two or more"]),
+        ({"choices": ["yes", "Yes "], "answer_type": "choice"}, ["r1", "two or more"]),
+        ({"choices": ["yes", " "], "answer_type": "choice"}, ["r1", "two or more"]),
+        ({"choices": ["left", "right"], "answer_type": "choice"}, ["r1", "none of their choices"]),
+        ({"slices": ["gone.png"]}, ["r1", "missing"]),
         ({"size": [30, 40]}, ["r1", "size"]),
         ({"boxes": [[5, 5, 5, 9]]}, ["r1", "inverted"]),
         ({"boxes": [[9, 5, 5, 9]]}, ["r1", "inverted"]),
@@ -214,7 +267,7 @@ json_values = st.recursive(
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(key=st.sampled_from(sorted(row(0))), value=json_values)
+@given(key=st.sampled_from([*sorted(row(0)), "choices", "slices"]), value=json_values)
 def test_whatever_a_row_holds_it_is_read_or_refused_as_data(write, key, value):
     folder = write(row(0), row(1))
     faulty = json.dumps(row(1) | {key: value})

@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from sparsight.cli.output import Json, check_targets, console, emit_json, progress_bar
 from sparsight.cli.session import Session
-from sparsight.errors import BudgetError, InputError
+from sparsight.errors import BudgetError, DataError, InputError
+
+if TYPE_CHECKING:
+    from sparsight.datasets import FolderCases
+    from sparsight.model.protocols import Reader
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     context: typer.Context,
-    data: Annotated[Path, typer.Option(help="Folder with data.jsonl and images/ (docs/data.md).")],
+    data: Annotated[Path, typer.Option(help="Folder with data.jsonl, or a published set (docs/data.md).")],
     split: Annotated[str, typer.Option(help="Rows of this split.")] = "val",
     selectors: Annotated[str, typer.Option(help="Visual streams to compare, comma-separated.")] = "all,random,ours",
     budgets: Annotated[str, typer.Option(help="Shares of the tokens, comma-separated.")] = "0.05,0.1,0.25",
@@ -44,9 +48,10 @@ def evaluate(
     shares = _budgets(budgets)
     names = [name.strip() for name in selectors.split(",") if name.strip()]
     cases = load_folder(data, split)
-    chosen = _drawn(cases, limit, seed)
     session: Session = context.obj
     with session.service() as service, progress_bar("evaluate", quiet=json) as tell:
+        fitting = _fitting(cases, service.reader)
+        chosen = _drawn(fitting, limit, seed)
         ours = service.live_selector()
         streams = scoring.selectors_by_name(names, service.reader, ours, seed=seed)
         results = scoring.evaluate(
@@ -54,11 +59,16 @@ def evaluate(
         )
         reader, policy = service.reader.id, ours.id
     rows = tables.summarise(results, seed=seed)
+    kinds = tables.by_kind(results, seed=seed)
     paired = [row for name in names if name != "ours" for row in tables.compare(results, "ours", name, seed=seed)]
     if json:
-        emit_json({"reader": reader, "policy": policy, "split": split, "seed": seed, "rows": rows, "paired": paired})
+        of = {"reader": reader, "policy": policy, "set": cases.published, "split": split, "seed": seed}
+        emit_json(of | {"left_out": fitting.left_out, "rows": rows, "kinds": kinds, "paired": paired})
     else:
         _print_rows(rows)
+        _print_kinds(kinds)
+        for why, times in fitting.left_out.items():
+            console.print(f"left out: {times} {why}")
 
 
 def train(
@@ -220,6 +230,19 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
+def _print_kinds(kinds: list[dict[str, Any]]) -> None:
+    """Closed and open questions apart, where there are both."""
+    if len({row["kind"] for row in kinds}) < 2:
+        return
+    table = Table("selector", "budget", "kind", "n", "accuracy", "word recall", "word F1")
+    for row in kinds:
+        shares = ("-" if row[name] is None else f"{row[name]:.3f}" for name in ("word_recall", "word_f1"))
+        table.add_row(
+            row["selector"], f"{row['budget']:g}", row["kind"], str(row["n"]), f"{row['accuracy']:.3f}", *shares
+        )
+    console.print(table)
+
+
 def _budgets(text: str) -> list[float]:
     try:
         shares = [float(part) for part in text.split(",")]
@@ -230,10 +253,26 @@ def _budgets(text: str) -> list[float]:
     return shares
 
 
-def _drawn(cases: Any, limit: int | None, seed: int) -> Any:
+def _fitting(cases: FolderCases, reader: Reader) -> FolderCases:
+    """The rows whose question the reader takes; how many are too long for it is added to what was left out."""
+    from sparsight.rl.evaluate import fits
+
+    fitting = cases.take(i for i, asked in enumerate(cases.asked()) if fits(reader, asked.question))
+    long = len(cases) - len(fitting)
+    if not fitting:
+        raise DataError(
+            f"{long} questions that are all too long for the reader",
+            expected="a shorter one",
+            todo="take another reader",
+        )
+    if long:
+        fitting.left_out["too long for the reader, of this split"] = long
+    return fitting
+
+
+def _drawn(cases: FolderCases, limit: int | None, seed: int) -> FolderCases:
     if limit is None or limit >= len(cases):
         return cases
     import numpy as np
 
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(cases))[:limit])
-    return [cases[i] for i in chosen]
+    return cases.take(np.sort(np.random.default_rng(seed).permutation(len(cases))[:limit]).tolist())

@@ -1,14 +1,19 @@
-"""What the nano reader is trained and measured on: simulated scenes, and the train rows of a data folder."""
+"""What the nano reader is trained and measured on: simulated scenes, and the train rows of a data folder.
+
+Of a folder in a published layout (docs/data.md) only so much is taken as a small reader can hold: the first groups, and
+questions and answers that fit into its prompt however they are spelled.
+"""
 
 from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
-from sparsight.datasets import load_folder
+from sparsight.datasets import Asked, FolderCases, load_folder
 from sparsight.errors import DataError
 from sparsight.recipe.pool import Pool
 from sparsight.sim import KINDS, PRESETS, SceneConfig, Simulator, Split
@@ -16,6 +21,8 @@ from sparsight.sim.real import standard
 from sparsight.types import Case
 
 REAL = ("nih_cxr", "bccd", "ms_flair", "ms_followup", "vqa_rad")
+# Folders of sets as their authors publish them; vqa_rad may be one, too.
+PUBLISHED = ("slake", "path_vqa", "pmc_vqa", "gemex")
 # Sets whose few patients are all in train: one of them is left out of it, else nothing could be measured on patients
 # that are new.
 LEFT_OUT = {"ms_flair": "ms-x19", "ms_followup": "ms-l03"}
@@ -23,6 +30,8 @@ LEFT_OUT = {"ms_flair": "ms-x19", "ms_followup": "ms-l03"}
 _MIX: tuple[tuple[str, int], ...] = (("default", 6), ("many", 2), ("faint", 1), ("tiny", 1))
 QUESTIONS = 12  # per training image: answers are the only supervision, and one more costs no further image
 _SCORED = 4  # per image that is measured on
+_MOST_GROUPS = 2_000  # of a split of a published set: more than all of REAL have together; PMC-VQA has 100,000 and more
+_MOST_BYTES = (150, 80)  # of its questions and answers: at worst every byte is a piece, and a prompt has 256 (MAX_TEXT)
 _TEMPLATE = 30  # rows that ask in the same words: the question is then a finding of its own
 
 # A curriculum: on faint and tiny findings in real anatomy at once, the encoder stays at the prior for 600 steps.
@@ -41,11 +50,11 @@ def check_data(data: Path | None) -> None:
         return
     if not data.is_dir():
         raise DataError("a data folder that is not there", expected="a folder of data folders", todo="check --data")
-    found = [name for name in REAL if (data / name).is_dir()]
+    found = [name for name in (*REAL, *PUBLISHED) if (data / name).is_dir()]
     if not found:
         raise DataError(
             "a data folder without a set that training knows",
-            expected=f"one of the folders {', '.join(REAL)}",
+            expected=f"one of the folders {', '.join((*REAL, *PUBLISHED))}",
             todo="check --data, or leave it out to train on simulated images only",
         )
     for name in found:
@@ -60,6 +69,12 @@ def _check_split(folder: Path, split: str) -> None:
     """Raise DataError unless real_cases can give rows of this split."""
     unseen = LEFT_OUT.get(folder.name)
     cases = load_folder(folder, "train" if unseen else split)
+    if cases.published and not _taken(cases):
+        raise DataError(
+            f"no {split} row that is short enough",
+            expected=f"questions of at most {_MOST_BYTES[0]} bytes and answers of {_MOST_BYTES[1]}",
+            todo="leave that folder out",
+        )
     if unseen and not any((group == unseen) == (split == "val") for group in cases.groups):
         raise DataError(
             f"no row {'of' if split == 'val' else 'beside those of'} {unseen}, the patient that is measured on",
@@ -168,24 +183,50 @@ def real(
     keep: (set, group) -> whether rows of that group are wanted; None: all.
     """
     pool = Pool()
-    folders = [data / name for name in REAL if (data / name).is_dir()] if data else []
+    folders = [data / name for name in (*REAL, *PUBLISHED) if (data / name).is_dir()] if data else []
     for number, folder in enumerate(folders):
-        by_image: dict[str, list[Case]] = {}
-        for case in real_cases(folder, split):
-            if keep is None or keep(folder.name, case.group):
-                by_image.setdefault(case.volume.sha256, []).append(case)
-        for cases in by_image.values():
-            pool.add(cases, folder.name, scoring=scoring)
+        for cases in _by_image(real_cases(folder, split)):
+            wanted = [case for case in cases if keep is None or keep(folder.name, case.group)]
+            pool.add(wanted, folder.name, scoring=scoring)
         tell(f"read {split} rows", number + 1, len(folders))
     return pool
 
 
-def real_cases(folder: Path, split: str) -> list[Case]:
-    """Rows of a split: train or val; of a set in LEFT_OUT, val is the patient that is left out of train."""
+def real_cases(folder: Path, split: str) -> Sequence[Case]:
+    """Rows of a split: train or val; of a set in LEFT_OUT, val is the patient that is left out of train.
+
+    Those of a published set are read one by one as they are taken.
+    """
     unseen = LEFT_OUT.get(folder.name)
     if unseen is None:
-        return list(load_folder(folder, split))
+        cases = load_folder(folder, split)
+        return cases.take(_taken(cases)) if cases.published else list(cases)
     return [case for case in load_folder(folder, "train") if (case.group == unseen) == (split == "val")]
+
+
+def _taken(cases: FolderCases) -> list[int]:
+    """Numbers of the rows of a published set that training takes: short ones of its first groups, by hash."""
+    groups = sorted(cases.groups, key=lambda group: zlib.crc32(f"take {group}".encode()))[:_MOST_GROUPS]
+    kept = frozenset(groups)
+    return [i for i, asked in enumerate(cases.asked()) if asked.group in kept and _is_short(asked)]
+
+
+def _is_short(asked: Asked) -> bool:
+    answers = (asked.answer, *asked.question.choices)
+    return (
+        len(asked.question.text.encode()) <= _MOST_BYTES[0] and max(len(a.encode()) for a in answers) <= _MOST_BYTES[1]
+    )
+
+
+def _by_image(cases: Sequence[Case]) -> Iterator[list[Case]]:
+    """Cases that share an image. A published set has them together, so that one image at a time is held."""
+    if isinstance(cases, FolderCases):
+        yield from (list(same) for _, same in groupby(cases, key=lambda case: case.volume.sha256))
+        return
+    by_image: dict[str, list[Case]] = {}
+    for case in cases:
+        by_image.setdefault(case.volume.sha256, []).append(case)
+    yield from by_image.values()
 
 
 def findings_of(pool: Pool) -> tuple[str, ...]:

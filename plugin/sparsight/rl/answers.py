@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 
 from sparsight.types import Question
 
@@ -22,7 +24,8 @@ _SOUND = frozenset({"normal", "clear", "unremarkable", "healthy"})
 def normalise(text: str) -> str:
     """Lower case, compatibility forms, no punctuation or articles, number words as digits, single spaces.
 
-    The usual normalisation of question answering (Rajpurkar et al. 2016), without their token-level F1.
+    The usual normalisation of question answering (Rajpurkar et al. 2016, arXiv 1606.05250); equal texts are their exact
+    match, which VQA-RAD, SLAKE and PathVQA are scored by.
     A decimal point between digits stays.
     """
     text = unicodedata.normalize("NFKC", text).casefold().replace("\0", " ")
@@ -30,6 +33,32 @@ def normalise(text: str) -> str:
     text = "".join(c if c == "\0" or not unicodedata.category(c).startswith(("P", "S")) else " " for c in text)
     words = _ARTICLES.sub(" ", text.replace("\0", ".")).split()
     return " ".join(_NUMBERS.get(word, word) for word in words)
+
+
+def is_right(said: str, right: str, choices: Sequence[str] = ()) -> bool:
+    """Whether two answers are the same, normalised; of choices that no more than a mark tells apart, word for word.
+
+    "HER2+" and "HER2-" normalise alike: where both can be chosen, one is not the other.
+    """
+    if normalise(said) != normalise(right):
+        return False
+    alike = [choice for choice in choices if normalise(choice) == normalise(right)]
+    return len(alike) < 2 or said.strip().lower() == right.strip().lower()
+
+
+def overlap(said: str, right: str) -> tuple[float, float]:
+    """Recall and F1 of the words of an open answer, normalised: two shares, 0..1.
+
+    Recall: share of the right answer's words that were said (LLaVA-Med, Li et al. 2023, arXiv 2306.00890, for open
+    questions). F1: with the share of the said words that are right (Rajpurkar et al. 2016). Both differ from their
+    sources in our normalisation (number words as digits), and recall counts a repeated word as often as both have it.
+    Chinese is not split into words: there both are 1 for the same answer and else 0.
+    """
+    words, wanted = Counter(normalise(said).split()), Counter(normalise(right).split())
+    if not words or not wanted:
+        return float(words == wanted), float(words == wanted)
+    common = (words & wanted).total()
+    return common / wanted.total(), 2 * common / (words.total() + wanted.total())
 
 
 def is_of_all(question: Question, answer: str) -> bool:

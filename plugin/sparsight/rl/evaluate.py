@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsight.errors import InputError
+from sparsight.errors import InputError, QuestionError
 from sparsight.imaging.grid import mask_share, token_coverage
 from sparsight.model import PolicySelector
 from sparsight.model.coverage import allowed
@@ -22,7 +22,7 @@ from sparsight.model.policy import FOVEA
 from sparsight.model.protocols import Reader, Selector
 from sparsight.model.rivals import RIVALS, rival_of
 from sparsight.model.selectors import AllSelector, GridSelector, RandomSelector, ScoreSelector
-from sparsight.rl.scoring import Ask, Posed, Result, answered, by_reading
+from sparsight.rl.scoring import Ask, Posed, Result, answered, by_reading, choices_of
 from sparsight.types import Case, ImageVolume, Question, Selection, TokenGrid
 
 SELECTORS = ("all", "random", "grid", "ours", "auto", "covered", "foveated", "saliency", "oracle", *RIVALS)
@@ -71,6 +71,16 @@ def selectors_by_name(names: Sequence[str], reader: Reader, ours: Selector, *, s
         seen = ours
         makers["foveated"] = lambda case, tokens: _Foveated(seen, reader, case.volume)
     return {name: makers[name] if name in makers else _rival(name, reader) for name in names}
+
+
+def fits(reader: Reader, question: Question) -> bool:
+    """Whether a reader takes a question and each of its choices: none of them is too long for its prompt."""
+    try:
+        for choice in choices_of(question) or ("",):
+            reader.check(question, choice)
+    except QuestionError:
+        return False
+    return True
 
 
 def evaluate(

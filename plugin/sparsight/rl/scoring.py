@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from sparsight.model.protocols import Reader, ScoreRequest
-from sparsight.rl.answers import is_negative, normalise
-from sparsight.types import Question, Selection, TokenGrid
+from sparsight.rl.answers import is_negative, is_right, overlap
+from sparsight.types import Question, QuestionKind, Selection, TokenGrid
 
 _TOGETHER = 400_000  # visual tokens of the rows that are prepared at once: bounds memory (135 channels: 0.2 GB)
 _YES_NO = ("yes", "no")
@@ -56,7 +56,8 @@ class Result:
     kept, of: tokens given (context included), and N. recall: share of the finding's voxels in kept tokens. pointing:
     the best token touches the finding (None where all score alike). iou: of the kept tokens with all that it touches.
     negative: it says that nothing is there. missed: it does so although something is; None where the right answer, or
-    no possible answer, says that. chance: of guessing among the choices; None for a free question.
+    no possible answer, says that. chance: of guessing among the choices; None for a free question. word_recall and
+    word_f1: of the words of an answer to a free question (answers.overlap); None for others.
     """
 
     selector: str
@@ -76,6 +77,9 @@ class Result:
     negative: bool = False
     missed: bool | None = None
     chance: float | None = None
+    kind: QuestionKind = "free"
+    word_recall: float | None = None
+    word_f1: float | None = None
 
 
 Ask = Callable[[Reader, Sequence[Posed]], list[Said]]
@@ -131,7 +135,6 @@ def answered(reader: Reader, posed: Sequence[Posed], ask: Ask = by_choices) -> l
 def judge(posed: Posed, said: Said) -> Result:
     """Was it right, and is the evidence where the finding is? Where a measurement reads a finding's tokens."""
     keep, share = posed.selection.keep, posed.share
-    right = normalise(posed.answer)
     recall = pointing = iou = None
     if share is not None and (len(keep) or not posed.selection.size):  # a coarser view has no tokens of the grid
         recall = float(share[keep].sum())
@@ -140,16 +143,17 @@ def judge(posed: Posed, said: Said) -> Result:
         if len(keep) and np.ptp(posed.selection.scores[keep]) > 0:  # a stream that keeps all alike points nowhere
             pointing = bool(share[keep[np.argmax(posed.selection.scores[keep])]] > 0)
     choices = choices_of(posed.question)
-    gold = [normalise(choice) == right for choice in choices]
+    gold = [is_right(choice, posed.answer, choices) for choice in choices]
     deniable = any(is_negative(posed.question, choice) for choice in choices)
     negative = is_negative(posed.question, said.text)
+    word_recall, word_f1 = (None, None) if choices else overlap(said.text, posed.answer)
     return Result(
         selector=posed.selector,
         budget=posed.budget,
         case=posed.case,
         group=posed.group,
         label=posed.label,
-        correct=normalise(said.text) == right,
+        correct=is_right(said.text, posed.answer, choices),
         confidence=said.confidence,
         kept=posed.selection.size,
         recall=recall,
@@ -161,4 +165,7 @@ def judge(posed: Posed, said: Said) -> Result:
         negative=negative,
         missed=negative if deniable and not is_negative(posed.question, posed.answer) else None,
         chance=1 / len(choices) if choices else None,
+        kind=posed.question.kind,
+        word_recall=word_recall,
+        word_f1=word_f1,
     )

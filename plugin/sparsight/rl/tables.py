@@ -46,6 +46,25 @@ def summarise(results: Sequence[Result], *, seed: int = 0) -> list[dict[str, Any
     return rows
 
 
+def by_kind(results: Sequence[Result], *, seed: int = 0) -> list[dict[str, Any]]:
+    """One row per selector, budget and kind of question, as published sets are reported: closed and open apart.
+
+    word_recall, word_f1: of free questions; None for others, whose answers are chosen.
+    """
+    rows = []
+    for (selector, budget), every in _by_key(results).items():
+        for kind in dict.fromkeys(r.kind for r in every):
+            own = [r for r in every if r.kind == kind]
+            accuracy = interval(own, [r.correct for r in own], seed)
+            row: dict[str, Any] = {"selector": selector, "budget": budget, "kind": kind, "n": len(own)}
+            row |= {"accuracy": accuracy.mean, "accuracy_ci": [accuracy.low, accuracy.high]}
+            for name in ("word_recall", "word_f1"):
+                found = _known(own, [getattr(r, name) for r in own], seed)
+                row |= {name: found and found.mean, f"{name}_ci": found and [found.low, found.high]}
+            rows.append(row)
+    return rows
+
+
 def compare(results: Sequence[Result], first: str, second: str, *, seed: int = 0) -> list[dict[str, Any]]:
     """Paired first - second in accuracy at each budget both have, and the ratio of their accuracies.
 

@@ -240,6 +240,40 @@ def test_weights_that_are_missing_or_altered(
     assert (code, reply["error"]["code"]) == (1, "bad_weights")
 
 
+def test_a_published_set_is_evaluated_and_says_what_it_left_out(run: Any, tmp_path: Path) -> None:
+    rows = [
+        {"qid": n, "phrase_type": "test_freeform", "image_name": f"{n // 2}.jpg", "question": question}
+        | {"answer": answer, "answer_type": kind}
+        for n, (question, answer, kind) in enumerate(
+            [
+                ("Is there a mass?", "Yes", "CLOSED"),
+                ("What is shown?", "a mass", "OPEN"),
+                ("Is there a mass?", "No", "CLOSED"),
+                ("What, " + 400 * "and what else, ", "a ring", "OPEN"),
+            ]
+        )
+    ]
+    (tmp_path / "VQA_RAD Dataset Public.json").write_text(json.dumps(rows))
+    (tmp_path / "VQA_RAD Image Folder").mkdir()
+    for n in range(2):
+        pixels = np.random.default_rng(n).integers(0, 255, (48, 60), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "VQA_RAD Image Folder" / f"{n}.jpg")
+    command = ("evaluate", "--data", str(tmp_path), "--selectors", "all,ours", "--budgets", "0.1")
+    code, told = run(*command, "--split", "test")
+    assert code == 0
+    assert (told["set"], told["left_out"]) == ("VQA-RAD", {"too long for the reader, of this split": 1})
+    assert [row["n"] for row in told["rows"]] == [3, 3]
+    assert [(row["selector"], row["kind"], row["n"]) for row in told["kinds"]] == [
+        ("all", "yes_no", 2),
+        ("all", "free", 1),
+        ("ours", "yes_no", 2),
+        ("ours", "free", 1),
+    ]
+    assert run(*command, "--split", "test", "--limit", "2")[1]["rows"][0]["n"] == 2
+    code, refused = run(*command, "--split", "dev")
+    assert (code, refused["error"]["code"]) == (1, "bad_data")
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
 def test_serve_says_a_url_that_can_be_opened(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str

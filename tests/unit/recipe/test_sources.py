@@ -165,6 +165,51 @@ def test_other_sets_keep_their_own_splits(data: Path) -> None:
     assert len(pool.pixels) == 2
 
 
+def published(folder: Path, answers: list[str], images: int = 8) -> None:
+    """SLAKE in its own files: yes and no about every image, and further open answers."""
+    for split, first in (("train", 0), ("validate", 100)):
+        rows = [
+            {"qid": f"{split}-{image}-{n}", "img_name": f"xmlab{image}/source.jpg", "question": "Is it healthy?"}
+            | {"answer": answer, "q_lang": "en", "answer_type": "CLOSED" if n < 2 else "OPEN"}
+            for image in range(first, first + images)
+            for n, answer in enumerate(("Yes", "No", *answers))
+        ]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{split}.json").write_text(json.dumps(rows))
+        for image in range(first, first + images):
+            (folder / "imgs" / f"xmlab{image}").mkdir(parents=True)
+            pixels = np.random.default_rng(image).integers(1, 255, (24, 32), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "imgs" / f"xmlab{image}" / "source.jpg")
+
+
+def test_a_published_set_is_trained_on_as_it_is_published(data: Path) -> None:
+    published(data / "slake", ["a mass", 81 * "x"])
+    check_data(data)
+    pool = real(data, "train", lambda *_: None)
+    own = [item for item in pool.items if item.source == "slake"]
+    assert len({item.image for item in own}) == 8
+    assert {item.answer for item in own} == {"yes", "no", "a mass"}  # what fits into no prompt is left out
+    assert {item.source for item in pool.items} == {"bccd", "ms_flair", "slake"}
+    assert len(real_cases(data / "slake", "val")) == 8 * 3
+
+
+def test_of_a_large_published_set_the_first_groups_are_taken(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published(data / "slake", [])
+    every = {case.group for case in real_cases(data / "slake", "train")}
+    monkeypatch.setattr(sources, "_MOST_GROUPS", 3)
+    taken = {case.group for case in real_cases(data / "slake", "train")}
+    assert len(taken) == 3
+    assert taken < every
+    assert taken == {case.group for case in real_cases(data / "slake", "train")}
+
+
+def test_a_published_set_without_a_short_row_stops_training(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published(data / "slake", [])
+    monkeypatch.setattr(sources, "_MOST_BYTES", (3, 80))
+    with pytest.raises(DataError, match="slake: no train row"):
+        check_data(data)
+
+
 @pytest.mark.realdata
 def test_the_left_out_patients_are_in_the_real_sets(real_data: Path) -> None:
     check_data(real_data)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsight.rl.answers import is_negative, is_of_all, normalise
+from sparsight.rl.answers import is_negative, is_of_all, is_right, normalise, overlap
 from sparsight.types import Question
 
 
@@ -27,6 +27,38 @@ def test_different(one: str, other: str) -> None:
 @given(st.text())
 def test_normalising_twice_changes_nothing(text: str) -> None:
     assert normalise(normalise(text)) == normalise(text)
+
+
+def test_choices_that_only_a_mark_tells_apart_are_not_the_same() -> None:
+    choices = ("HER2+", "HER2-", "not tested")
+    assert is_right("her2+ ", "HER2+", choices)
+    assert not is_right("HER2-", "HER2+", choices)
+    assert is_right("Not tested.", "not tested", choices)
+    assert is_right("the HER2", "HER2+")  # of a free answer marks and articles do not count
+
+
+@pytest.mark.parametrize(
+    ("said", "right", "recall", "f1"),
+    [
+        ("the right lung", "Right lung.", 1, 1),
+        ("right upper lung", "right lung", 1, 0.8),
+        ("lung", "right lung", 0.5, 2 / 3),
+        ("left", "right lung", 0, 0),
+        ("two two", "2 masses", 0.5, 0.5),
+        ("mass mass", "mass", 1, 2 / 3),
+        ("", "right lung", 0, 0),
+        ("?", "!", 1, 1),
+        ("肺", "肝", 0, 0),
+    ],
+)
+def test_words_that_an_open_answer_has_in_common(said: str, right: str, recall: float, f1: float) -> None:
+    assert overlap(said, right) == pytest.approx((recall, f1))
+
+
+@given(st.text(), st.text())
+def test_overlap_is_a_share_and_full_for_the_same(one: str, other: str) -> None:
+    assert all(0 <= share <= 1 for share in overlap(one, other))
+    assert overlap(one, one) == (1, 1)
 
 
 @pytest.mark.parametrize(

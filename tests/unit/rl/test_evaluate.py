@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsight.errors import InputError
+from sparsight.errors import InputError, QuestionError
 from sparsight.imaging.grid import prepare, token_coverage
 from sparsight.model import (
     GridSelector,
@@ -23,7 +23,7 @@ from sparsight.model import (
 )
 from sparsight.model.rivals import LABELLED, RIVALS
 from sparsight.rl.acquisition import acquire
-from sparsight.rl.evaluate import SELECTORS, evaluate, finding_share, selectors_by_name
+from sparsight.rl.evaluate import SELECTORS, evaluate, finding_share, fits, selectors_by_name
 from sparsight.rl.evidence_tests import (
     Outcome,
     area,
@@ -38,7 +38,7 @@ from sparsight.rl.evidence_tests import (
 )
 from sparsight.rl.scoring import Posed, Said, by_choices, by_reading, judge
 from sparsight.rl.sentinel import correct, simulated
-from sparsight.rl.tables import areas, compare, compare_evidence, recheck, signed, summarise, value
+from sparsight.rl.tables import areas, by_kind, compare, compare_evidence, recheck, signed, summarise, value
 from sparsight.types import Answer, Case, ImageVolume, Question, Selection, TokenGrid
 
 QUESTION = Question("Is there a nodule?", "yes_no", ("yes", "no"))
@@ -419,3 +419,32 @@ def test_a_right_ranking_inserts_early_and_deletes_early(reader: SeesOneToken) -
     assert found["oracle"]["insertion"] > found["random"]["insertion"] + 0.2
     assert found["oracle"]["deletion"] < found["random"]["deletion"] - 0.2
     assert curve(summarise_tests(outcomes_of(reader, "oracle"), findings), "oracle", "insertion") == []
+
+
+def test_closed_and_open_questions_are_reported_apart(reader: SeesOneToken) -> None:
+    case = cases(2)[1]
+    asked = [
+        (QUESTION, "yes"),
+        (Question("Which?", "choice", ("yes", "yes+")), "yes+"),  # the reader says yes
+        (Question("What?"), "yes indeed"),
+        (Question("What?"), "a mass"),
+    ]
+    posed = [replace(case, id=str(n), question=question, answer=answer) for n, (question, answer) in enumerate(asked)]
+    results = evaluate(posed, reader, selectors_by_name(["all"], reader, GridSelector()), [0.1])
+    rows = {row["kind"]: row for row in by_kind(results)}
+    found = {kind: (row["n"], row["accuracy"]) for kind, row in rows.items()}
+    assert found == {"yes_no": (1, 1), "choice": (1, 0), "free": (2, 0)}
+    assert rows["free"]["word_recall"] == pytest.approx(0.25)
+    assert rows["free"]["word_f1"] == pytest.approx(1 / 3)
+    assert rows["yes_no"]["word_recall"] is None
+    assert rows["yes_no"]["word_f1_ci"] is None
+
+
+def test_a_question_or_choice_that_is_too_long_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(self: SeesOneToken, question: Question, answer: str) -> None:
+        if len(question.text + answer) > 9:
+            raise QuestionError("too long", expected="short", todo="shorten")
+
+    monkeypatch.setattr(SeesOneToken, "check", check)
+    asked = [Question("Why so?"), Question("Which?", "choice", ("a", "both")), Question("Why, and how?")]
+    assert [fits(SeesOneToken(), question) for question in asked] == [True, False, False]
