@@ -58,12 +58,7 @@ def load_nano(name: str | Path) -> NanoReader:
     """Load a nano reader, where nothing else will do. Raises WeightsError, ConfigError."""
     from sparsight.model.nano.reader import NanoReader
 
-    place = _place(name)
-    if not _is_nano(place):
-        raise ConfigError(
-            "another model than nano", expected="nano, or a folder of a nano reader", todo="name one of these"
-        )
-    return NanoReader.load(place)
+    return NanoReader.load(_nano_place(name))
 
 
 def base_policy(name: str | Path) -> bytes:
@@ -84,11 +79,11 @@ def base_policy(name: str | Path) -> bytes:
 def reader_files(name: str | Path) -> dict[str, bytes]:
     """The files of a reader and its policy by name, each checked against the reader's manifest.
 
-    Raises WeightsError (missing, altered), ConfigError (an unknown reader).
+    Raises WeightsError (missing, altered), ConfigError (another model than nano).
     """
     from sparsight.model.nano.weights import read_files
 
-    return read_files(_folder(name))
+    return read_files(_nano_place(name))
 
 
 def load_base_policy(name: str | Path) -> dict[str, NDArray[np.float32]]:
@@ -120,6 +115,15 @@ def _place(name: str | Path) -> Path:
             "an unknown reader",
             expected="nano, a folder of weights, or one of configs/model/*.yaml",
             todo="set reader in serve.yaml",
+        )
+    return place
+
+
+def _nano_place(name: str | Path) -> Path:
+    place = _place(name)
+    if not _is_nano(place):
+        raise ConfigError(
+            "another model than nano", expected="nano, or a folder of a nano reader", todo="name one of these"
         )
     return place
 
