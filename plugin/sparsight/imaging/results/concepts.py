@@ -22,7 +22,6 @@ CERTAINTY = codes.DCM.CertaintyOfFinding
 EXPLANATION = codes.DCM.VisualExplanation  # of a model's inference: what the regions of evidence are
 EVALUATIONS = Code("C0034375", "UMLS", "Qualitative Evaluations")  # TID 1500
 SOURCE = Code("260753009", "SCT", "Source")
-ESTIMATED, CALCULATED = codes.SCT.Estimated, codes.SCT.Calculated
 
 
 def _own(value: str, meaning: str) -> Code:

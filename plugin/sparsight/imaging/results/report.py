@@ -2,7 +2,8 @@
 
 Regions are SCOORD, a rectangle on each slice, and not SCOORD3D, which Comprehensive SR does not hold: of a measurement
 group viewers draw the first SCOORD they find (OHIF 3.10 fails on SCOORD3D), so the slice with most evidence comes
-first. Every number has a child, because OHIF looks into it. docs/dicom-results.md lists the content.
+first. The answer's own numbers lie on that whole image: OHIF opens a report at its first group, and shows nothing where
+that has no place. docs/dicom-results.md lists the content.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import ComprehensiveSRStorage
 
 from sparsight.imaging.results import concepts
-from sparsight.imaging.results.images import Images, Outline, exact_time, finish, plain, pseudonym, uid
+from sparsight.imaging.results.images import Images, Outline, Rectangle, exact_time, finish, plain, pseudonym, uid
 from sparsight.types import Episode, Feedback, MarkKind, Region
 
 ORGANIZATION = "sparsight (pseudonym)"  # who gave the observer that name; DICOM demands one
@@ -126,14 +127,11 @@ class _Draft:
         )
 
     def used(self) -> list[Dataset]:
-        """Headers of the images that regions lie on, each once; the middle one where there is none, a pair both.
-
-        The first is of the study that the report belongs to.
-        """
+        """Headers of the images that something lies on, each once; of a pair both, the study's own first."""
         headers = self.images.headers
         if self.images.to_prior is not None:
             return [headers[1], headers[0]]
-        shown = {k for outline in self._outlines() for k, _ in outline.rectangles} or {len(headers) // 2}
+        shown = {k for outline in self._outlines() for k, _ in outline.rectangles} | {self._first}
         return list({str(headers[k].SOPInstanceUID): headers[k] for k in sorted(shown)}.values())
 
     def answer(self) -> Any:
@@ -172,11 +170,10 @@ class _Draft:
                 f"region {n}",
                 outline_of(region),
                 concepts.EXPLANATION,
-                [sr.Measurement(concepts.WEIGHT, round(100 * region.weight, 2), concepts.PERCENT,
-                                derivation=concepts.CALCULATED)],
+                [sr.Measurement(concepts.WEIGHT, round(100 * region.weight, 2), concepts.PERCENT)],
             )
             for n, region in enumerate(self.episode.evidence.regions, 1)
-        ]  # fmt: skip
+        ]
 
     def marks(self) -> list[Any]:
         """What the reviewer drew; of a rejection it stays with the segmentation."""
@@ -186,6 +183,14 @@ class _Draft:
             self._region(f"mark {self.review.number}.{n}", outline, concepts.MARKS[kind])
             for n, (kind, outline) in enumerate(self.review.marks, 1)
         ]
+
+    @property
+    def _first(self) -> int:
+        """The slice that stands for the answer: with most of the evidence, else the middle one; of a pair the study."""
+        regions = self.episode.evidence.regions
+        if self.images.to_prior is not None:
+            return 1
+        return regions[0].slice_index if regions else len(self.images.planes) // 2
 
     @property
     def _replaced(self) -> bool:
@@ -201,14 +206,7 @@ class _Draft:
 
     def _region(self, name: str, outline: Outline, finding: Code, numbers: list[Any] | None = None) -> Any:
         """One region: TID 1410 on one slice, TID 1411 on several. Without numbers it is a person's."""
-        shapes = [
-            sr.ImageRegion(
-                graphic_type=sr.GraphicTypeValues.POLYLINE,
-                graphic_data=self.images.polygon(k, rectangle).astype(np.float32),
-                source_image=self._image(k),
-            )
-            for k, rectangle in outline.rectangles
-        ]
+        shapes = [self._shape(sr.ImageRegion, k, rectangle) for k, rectangle in outline.rectangles]
         common = {
             "tracking_identifier": self._tracked(name),
             "finding_type": finding,
@@ -219,6 +217,14 @@ class _Draft:
         if len(shapes) == 1:
             return sr.PlanarROIMeasurementsAndQualitativeEvaluations(referenced_region=shapes[0], **common)
         return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(referenced_regions=shapes, **common)
+
+    def _shape(self, kind: Any, k: int, rectangle: Rectangle) -> Any:
+        """A rectangle on slice k as a content item of some kind of coordinates."""
+        return kind(
+            graphic_type=sr.GraphicTypeValues.POLYLINE,
+            graphic_data=self.images.polygon(k, rectangle).astype(np.float32),
+            source_image=self._image(k),
+        )
 
     def _said(self) -> list[tuple[Code, str]]:
         """The report's conclusion, and what the algorithm said where that is not the conclusion."""
@@ -240,13 +246,19 @@ class _Draft:
             return []
         read = episode.recheck.kept if episode.recheck else episode.evidence.kept
         share = 100 * read / max(episode.evidence.total, 1)
-        given: list[tuple[Code, float, Code, Code]] = [
-            (concepts.CERTAINTY, 100 * episode.answer.confidence, concepts.PERCENT, concepts.ESTIMATED),
-            (concepts.KEPT, share, concepts.PERCENT, concepts.CALCULATED),
+        given: list[tuple[Code, float, Code]] = [
+            (concepts.CERTAINTY, 100 * episode.answer.confidence, concepts.PERCENT),
+            (concepts.KEPT, share, concepts.PERCENT),
         ]
         if episode.evidence.necessity is not None and np.isfinite(episode.evidence.necessity):
-            given.append((concepts.NECESSITY, episode.evidence.necessity, concepts.NO_UNITS, concepts.CALCULATED))
-        return [sr.Measurement(name, round(float(value), 4), unit, derivation=how) for name, value, unit, how in given]
+            given.append((concepts.NECESSITY, episode.evidence.necessity, concepts.NO_UNITS))
+        k = self._first
+        whole = (0, 0, int(self.images.headers[k].Columns), int(self.images.headers[k].Rows))
+        where = [self._shape(sr.CoordinatesForMeasurement, k, whole)]
+        return [
+            sr.Measurement(name, round(float(value), 4), unit, referenced_coordinates=where)
+            for name, value, unit in given
+        ]
 
     def _codes(self) -> list[tuple[Code, Code]]:
         """The same said plainly: grounded, re-checked, abstained, and the reviewer's verdict."""
