@@ -90,6 +90,7 @@ class HFReader:
             if not 0 < (n := len(self.language.ids(text.strip()))) <= most:
                 raise QuestionError(f"{what} of {n} tokens", expected=f"1 to {most}", todo="use a shorter one")
 
+    @torch.inference_mode(False)  # it is kept, and a policy trains on it, whoever asked first
     @torch.no_grad()
     def _embed(self, question: Question) -> Tensor:
         """Mean and last hidden state of the question read without an image: (2 * hidden,)."""
