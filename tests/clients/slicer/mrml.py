@@ -56,8 +56,5 @@ def make_scene() -> Any:
 
 def paint(segmentation: Any, name: str, like: Any, voxels: np.ndarray) -> None:
     """Set a segment's voxels (D, H, W) on the grid of a volume, as the Segment Editor does."""
-    volume = slicer.vtkMRMLLabelMapVolumeNode()
-    volume.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(volumes.ijk_to_ras(like)))
-    slicer.util.updateVolumeFromArray(volume, voxels.astype(np.uint8))
     put = slicer.vtkSlicerSegmentationsModuleLogic.SetBinaryLabelmapToSegment
-    assert put(volumes.oriented(volume), segmentation, name)
+    assert put(volumes.oriented(voxels, volumes.ijk_to_ras(like)), segmentation, name)

@@ -9,7 +9,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -102,16 +102,19 @@ def raw_server(*replies: Callable[[socket.socket], None]) -> Iterator[tuple[str,
     heard: list[bytes] = []
 
     def serve() -> None:
-        for reply in replies:
-            connection, _ = listener.accept()
-            with connection:
-                heard.append(_request(connection))
-                reply(connection)
+        with suppress(OSError):  # closed: fewer came than replies were prepared for
+            for reply in replies:
+                connection, _ = listener.accept()
+                with connection:
+                    heard.append(_request(connection))
+                    reply(connection)
 
     threading.Thread(target=serve, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}", heard
     finally:
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)  # wakes whoever still accepts
         listener.close()
 
 

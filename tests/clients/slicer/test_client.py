@@ -12,6 +12,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from servers import Proxy, as_json, raw_server, says
 
+from SparsightLib import words
 from SparsightLib.client import Cancel, CancelledError, Client, ClientError, RefusedError, UnreachableError
 
 QUESTION = {"question": "Is there a nodule?"}
@@ -24,7 +25,7 @@ def fits(reply: object, model: str) -> None:
 
 
 def test_learning_and_policies(client: Client) -> None:
-    """First of all: there is no correction yet, so the job ends soon and is in nobody's way."""
+    """First of all: there is no correction yet, so the job ends soon."""
     fits(client.learning(), "LearnReply")
     started = client.learn()
     fits(started, "LearnReply")
@@ -41,6 +42,11 @@ def test_learning_and_policies(client: Client) -> None:
         with pytest.raises(RefusedError) as refused:
             client.promote(unknown)
         assert refused.value.status in (404, 405)
+    while (job := client.learning())["state"] == "running":
+        time.sleep(0.2)
+    fits(job, "LearnReply")
+    assert job["state"] == "done"
+    assert "no new correction" in words.learning(job)
 
 
 def test_a_question_from_the_first_look_to_the_reward(client: Client, server) -> None:

@@ -91,9 +91,10 @@ def test_evidence_lies_where_the_server_saw_it(logic: SparsightLogic, head: Any)
     assert names(logic) == ["evidence 1: 70%", "evidence 2: 30%"]
     segmentation = logic.segmentation.GetSegmentation()
     assert [segmentation.GetNthSegmentID(i) for i in range(4)] == ["evidence", *KINDS]
-    with logic._labelmap() as original:
-        assert (logic._segment("evidence", original) == evidence()).all()
-        assert not any(logic._segment(kind, original).any() for kind in KINDS)
+    answered, affine = logic._answered()
+    assert (answered == evidence()).all()
+    assert (logic._segment("evidence", SHAPE, affine) == answered).all()
+    assert not any(logic._segment(kind, SHAPE, affine).any() for kind in KINDS)
     centre = oblique() @ [17.5, 23.5, 4.5, 1]
     assert np.allclose(where(logic.scene), centre[:3], atol=0.01)  # at the heaviest region
     assert logic.look_at(1) == 1
@@ -123,6 +124,32 @@ def test_another_image_of_the_same_name_is_noticed(scene: Any, head: Any) -> Non
     logic.show(ANSWER, head)
     shifted = {**PLACE, "ijk_to_lps": (LPS @ oblique() + np.diag([0, 0, 0.5, 0])).tolist()}
     assert not logic.show_evidence(shifted, labelmap(evidence()))
+
+
+def test_a_label_map_of_another_study_is_refused_and_the_boxes_stay(scene: Any, head: Any) -> None:
+    logic = SparsightLogic(scene)
+    for odd in (
+        b"",
+        b"<html>",
+        gzip.compress(b"short"),
+        labelmap(np.zeros((2, 3, 4), np.uint8)),
+        labelmap(evidence())[:-9],
+    ):
+        logic.show(ANSWER, head)
+        with pytest.raises(ClientError, match="no label map of this study"):
+            logic.show_evidence(PLACE, odd)
+        assert len(names(logic)) == 2
+        assert not logic.has_evidence
+    logic.write(verdict="accept")
+    assert logic.corrections("r")[0][1] is None
+
+
+def test_a_tilted_gantry_keeps_its_evidence(scene: Any, head: Any) -> None:
+    sheared = LPS @ oblique() @ np.array([[1, 0, 0, 0], [0, 1, 0.4, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    logic = SparsightLogic(scene)
+    logic.show(ANSWER, head)
+    assert not logic.show_evidence({**PLACE, "ijk_to_lps": sheared.tolist()}, labelmap(evidence()))
+    assert (logic._segment("evidence", SHAPE, LPS @ sheared) == evidence()).all()
 
 
 def test_evidence_is_hidden_and_shown(logic: SparsightLogic) -> None:
@@ -171,8 +198,14 @@ def test_boxes_are_drawn_counted_and_undone(logic: SparsightLogic) -> None:
     assert logic.drawing == "missed"
     assert not logic.begin_mark("missed")  # the same one ends it
     assert (logic.drawing, interaction.GetCurrentInteractionMode()) == ("", interaction.ViewTransform)
+    logic.begin_mark("missed")
+    interaction.SwitchToViewTransformMode()  # what Escape does
+    assert logic.drawing == ""
     draw(logic, "relevant")
     draw(logic, "irrelevant")
+    logic.begin_mark("missed")
+    assert logic.undo()  # of the drawing
+    assert logic.drawing == ""
     assert logic.counts() == {"relevant": 1, "missed": 0, "irrelevant": 1}
     assert logic.unsent
     assert logic.undo()
@@ -238,9 +271,8 @@ def test_painting_becomes_masks_by_kind(logic: SparsightLogic, head: Any) -> Non
     assert logic.painted
     assert logic.unsent
     logic.write(verdict="reject", answer="no")
-    masks, files = logic._masks()
-    assert {kind: int(mask.sum()) for kind, mask in masks.items()} == {"relevant": 32, "missed": 4, "irrelevant": 16}
-    assert all(content.startswith(b"NRRD") for content in files.values())
+    found = {kind: int(mask.sum()) for kind, mask in logic._masks().items()}
+    assert found == {"relevant": 32, "missed": 4, "irrelevant": 16}
     first, *others = logic.corrections("r")
     assert [kind for _, _, kind in (first, *others)] == ["relevant", "missed", "irrelevant"]
     assert (first[0]["verdict"], first[0]["answer"]) == ("reject", "no")
@@ -249,7 +281,7 @@ def test_painting_becomes_masks_by_kind(logic: SparsightLogic, head: Any) -> Non
             "episode": ANSWER["episode"], "reviewer": "r", "verdict": "amend", "marks": [],
             "key": f"{first[0]['key']}-{kind}",
         }  # fmt: skip
-        assert mask
+        assert mask.startswith(b"NRRD")
     logic.sent()
     assert not logic.painted
 
@@ -259,7 +291,7 @@ def test_a_segment_that_was_removed_is_all_erased(logic: SparsightLogic) -> None
     logic.write(verdict="amend")
     [(_, mask, kind)] = logic.corrections("r")
     assert (kind, bool(mask)) == ("irrelevant", True)
-    assert int(logic._masks()[0]["irrelevant"].sum()) == int(evidence().sum())
+    assert int(logic._masks()["irrelevant"].sum()) == int(evidence().sum())
     logic.scene.RemoveNode(logic.segmentation)
     assert logic.corrections("r")[0][1] is None
 
@@ -271,8 +303,7 @@ def test_discarding_brings_the_evidence_back(logic: SparsightLogic, head: Any) -
     logic.discard()
     assert not logic.unsent
     assert names(logic) == ["evidence 1: 70%", "evidence 2: 30%"]
-    with logic._labelmap() as original:
-        assert (logic._segment("evidence", original) == evidence()).all()
+    assert (logic._segment("evidence", *(SHAPE, logic._answered()[1])) == evidence()).all()
 
 
 def test_saving_the_scene_keeps_the_work(logic: SparsightLogic, head: Any, tmp_path: Path) -> None:
@@ -345,7 +376,7 @@ def test_the_name_of_an_upload_stands_for_the_content(scene: Any, head: Any, stu
 def test_an_upload_holds_voxels_and_geometry_only(scene: Any, head: Any) -> None:
     head.SetName("Doe^Jane")
     head.SetAttribute("DICOM.PatientName", "Doe^Jane")
-    content = volumes.nrrd(head)
+    content = volumes.image_nrrd(head)
     assert b"Doe" not in content
     assert head.GetStorageNode() is not None  # untouched
 

@@ -325,7 +325,7 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             return
 
         def send() -> None:
-            image = volumes.nrrd(volume)
+            image = volumes.image_nrrd(volume)
 
             def work(client, cancel):
                 return client.ask({**request, "study": client.upload(study, image, cancel)}, cancel)
@@ -345,7 +345,8 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
         def work(client, cancel):
             evidence = client.geometry(episode, cancel), client.labelmap(episode, cancel)
-            return (*evidence, client.episodes(study, cancel=cancel))
+            earlier = client.episodes(study, cancel=cancel)
+            return (*evidence, [one for one in earlier if not one.get("prior")])  # of two images, the page shows both
 
         def done(found) -> None:
             place, labelmap, self._earlier = found

@@ -12,6 +12,7 @@ import numpy as np
 
 Box = list[list[float]]
 _FLIP = np.array([-1.0, -1.0, 1.0])
+MIRROR = np.diag([-1.0, -1.0, 1.0, 1.0])  # the same as a matrix: MIRROR @ ijk_to_lps is ijk_to_ras
 
 
 def flipped(points: Any) -> Any:

@@ -76,12 +76,11 @@ class SparsightLogic:
         """Add the regions as boxes and the label map as a segmentation to paint in; look at the heaviest region.
 
         place: reply of /geometry. Returns whether the study lies where the volume does: else it is another image.
+        Raises ClientError where the label map is none of this study; the boxes are there nevertheless.
         """
         answer, volume = self.answer, self.volume
         if answer is None or volume is None:
             return False
-        self._put("labelmap", base64.b64encode(labelmap).decode())
-        self._add_segmentation(volume)
         for i, region in enumerate(answer["evidence"]):
             roi = self._add_roi(f"{EVIDENCE} {i + 1}: {region['weight']:.0%}", EVIDENCE)
             centre, size = geometry.ras_of_box(region["box_mm"])
@@ -89,8 +88,12 @@ class SparsightLogic:
             roi.SetSize(*size)
             roi.SetLocked(True)
             roi.GetDisplayNode().SetHandlesInteractive(False)
-        self._untouched = self._fingerprint()
         self.look_at(0)
+        volumes.labelmap(labelmap, tuple(place["shape"]))
+        self._put("place", place)
+        self._put("labelmap", base64.b64encode(labelmap).decode())
+        self._add_segmentation(volume)
+        self._untouched = self._fingerprint()
         dimensions, affine = volume.GetImageData().GetDimensions(), volumes.ijk_to_ras(volume)
         return geometry.same_place(place["shape"], place["ijk_to_lps"], dimensions, affine)
 
@@ -132,29 +135,28 @@ class SparsightLogic:
 
     def begin_mark(self, kind: str) -> bool:
         """Let the next drag in a slice draw a box; the same kind again ends that. Returns whether it is drawing."""
-        waiting = [roi for roi in self._marks() if not _is_drawn(roi)]
-        again = any(roi.GetAttribute(_KIND) == kind for roi in waiting)
-        for roi in waiting:
+        again = self.drawing == kind
+        for roi in self._waiting():
             self.scene.RemoveNode(roi)
-        interaction = self.scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
         if again:
-            interaction.SwitchToViewTransformMode()
+            self._interaction.SwitchToViewTransformMode()
             return False
         selection = self.scene.GetNodeByID("vtkMRMLSelectionNodeSingleton")
         selection.SetReferenceActivePlaceNodeClassName("vtkMRMLMarkupsROINode")
         selection.SetActivePlaceNodeID(self._add_roi(kind, kind).GetID())
-        interaction.SwitchToSinglePlaceMode()
+        self._interaction.SwitchToSinglePlaceMode()
         return True
 
     @property
     def drawing(self) -> str:
         """The kind of box that the next drag draws; empty for none."""
-        waiting = [roi.GetAttribute(_KIND) for roi in self._marks() if not _is_drawn(roi)]
-        return waiting[-1] if waiting else ""
+        waiting, interaction = self._waiting(), self._interaction
+        draws = waiting and interaction.GetCurrentInteractionMode() == interaction.Place  # Escape ends it in Slicer
+        return str(waiting[-1].GetAttribute(_KIND)) if draws else ""
 
     def counts(self) -> dict[str, int]:
         """Boxes drawn, by kind."""
-        drawn = [roi.GetAttribute(_KIND) for roi in self._marks() if _is_drawn(roi)]
+        drawn = [roi.GetAttribute(_KIND) for roi in self._drawn()]
         return {kind: drawn.count(kind) for kind in KINDS}
 
     @property
@@ -163,11 +165,14 @@ class SparsightLogic:
         return self.has_evidence and (self._untouched is None or self._untouched[1] != self._fingerprint()[1])
 
     def undo(self) -> bool:
-        """Remove the mark that was made last; False where there is none. Painting has an undo of its own."""
-        marks = self._marks()
-        if marks:
-            self.scene.RemoveNode(marks[-1])
-        return bool(marks)
+        """End the drawing of a box, else remove the last one; False where there is none. Paint is undone elsewhere."""
+        drawing = bool(self.drawing)
+        last = [] if drawing else self._drawn()[-1:]
+        for roi in self._waiting() + last:
+            self.scene.RemoveNode(roi)
+        if drawing:
+            self._interaction.SwitchToViewTransformMode()
+        return drawing or bool(last)
 
     def discard(self) -> None:
         """Drop the draft and bring the evidence back as it was answered."""
@@ -200,7 +205,8 @@ class SparsightLogic:
         request = {**common, "verdict": draft["verdict"], "marks": boxes, "comment": draft["comment"].strip()}
         if draft["answer"].strip() and draft["verdict"] != "accept":
             request["answer"] = draft["answer"].strip()
-        masks, files = self._masks()
+        masks = self._masks()
+        files = {kind: volumes.mask_nrrd(mask, self._answered()[1]) for kind, mask in masks.items()}
         key = self._key(request, masks)
         self._sending = self._fingerprint()
         first, *others = list(masks) or [""]
@@ -238,7 +244,7 @@ class SparsightLogic:
         for node in [*self._rois(EVIDENCE), *self._marks(), self.segmentation]:
             if node is not None:
                 self.scene.RemoveNode(node)
-        for name in ("answer", "labelmap", "draft", "sent"):
+        for name in ("answer", "place", "labelmap", "draft", "sent"):
             self._put(name, None)
 
     # --- inside: boxes ---
@@ -249,6 +255,17 @@ class SparsightLogic:
 
     def _marks(self) -> list[Any]:
         return self._rois("mark")
+
+    def _drawn(self) -> list[Any]:
+        return [roi for roi in self._marks() if _is_drawn(roi)]
+
+    def _waiting(self) -> list[Any]:
+        """Boxes that were begun, and not drawn yet or given up."""
+        return [roi for roi in self._marks() if not _is_drawn(roi)]
+
+    @property
+    def _interaction(self) -> Any:
+        return self.scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
 
     def _add_roi(self, name: str, kind: str) -> Any:
         roi = self.scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", name)
@@ -284,43 +301,43 @@ class SparsightLogic:
         self._attach(node)
         for name, colour in _COLOURS.items():
             node.GetSegmentation().AddEmptySegment(name, name, colour)
-        with self._labelmap() as original:
-            if slicer.util.arrayFromVolume(original).any():
-                put = slicer.vtkSlicerSegmentationsModuleLogic.SetBinaryLabelmapToSegment
-                put(volumes.oriented(original), node, EVIDENCE)
+        answered, affine = self._answered()
+        if answered.any():
+            put = slicer.vtkSlicerSegmentationsModuleLogic.SetBinaryLabelmapToSegment
+            put(volumes.oriented(answered, affine), node, EVIDENCE)
         if node.GetDisplayNode():
             node.GetDisplayNode().SetOpacity(0.5)
         self._node.SetNodeReferenceID("segmentation", node.GetID())
 
-    def _masks(self) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """What was painted, by kind, (D, H, W) bool on the server's grid, and as files; only kinds that have a voxel.
+    def _answered(self) -> tuple[Any, Any]:
+        """The evidence as the server gave it, (D, H, W) bool on the study's own grid, and that grid's ijk to RAS."""
+        place = self._get("place")
+        mask = volumes.labelmap(base64.b64decode(self._get("labelmap")), tuple(place["shape"]))
+        return mask, geometry.MIRROR @ np.array(place["ijk_to_lps"])
+
+    def _masks(self) -> dict[str, Any]:
+        """What was painted, by kind, (D, H, W) bool on the study's grid; only kinds that have a voxel.
 
         Added to the evidence: missed. Erased from it: irrelevant, unless it was painted as something else.
         """
         if not self.has_evidence:
-            return {}, {}
-        with self._labelmap() as original:
-            was, now = slicer.util.arrayFromVolume(original) > 0, self._segment(EVIDENCE, original)
-            masks = {kind: self._segment(kind, original) for kind in KINDS}
-            masks["missed"] = masks["missed"] | (now & ~was)
-            masks["irrelevant"] = masks["irrelevant"] | (was & ~now & ~masks["relevant"] & ~masks["missed"])
-            masks = {kind: mask for kind, mask in masks.items() if mask.any()}
-            return masks, {kind: volumes.nrrd(original, mask) for kind, mask in masks.items()}
+            return {}
+        was, affine = self._answered()
+        now = self._segment(EVIDENCE, was.shape, affine)
+        masks = {kind: self._segment(kind, was.shape, affine) for kind in KINDS}
+        masks["missed"] = masks["missed"] | (now & ~was)
+        masks["irrelevant"] = masks["irrelevant"] | (was & ~now & ~masks["relevant"] & ~masks["missed"])
+        return {kind: mask for kind, mask in masks.items() if mask.any()}
 
-    def _labelmap(self) -> Any:
-        """The label map as the server gave it: a context with a node."""
-        return volumes.labelmap_node(self.scene, base64.b64decode(self._get("labelmap")))
-
-    def _segment(self, name: str, original: Any) -> Any:
-        """One segment on the grid of `original`; nothing where somebody removed it."""
+    def _segment(self, name: str, shape: tuple[int, int, int], affine: Any) -> Any:
+        """One segment on a grid; nothing where somebody removed it."""
+        nothing, node = np.zeros(shape, bool), self.segmentation
         drawn, found = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
-        reference, node = volumes.oriented(original), self.segmentation
-        shape = reference.GetDimensions()[::-1]
         if node.GetSegmentation().GetSegment(name) is None or not node.GetBinaryLabelmapRepresentation(name, drawn):
-            return np.zeros(shape, bool)
+            return nothing
         resample = slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage
-        if drawn.IsEmpty() or not resample(drawn, reference, found, False, False):
-            return np.zeros(shape, bool)
+        if drawn.IsEmpty() or not resample(drawn, volumes.oriented(nothing, affine), found, False, False):
+            return nothing
         return vtk_to_numpy(found.GetPointData().GetScalars()).reshape(shape) > 0
 
     def _fingerprint(self) -> tuple[Json, tuple[int, ...], list[Any]]:
@@ -331,7 +348,7 @@ class SparsightLogic:
             for i in range(segmentation.GetNumberOfSegments()):
                 image = segmentation.GetNthSegment(i).GetRepresentation("Binary labelmap")
                 times.append(image.GetMTime() if image else 0)
-        marks = [[roi.GetAttribute(_KIND), self.box_of(roi)] for roi in self._marks() if _is_drawn(roi)]
+        marks = [[roi.GetAttribute(_KIND), self.box_of(roi)] for roi in self._drawn()]
         return self._get("draft") or {}, tuple(times), marks
 
     def _key(self, request: Json, masks: dict[str, Any]) -> str:

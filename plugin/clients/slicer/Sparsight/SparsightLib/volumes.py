@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
+import gzip
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import slicer
 import vtk
+from vtk.util.numpy_support import numpy_to_vtk
 
 from .client import ClientError
 
 _STUDY = "Sparsight.Study"  # attribute of a volume that came from the server
+_UINT8 = 2  # NIfTI's code
 _DICOM = "DICOM"  # kind of the subject hierarchy's UIDs
 
 
@@ -79,22 +81,51 @@ def ijk_to_ras(volume: Any) -> Any:
     return slicer.util.arrayFromVTKMatrix(matrix)
 
 
-def oriented(volume: Any) -> Any:
-    """The volume as an image that knows its place; voxels are shared. Slicer's own function for it leaks one a call."""
+def labelmap(nifti: bytes, shape: tuple[int, int, int]) -> Any:
+    """The server's label map as bool (D, H, W). Raises ClientError.
+
+    Read here, for Slicer's own reader refuses the sheared grid of a tilted gantry, and knows its place in float32 only.
+    """
+    try:
+        content = gzip.decompress(nifti)
+        ranks = np.frombuffer(content, "<i2", 8, offset=40).tolist()  # NIfTI-1: dim, datatype, vox_offset
+        [kind], [start] = np.frombuffer(content, "<i2", 1, offset=70), np.frombuffer(content, "<f4", 1, offset=108)
+        if ranks[:4] != [3, *shape[::-1]] or kind != _UINT8:
+            raise ValueError("another kind of file")
+        voxels = np.frombuffer(content, np.uint8, int(np.prod(shape)), offset=int(start))
+    except (OSError, EOFError, ValueError) as error:
+        raise ClientError(
+            "odd_reply", "no label map of this study", expected="a NIfTI of the same size", todo="check versions"
+        ) from error
+    return voxels.reshape(shape) > 0
+
+
+def oriented(mask: Any, affine: Any) -> Any:
+    """A mask (D, H, W) as an image that knows its place. affine: ijk to RAS."""
     image = slicer.vtkOrientedImageData()
-    image.ShallowCopy(volume.GetImageData())
-    image.SetGeometryFromImageToWorldMatrix(slicer.util.vtkMatrixFromArray(ijk_to_ras(volume)))
+    image.SetDimensions(*mask.shape[::-1])
+    voxels = np.ascontiguousarray(mask, np.uint8).ravel()
+    image.GetPointData().SetScalars(numpy_to_vtk(voxels, deep=True, array_type=vtk.VTK_UNSIGNED_CHAR))
+    image.SetGeometryFromImageToWorldMatrix(slicer.util.vtkMatrixFromArray(affine))
     return image
 
 
-def nrrd(volume: Any, mask: Any | None = None) -> bytes:
-    """The volume, or a mask (D, H, W) on its grid, as the bytes of an NRRD: voxels and geometry, and nothing else."""
-    node = slicer.vtkMRMLScalarVolumeNode() if mask is None else slicer.vtkMRMLLabelMapVolumeNode()
-    node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(ijk_to_ras(volume)))
-    if mask is None:
-        node.SetAndObserveImageData(volume.GetImageData())
-    else:
-        slicer.util.updateVolumeFromArray(node, mask.astype(np.uint8))
+def image_nrrd(volume: Any) -> bytes:
+    """The volume as an NRRD to send: voxels and geometry, and nothing else of it."""
+    node = slicer.vtkMRMLScalarVolumeNode()
+    node.SetAndObserveImageData(volume.GetImageData())
+    return _nrrd(node, ijk_to_ras(volume))
+
+
+def mask_nrrd(mask: Any, affine: Any) -> bytes:
+    """A mask (D, H, W) as an NRRD to send. affine: ijk to RAS."""
+    node = slicer.vtkMRMLLabelMapVolumeNode()
+    slicer.util.updateVolumeFromArray(node, mask.astype(np.uint8))
+    return _nrrd(node, affine)
+
+
+def _nrrd(node: Any, affine: Any) -> bytes:
+    node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(affine))
     with tempfile.TemporaryDirectory(prefix="sparsight-") as folder:
         path = Path(folder) / "image.nrrd"
         writer = slicer.vtkMRMLNRRDStorageNode()
@@ -103,23 +134,6 @@ def nrrd(volume: Any, mask: Any | None = None) -> bytes:
         if not writer.WriteData(node):
             raise ClientError("disk", "an image that was not written", expected="room on the disk", todo="make room")
         return path.read_bytes()
-
-
-@contextlib.contextmanager
-def labelmap_node(scene: Any, nifti: bytes) -> Iterator[Any]:
-    """A label map of the server as a node of the scene, while the block runs. Raises ClientError."""
-    node = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "__temp__")
-    try:
-        with tempfile.TemporaryDirectory(prefix="sparsight-") as folder:
-            path = Path(folder) / "labelmap.nii.gz"
-            path.write_bytes(nifti)
-            reader = slicer.vtkMRMLVolumeArchetypeStorageNode()
-            reader.SetFileName(str(path))
-            if not reader.ReadData(node):
-                raise _unreadable()
-        yield node
-    finally:
-        scene.RemoveNode(node)
 
 
 def _unreadable() -> ClientError:
