@@ -155,13 +155,28 @@ def make_authority(folder: Path) -> dict[str, str]:
             .not_valid_after(now + dt.timedelta(days=30))
         )
         for extension in more:
-            builder = builder.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
+            builder = builder.add_extension(
+                extension, critical=isinstance(extension, (x509.BasicConstraints, x509.KeyUsage))
+            )
         return builder.sign(signed_with, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
     root, own = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    other_uses = [
+        "content_commitment",
+        "key_encipherment",
+        "data_encipherment",
+        "key_agreement",
+        "encipher_only",
+        "decipher_only",
+    ]
+    vouches = x509.KeyUsage(
+        digital_signature=True, key_cert_sign=True, crl_sign=True, **dict.fromkeys(other_uses, False)
+    )
     identifier = x509.SubjectKeyIdentifier.from_public_key(root.public_key())
     files = {
-        "ca": certificate("ward", root, "ward", root, x509.BasicConstraints(ca=True, path_length=None), identifier),
+        "ca": certificate(
+            "ward", root, "ward", root, x509.BasicConstraints(ca=True, path_length=None), vouches, identifier
+        ),
         "cert": certificate(
             "server", own, "ward", root,
             x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
