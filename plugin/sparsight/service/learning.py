@@ -22,6 +22,7 @@ from sparsight.rl import gate, rewards, sentinel
 from sparsight.rl.gate import Paired
 from sparsight.rl.language import LanguageConfig, train_language
 from sparsight.rl.trainer import Example, train_policy
+from sparsight.rl.tuning import TuningConfig, tune_language
 from sparsight.service.corrections import marks_on, right_answer, wrong_answer
 from sparsight.store import PolicyRegistry, Store
 from sparsight.types import Episode, Feedback, PolicyVersion, TokenGrid
@@ -161,21 +162,32 @@ class Learner:
     def _write(self, train: list[Correction], known: list[Correction], candidate: TokenPolicy) -> tuple[str, ...]:
         """Train the language stream's adapter on what the candidate keeps; what there is to say about it.
 
-        A stop (texts that all earn the same, say) leaves the last good adapter: the visual stream's part still counts.
+        First the right answers themselves, then what its own texts earn. A stop (texts that all earn the same, say)
+        leaves the last good adapter: the visual stream's part still counts.
         """
         examples = [c.example for c in (*train, *known) if c.example.answer is not None]
         if self.writer is None or not examples:
             return ()
-        learn = self.config.learn
+        learn, selector = self.config.learn, PolicySelector(candidate, self.reader)
         try:
-            train_language(
-                self.writer,
-                PolicySelector(candidate, self.reader),
-                examples,
-                config=LanguageConfig(steps=learn.language_steps, budgets=learn.budgets),
-                seed=learn.seed,
-                on_step=lambda step: self.on_step("language", step.step, step.steps),
-            )
+            if learn.tuning_steps:
+                tune_language(
+                    self.writer,
+                    selector,
+                    examples,
+                    config=TuningConfig(steps=learn.tuning_steps, budgets=learn.budgets, lr=learn.tuning_lr),
+                    seed=learn.seed,
+                    on_step=lambda step: self.on_step("tuning", step.step, step.steps),
+                )
+            if learn.language_steps:
+                train_language(
+                    self.writer,
+                    selector,
+                    examples,
+                    config=LanguageConfig(steps=learn.language_steps, budgets=learn.budgets, lr=learn.language_lr),
+                    seed=learn.seed,
+                    on_step=lambda step: self.on_step("language", step.step, step.steps),
+                )
         except TrainingError as error:
             return (f"language stream: {error.given}",)
         return ()

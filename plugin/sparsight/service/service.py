@@ -180,7 +180,8 @@ class Service:
             live, selector = self._policy()
             self._take_on(live)
             adapter, learn = self._adapters[live.id], self.config.learn
-            writer = self.reader.writer(rank_of(adapter) or learn.language_rank) if learn.language_steps else None
+            writes = learn.tuning_steps or learn.language_steps
+            writer = self.reader.writer(rank_of(adapter) or learn.language_rank) if writes else None
 
             def step(stage: str, done: int, total: int) -> None:
                 tell(Progress(stage, done, total))
@@ -388,8 +389,8 @@ class Service:
         if study.volume.sha256 in self._tokens_kept:
             return
         grid = study.grid
-        features = grid.features.numpy().astype(np.float16)
-        kept = Features(features, grid.shape, grid.patch, grid.uvw_to_ijk, grid.uvw_to_lps)
+        extras = {name: _half(part) for name, part in grid.extras.items()}
+        kept = Features(_half(grid.features), grid.shape, grid.patch, grid.uvw_to_ijk, grid.uvw_to_lps, extras)
         self.store.put_features(study.volume.sha256, self.reader.id, kept)
         self._tokens_kept.add(study.volume.sha256)
 
@@ -403,7 +404,9 @@ class Service:
         """The tokens of an episode's study, as stored when it was asked. Raises NotFoundError."""
         kept = self.store.features(episode.volume_sha256, episode.reader)
         features = torch.from_numpy(kept.features.astype(np.float32))
-        return TokenGrid(features, kept.shape, kept.patch, kept.uvw_to_ijk, kept.uvw_to_lps, episode.reader)
+        extras = {name: torch.from_numpy(np.asarray(part, np.float32)) for name, part in kept.extras.items()}
+        at = kept.uvw_to_ijk, kept.uvw_to_lps
+        return TokenGrid(features, kept.shape, kept.patch, *at, episode.reader, extras=extras)
 
 
 def _patiently(complete: Callable[[], Encoded]) -> Encoded:
@@ -431,6 +434,12 @@ def install_shipped(config: Config, reader_id: str, registry: PolicyRegistry, st
         at_once=not config.gate.sign_off,
         record=lambda policy: store.record("promote" if policy.state == "live" else "gate", policy),
     )
+
+
+def _half(features: torch.Tensor) -> NDArray[np.float16]:
+    """As they are stored; what float16 cannot hold becomes the largest that it can."""
+    largest = float(np.finfo(np.float16).max)
+    return features.clamp(-largest, largest).numpy().astype(np.float16)
 
 
 def registry_of(config: Config, reader: Reader | str) -> PolicyRegistry:
