@@ -3,9 +3,7 @@
 import io
 import json
 import logging
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -54,17 +52,6 @@ def images(kinds: tuple[Path, dict[str, str]]) -> Callable[..., Images]:
     return images
 
 
-def program(name: str) -> str:
-    """A validator; its absence skips the test, except in CI, where it is a failure."""
-    found = shutil.which(name)
-    if found is None:
-        reason = f"no {name}: apt-get install dicom3tools dcmtk"
-        if os.environ.get("CI", "").lower() in {"1", "true"}:
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return found
-
-
 def objects(results: Results) -> dict[str, Dataset]:
     return {result.name: dcmread(io.BytesIO(result.content)) for result in results.objects}
 
@@ -97,7 +84,9 @@ def review(episode: Episode, verdict: str = "accept", key: str = "k", **given: A
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_validators_find_no_error(served: Service, episodes: dict[str, Episode], kind: str, tmp_path: Path) -> None:
+def test_validators_find_no_error(
+    served: Service, episodes: dict[str, Episode], kind: str, tmp_path: Path, program: Callable[[str], str]
+) -> None:
     """All versions and objects of each kind of image, with text that no ASCII holds."""
     dciodvfy, dsrdump = program("dciodvfy"), program("dsrdump")
     episode = episodes[kind]
@@ -125,6 +114,15 @@ def test_validators_find_no_error(served: Service, episodes: dict[str, Episode],
             assert dumped.returncode == 0, dumped.stderr
             assert "Comprehensive SR Document" in dumped.stdout
             assert "E:" not in dumped.stderr
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)])
+def test_a_missing_validator_is_a_failure_in_ci(
+    program: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, ci: str, outcome: type[BaseException]
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises(outcome, match="no such-validator"):
+        program("such-validator")
 
 
 def test_a_report_says_what_the_episode_says(episodes: dict[str, Episode], images: Callable[..., Images]) -> None:
