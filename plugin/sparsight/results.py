@@ -261,15 +261,20 @@ def _images(service: Service, asked: Asked) -> Images:
 def _comments(episode: Episode) -> list[str]:
     """What a person is told of an answer, in the words of the other clients."""
     said = episode_json(episode)
-    budget = said["budget"]
+    budget, question = said["budget"], episode.question
     comments = [f"Read from {budget['kept']} of {budget['total']} visual tokens."]
+    if question.kind == "choice":
+        comments.append(f"To choose from: {'; '.join(question.choices)}.")
+    if question.region is not None:
+        low, high = (", ".join(f"{x:.1f}" for x in corner) for corner in question.region)
+        comments.append(f"Asked about a part of the image only: from ({low}) to ({high}) mm (LPS).")
     if episode.slices is not None:
         comments.append(f"After a first look at {said['slices']['total']} slices, {episode.slices} were encoded.")
     if said["grounded"] is False:
         comments.append("Not grounded: the answer hardly depends on the regions shown.")
     if said["recheck"]:
         comments.append(f"Re-checked: {said['recheck']['note']}.")
-    return comments
+    return comments + [f"{note[:1].upper()}{note[1:]}." for note in said["notes"]]
 
 
 def _outline(mask: NDArray[np.bool_]) -> Outline:

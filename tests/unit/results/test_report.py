@@ -25,7 +25,7 @@ from sparsight.imaging.results import Images, Review, concepts, make_report
 from sparsight.imaging.results.images import plain, pseudonym
 from sparsight.results import Results, make_results
 from sparsight.service import Service, parse_question
-from sparsight.types import Answer, Episode, Feedback, Mark, Recheck
+from sparsight.types import Answer, Episode, Feedback, Mark, Question, Recheck
 
 DOCS = Path(__file__).parents[3] / "docs"
 NOON = datetime(2026, 3, 4, 12, 0, 0, 250, UTC)
@@ -286,6 +286,46 @@ def test_side_and_body_part_are_told(served: Service, episodes: dict[str, Episod
     assert seg.PatientOrientation == ["L", "F"]
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_side_and_body_part_of_frames_are_told_where_all_agree(
+    episodes: dict[str, Episode], images: Callable[..., Images], shared: bool
+) -> None:
+    """An enhanced object says so in its functional groups."""
+
+    def anatomy(code: Code, side: str) -> list[Dataset]:
+        region, item = Dataset(), Dataset()
+        region.CodeValue, region.CodingSchemeDesignator, region.CodeMeaning = code.value, "SCT", code.meaning
+        item.FrameLaterality, item.AnatomicRegionSequence = side, [region]
+        return [item]
+
+    def change(header: Dataset, sides: str) -> None:
+        if shared:
+            header.SharedFunctionalGroupsSequence[0].FrameAnatomySequence = anatomy(codes.SCT.Hand, sides[0])
+            return
+        for group, side in zip(header.PerFrameFunctionalGroupsSequence, sides, strict=True):
+            group.FrameAnatomySequence = anatomy(codes.SCT.Hand, side)
+
+    told = said(make_report(episodes["enhanced"], images("enhanced", lambda ds: change(ds, "RRRR")), []))
+    assert set(told["Finding Site"]) == {"Hand"}
+    assert set(told["Laterality"]) == {"Right"}
+    if not shared:
+        told = said(make_report(episodes["enhanced"], images("enhanced", lambda ds: change(ds, "RRLL")), []))
+        assert "Finding Site" not in told
+
+
+def test_what_a_question_was_narrowed_to_and_what_a_reader_lacked_is_told(
+    served: Service, episodes: dict[str, Episode]
+) -> None:
+    question = Question("Which side?", "choice", ("left", "right"), ((0.0, 1.0, 2.0), (3.0, 4.0, 5.25)))
+    episode = episodes["mr"]
+    noted = replace(episode.answer, notes=("read from 3 tokens instead of 6: the device's memory held no more",))
+    copied = replace_id(served, replace(episode, id="e-narrow", question=question, answer=noted))
+    comments = said(objects(make_results(served, copied, ["report"]))["report-1.dcm"])["Comment"]
+    assert "To choose from: left; right." in comments
+    assert "Asked about a part of the image only: from (0.0, 1.0, 2.0) to (3.0, 4.0, 5.2) mm (LPS)." in comments
+    assert "Read from 3 tokens instead of 6: the device's memory held no more." in comments
+
+
 def replace_id(served: Service, episode: Episode) -> str:
     """The same answer as another episode, without its corrections."""
     copied = replace(episode, id=f"{episode.id}-copy")
@@ -479,8 +519,9 @@ def test_every_correction_is_a_version(served: Service, episodes: dict[str, Epis
     assert [r.VerificationFlag for r in reports] == ["UNVERIFIED", "VERIFIED", "UNVERIFIED", "VERIFIED"]
     assert [int(r.InstanceNumber) for r in reports] == [1, 2, 3, 4]
     for before, after in pairwise(reports):
-        item = after.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
-        assert item.ReferencedSOPInstanceUID == before.SOPInstanceUID
+        named = after.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence
+        wanted = dict.fromkeys((reports[0].SOPInstanceUID, before.SOPInstanceUID))
+        assert [item.ReferencedSOPInstanceUID for item in named] == list(wanted)
     [marked] = [r for r in made.objects if r.kind == "corrections"]
     assert (marked.name, marked.dataset.ContentCreatorName) == ("corrections-3.dcm", "reader-2^")
     assert np.asarray(marked.dataset.pixel_array).any()

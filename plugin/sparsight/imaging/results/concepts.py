@@ -153,7 +153,7 @@ def body_part(header: Dataset) -> Code | None:
 
 def side(header: Dataset) -> str:
     """R, L or B (both); empty where the image does not say."""
-    for keyword in ("ImageLaterality", "Laterality"):
+    for keyword in ("ImageLaterality", "Laterality", "FrameLaterality"):
         value = str(header.get(keyword) or "").strip().upper()
         if value in _SIDES:
             return value

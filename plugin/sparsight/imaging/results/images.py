@@ -7,6 +7,7 @@ attributes are below, text is re-encoded as UTF-8, and everything else of the pa
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from pydicom.uid import generate_uid
 
 from sparsight.errors import ImageError
 from sparsight.imaging.dicom import Plane, planes_of
+from sparsight.imaging.pixels import functional_group
 
 FloatArray = NDArray[np.float64]
 Rectangle = tuple[int, int, int, int]  # i0, j0, i1, j1: pixels of a slice, upper exclusive
@@ -59,6 +61,7 @@ _OF_ANIMALS = (  # required of them
     "ResponsiblePerson",
     "ResponsibleOrganization",
 )
+_OF_FRAMES = ("AnatomicRegionSequence", "FrameLaterality")
 _IMAGE = (
     "SOPClassUID",
     "SOPInstanceUID",
@@ -113,7 +116,9 @@ class Images:
         """Of one series, or of a pair. Raises ImageError for objects that nothing can refer to, GeometryError."""
         with _unvalidated():  # a warning would repeat what the header holds
             planes = (*(planes_of(prior) if prior is not None else ()), *planes_of(objects))
-            known = {id(plane.source): _image_header(plane.source) for plane in planes}
+            frames = Counter(id(plane.source) for plane in planes)
+            sources = {id(plane.source): plane.source for plane in planes}
+            known = {key: _image_header(source, frames[key]) for key, source in sources.items()}
             current = planes[-1].source
             return cls(planes, tuple(known[id(p.source)] for p in planes), _identity(current), to_prior)
 
@@ -210,9 +215,16 @@ def _identity(source: Dataset) -> Dataset:
     return made
 
 
-def _image_header(source: Dataset) -> Dataset:
+def _frame_anatomy(source: Dataset, frames: int) -> Dataset:
+    """Body part and side that all frames of an enhanced object share; empty where they do not, or none says."""
+    first, *others = (functional_group(source, n, "FrameAnatomySequence") for n in range(frames))
+    return first if first is not None and all(item == first for item in others) else Dataset()
+
+
+def _image_header(source: Dataset, frames: int) -> Dataset:
     """What results may know of an image: no attribute of the patient."""
-    made = _only(source, _IMAGE)
+    made = _only(_frame_anatomy(source, frames), _OF_FRAMES)
+    made.update(_only(source, _IMAGE))
     for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
         if not made.get(keyword):
             raise ImageError(

@@ -38,6 +38,11 @@ class Review:
     previous: Feedback | None = None
 
     @property
+    def earlier(self) -> tuple[Feedback | None, ...]:
+        """The versions it is made of or takes the place of: the first (None), and that of the correction before."""
+        return (None,) if self.previous is None else (None, self.previous)
+
+    @property
     def rejected(self) -> bool:
         """Then the report withdraws the answer: it has no conclusion and no regions."""
         return self.feedback.verdict == "reject"
@@ -84,7 +89,7 @@ def make_report(episode: Episode, images: Images, comments: Sequence[str], revie
         is_verified=verified,
         verifying_observer_name=observer,
         verifying_organization=ORGANIZATION if verified else None,
-        previous_versions=[_reference(episode, images, review.previous)] if review is not None else None,
+        previous_versions=[_reference(episode, images, f) for f in review.earlier] if review is not None else None,
         coding_schemes=concepts.schemes(),
         specific_character_set="ISO_IR 192",
     )
