@@ -280,6 +280,22 @@ def test_a_pair_is_drawn_on_both_images(
     assert evidence.pixel_array.shape == (96, 120)
 
 
+def test_a_pair_of_two_patients_is_filed_under_neither(
+    client: TestClient, ask: Callable[..., str], make_series: Callable[..., str], folder: Path
+) -> None:
+    def other(ds: Dataset) -> None:
+        ds.SeriesInstanceUID += ".6"
+        ds.SOPInstanceUID += ".6"
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+        ds.PatientID = "MRN-78"
+        ds.PixelData = ds.pixel_array[::-1].tobytes()
+
+    prior = make_series(folder / "earlier", "cr", other)
+    reply = post(client, ask("cr", prior=prior, question="Is there a new nodule?", recheck=False))
+    assert (reply.status_code, reply.json()["error"]["code"]) == (422, "bad_image")
+    assert "MRN" not in reply.text
+
+
 @pytest.fixture
 def run(
     tmp_path: Path, reader_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

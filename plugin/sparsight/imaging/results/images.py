@@ -113,8 +113,12 @@ class Images:
         prior: Sequence[Dataset] | None = None,
         to_prior: FloatArray | None = None,
     ) -> Images:
-        """Of one series, or of a pair. Raises ImageError for objects that nothing can refer to, GeometryError."""
+        """Of one series, or of a pair.
+
+        Raises ImageError for objects that nothing can refer to, and for a prior of another patient; GeometryError.
+        """
         with _unvalidated():  # a warning would repeat what the header holds
+            _check_patient([*objects, *(prior or ())])
             planes = (*(planes_of(prior) if prior is not None else ()), *planes_of(objects))
             frames = Counter(id(plane.source) for plane in planes)
             sources = {id(plane.source): plane.source for plane in planes}
@@ -213,6 +217,17 @@ def _identity(source: Dataset) -> Dataset:
     if not (made.get("DeidentificationMethod") or made.get("DeidentificationMethodCodeSequence")):
         made.pop("PatientIdentityRemoved", None)  # it must not stand alone
     return made
+
+
+def _check_patient(objects: Sequence[Dataset]) -> None:
+    """Refuse images of several patients: a report is filed under one."""
+    known = {str(ds.get("PatientID") or "").strip() for ds in objects} - {""}
+    if len(known) > 1:
+        raise ImageError(
+            f"images of {len(known)} patient ids",
+            expected="images of one patient",
+            todo="have the archive merge the ids if the patient is the same, or ask without the prior",
+        )
 
 
 def _frame_anatomy(source: Dataset, frames: int) -> Dataset:
