@@ -98,14 +98,15 @@ def make_results(service: Service, episode_id: str, kinds: Sequence[Kind] | None
 
 
 def write_results(service: Service, results: Results, folder: Path) -> dict[str, Path]:
-    """Write each object to a file in `folder`, in place of what was there: where, by SOP instance UID.
+    """Write each object to a file in `folder`/EPISODE, in place of what was there: where, by SOP instance UID.
 
     Raises OSError.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # they hold a patient's name
+    own = folder / results.episode
+    own.mkdir(mode=0o700, parents=True, exist_ok=True)  # they hold a patient's name
     written = {}
     for result in results.objects:
-        path = folder / result.name
+        path = own / result.name
         with whole(path) as temporary:
             temporary.write_bytes(result.content)
         written[result.sop_uid] = path
@@ -119,8 +120,7 @@ def send_results(service: Service, results: Results) -> None:
     Raises NotStoredError naming those that it refused (the others stay), BusyError where it is away, InputError where
     the studies are files.
     """
-    if service.studies is None:
-        raise NotFoundError("no studies are served", expected="a DICOMweb URL", todo="name it with --studies")
+    assert service.studies is not None  # the results were made from them
     refused = service.studies.store([result.dataset for result in results.objects])
     if stored := _hashes(results, without=refused):
         service.store.record_results(results.episode, "pacs", stored)

@@ -21,7 +21,7 @@ def dicom(
     context: typer.Context,
     episode: Annotated[str, typer.Argument(help="The episode that `ask` printed.")],
     studies: Annotated[str, typer.Option(help="Folder or DICOMweb URL with the study it is about.")],
-    out: Annotated[Path | None, typer.Option(help="Write the objects into this folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the objects to files in EPISODE/ in this folder.")] = None,
     store: Annotated[bool, typer.Option("--store", help="Send them to the PACS at --studies.")] = False,
     only: Annotated[
         list[str] | None, typer.Option(help="report, evidence or corrections; repeat it. Default: all there can be.")

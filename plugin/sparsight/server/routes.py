@@ -235,7 +235,7 @@ def dicom(episode: str, service: Served, request: DicomRequest | None = None) ->
     if wanted.store:
         results.send_results(service, made)
         return results.results_json(made)
-    folder = service.config.home / "dicom" / made.episode
+    folder = service.config.home / "dicom"
     make_folder(folder)
     with disk_errors():
         return results.results_json(made, results.write_results(service, made, folder))

@@ -318,14 +318,16 @@ def test_the_command_writes_files(run: Callable[..., tuple[int, str]], folder: P
     code, out = run("dicom", episode, *where, "--out", str(tmp_path / "a" / "b"), "--only", "report", "--json")
     assert code == 0
     [told] = json.loads(out)["objects"]
-    assert told["file"] == str(tmp_path / "a" / "b" / "report-1.dcm")
+    assert told["file"] == str(tmp_path / "a" / "b" / episode / "report-1.dcm")
     first = Path(told["file"]).read_bytes()
+    (tmp_path / "c").mkdir(mode=0o755)
     code, out = run("dicom", episode, *where, "--out", str(tmp_path / "c"))
     assert code == 0
+    assert (tmp_path / "c" / episode).stat().st_mode & 0o077 == 0  # others may see the folder, not what is in it
     assert "SOP instance UID" in out
     assert "no corrections: no region that a reviewer marked" in out
     assert "the report is preliminary" in out
-    assert (tmp_path / "c" / "report-1.dcm").read_bytes() == first
+    assert (tmp_path / "c" / episode / "report-1.dcm").read_bytes() == first
     for args, error in (
         (("--out", str(tmp_path / "c"), "--store"), "bad_input"),
         ((), "bad_input"),
