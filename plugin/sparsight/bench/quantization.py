@@ -65,7 +65,8 @@ def measure(config: ModelConfig, asked: Sequence[Asked], *, seed: int, on_step: 
     grids: list[TokenGrid] = []
     sha256 = {}
     for done, rung in enumerate(LADDER):
-        reader = load_model(config.weights or Path(), config.model_copy(update={"quantization": rung}))
+        own = config.model_copy(update={"quantization": rung})
+        reader = load_model(config.weights or Path(), own, smaller=False)  # else a smaller one would go by its name
         if not grids:  # the same for all: the vision tower is never quantized
             grids = [reader.encode(one.volume) for one in asked]
         sha256[rung] = reader.sha256

@@ -33,7 +33,7 @@ class HFReader:
     """Implements protocols.Reader. Not thread-safe: one question at a time (the service queues).
 
     max_tokens: the most visual tokens kept for one question. reasoning: the most tokens of a text. `confidence` is the
-    probability of the answer as the model gives it, not calibrated.
+    probability of the answer as the model gives it, not calibrated. notes: what every answer has to do without.
     """
 
     def __init__(
@@ -48,14 +48,12 @@ class HFReader:
         max_tokens: int = 4096,
         reasoning: int = 512,
         abstain_below: float = 0.5,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.model, self.processor, self.family, self.sha256 = model, processor, family, sha256
-        self.id, self.max_tokens, self.reasoning, self.abstain_below = (
-            f"{name}-{sha256[:8]}",
-            max_tokens,
-            reasoning,
-            abstain_below,
-        )
+        self.id, self.max_tokens, self.reasoning = f"{name}-{sha256[:8]}", max_tokens, reasoning
+        self.longest = max(_ANSWER_TOKENS, reasoning)  # tokens of an answer: what it writes itself can be scored
+        self.abstain_below, self.notes = abstain_below, notes
         self.vision, self.language = Vision(model, processor, family, pace), Language(model, processor, family)
         self._adapter: Adapter | None = None
         self.embed = lru_cache(maxsize=512)(self._embed)
@@ -214,7 +212,7 @@ class HFReader:
             abstained=confidence < self.abstain_below or not (choices or said),
             choice=best if question.kind == "choice" else None,
             timings_ms={"decode": 1e3 * (decoded - started), "prefill": 1e3 * (done - decoded)},
-            notes=self.vision.notes(grid),
+            notes=(*self.notes, *self.vision.notes(grid)),
         )
 
     def _say(self, prompt: TokenPrompt, on_token: Callable[[str], None] | None) -> str:

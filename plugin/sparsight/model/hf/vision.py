@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -48,11 +49,19 @@ class Pace:
         """The next rung down: half of all that can be halved."""
         return replace(
             self,
-            tokens=max(_LEAST, self.tokens // 2),
+            tokens=min(self.tokens, max(_LEAST, self.tokens // 2)),
             tiles=max(1, self.tiles // 2),
-            slices=max(2, self.slices // 2),
+            slices=min(self.slices, max(2, self.slices // 2)),
             batch=max(2, self.batch // 2),
         )
+
+
+def give_back(error: torch.OutOfMemoryError) -> None:
+    """Free what an attempt held that did not fit; the error's own frames would keep it as long as anyone has it."""
+    traceback.clear_frames(error.__traceback__)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @contextmanager
@@ -61,9 +70,7 @@ def memory_full() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back(error)
         raise MemoryFullError(
             "a question that the device's memory does not hold",
             expected="room for its tokens",

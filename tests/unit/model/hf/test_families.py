@@ -1,10 +1,13 @@
 """Every family reads few tokens as it reads them among all, and shows them where they are."""
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sparsight import evidence
@@ -15,8 +18,9 @@ from sparsight.model.hf import proofs
 from sparsight.model.hf.families import FAMILIES, family_of
 from sparsight.model.hf.prompts import Layout
 from sparsight.model.hf.proofs import pattern, prove
+from sparsight.model.hf.reader import HFReader
 from sparsight.model.hf.tiny import families
-from sparsight.model.hf.vision import thinned
+from sparsight.model.hf.vision import Pace, memory_full, thinned
 from sparsight.model.selectors import finish
 from sparsight.types import Question
 
@@ -199,6 +203,27 @@ def test_a_full_memory_takes_a_smaller_picture_and_says_so(reader_of: Make, monk
     monkeypatch.setattr(reader.vision, "_look", lambda pixels: (_ for _ in ()).throw(torch.OutOfMemoryError("none")))
     with pytest.raises(MemoryFullError, match="memory"):
         reader.encode(pattern(1, 60, 60))
+
+
+@given(st.builds(Pace, st.integers(16, 16384), st.integers(1, 6), st.integers(1, 512), st.just(4)))
+def test_a_smaller_pace_is_never_larger(pace: Pace) -> None:
+    smaller = pace.smaller()
+    assert smaller.tokens <= pace.tokens
+    assert smaller.tiles <= pace.tiles
+    assert smaller.slices <= pace.slices
+
+
+def test_what_did_not_fit_is_given_back() -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def ask_for_more() -> None:
+        tensor = torch.zeros(8)
+        held.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(MemoryFullError), memory_full():
+        ask_for_more()
+    assert held[0]() is None
 
 
 def test_the_same_question_is_embedded_alike(reader_of: Make) -> None:
