@@ -47,6 +47,10 @@ class Family:
         """Pixels of a token's side."""
         return _one(config.vision_config.patch_size)
 
+    def along(self, config: Any) -> int:
+        """Tokens along the side of a tile. The pixels that are left (6 of 384 by 14) are part of none."""
+        return _one(config.vision_config.image_size) // self.patch(config)
+
     def arguments(self, config: Any, size: tuple[int, int], tiles: tuple[int, int]) -> dict[str, Any]:
         """For the image processor, so that a picture of exactly `size` (height, width) stays as it is.
 
@@ -109,7 +113,8 @@ class _Gemma3(Family):
     listed = False
 
     def patch(self, config: Any) -> int:
-        return int(_one(config.vision_config.image_size) // math.isqrt(config.mm_tokens_per_image))
+        pixels = super().patch(config)
+        return pixels * (_one(config.vision_config.image_size) // pixels // math.isqrt(config.mm_tokens_per_image))
 
     def types(self, config: Any, ids: Tensor) -> Tensor | None:
         """1 for visual tokens: those of one picture all see each other."""

@@ -14,7 +14,7 @@ from sparsight import evidence
 from sparsight.errors import BudgetError, ConfigError, MemoryFullError, QuestionError
 from sparsight.imaging.grid import tokens_to_labelmap
 from sparsight.model import RandomSelector, ScoreRequest
-from sparsight.model.hf import proofs
+from sparsight.model.hf import proofs, tiny
 from sparsight.model.hf.families import FAMILIES, family_of
 from sparsight.model.hf.prompts import Layout
 from sparsight.model.hf.proofs import pattern, prove
@@ -40,6 +40,19 @@ def test_proofs_hold(reader_of: Make, family: str, tiles: int) -> None:
     assert len(found) == 10
     assert not [proof for proof in found if not proof.passed]
     assert [proof.worst for proof in found if "unmodified" in proof.name] == [0.0, 0.0]  # on a CPU: to the bit
+
+
+@pytest.mark.parametrize(("family", "tiles"), [("llava", 1), ("gemma3", 1), ("paligemma", 1)] + [(f, 2) for f in TILED])
+def test_proofs_hold_where_patches_leave_pixels_over(monkeypatch: pytest.MonkeyPatch, family: str, tiles: int) -> None:
+    """As in SigLIP, whose 384 pixels are 27 patches of 14 and 6 more: these are part of no token."""
+    monkeypatch.setattr(tiny, "SIDE", 68)
+    monkeypatch.setitem(tiny._VISION, "image_size", 68)
+    model, processor = tiny.tiny(family)
+    reader = HFReader(model, processor, family_of(family), "0" * 64, name=family, pace=Pace(tiles=tiles))
+    assert not [proof for proof in prove(reader) if not proof.passed]
+    along = family_of(family).along(model.config)
+    assert reader.encode(pattern(3, 96, 96)).shape == (3, along, along)  # one tile a slice
+    assert reader.encode(pattern(1, 96, 96)).shape == (1, tiles * along, tiles * along)
 
 
 def test_positions_that_move_up_are_found(reader_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
