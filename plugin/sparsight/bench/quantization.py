@@ -124,8 +124,8 @@ def _look(reader: HFReader, asked: Sequence[Asked], grids: Sequence[TokenGrid], 
         if not choices:
             right.append(np.nan)
             continue
-        end = min(reader.language.ends)
-        likely = reader.language.likely_after(prompt, [[*reader.language.ids(choice), end] for choice in choices])
+        texts = [[*reader.language.ids(choice), reader.language.end] for choice in choices]
+        likely = reader.language.likely_after(prompt, texts)
         right.append(float(choices[int(likely.argmax())] == one.answer))
     return _Seen(torch.stack(firsts), np.array(right))
 

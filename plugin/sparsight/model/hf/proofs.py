@@ -46,7 +46,7 @@ def prove(reader: HFReader, on_proof: Callable[[Proof], None] = lambda proof: No
     with torch.no_grad():
         for study in (pattern(1, 96, 120), pattern(3, 96, 96)):
             grid = reader.encode(study)
-            whole = reader.prompt(grid, _QUESTION, False)
+            whole = reader.prompt(grid, _QUESTION, True)
             kept = _subsets(grid)
             where = "a picture" if grid.shape[0] == 1 else "a volume"
             found += [
@@ -96,7 +96,7 @@ def _apart(a: Tensor, b: Tensor) -> float:
 
 def _identity(reader: HFReader, study: ImageVolume, whole: TokenPrompt) -> float:
     """Against the model as published: its own processor, its own forward pass from pixels."""
-    turn = messages(_QUESTION, study.shape[0], False)
+    turn = messages(_QUESTION, study.shape[0], True)
     given = reader.vision.inputs(study, reader.family.write(reader.processor, turn))
     if given["input_ids"].shape[1] != len(whole.ids) or (given["input_ids"][0].cpu() != whole.ids).any():
         return float("inf")

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from sparsight.errors import BudgetError, ConfigError, QuestionError
 from sparsight.model.completions import AdapterPolicy, adapter_of, rank_of
-from sparsight.model.hf.adapter import Adapter
-from sparsight.model.hf.answers import choices_of, messages, parse
+from sparsight.model.hf.adapter import Adapter, standing_in
+from sparsight.model.hf.answers import ANSWER, END_ANSWER, END_THINK, THINK, choices_of, messages, parse
 from sparsight.model.hf.families import Family, begins_itself
 from sparsight.model.hf.language import Language
 from sparsight.model.hf.prompts import Study, TokenPrompt
@@ -80,13 +80,19 @@ class HFReader:
         return 1 - functional.cosine_similarity(grid.features, mean)
 
     def check(self, question: Question, answer: str) -> None:
-        """Raise QuestionError where question or answer has too many tokens."""
+        """Raise QuestionError where question, a choice or the answer has too many tokens, or a special one."""
         for what, text, most in (
             ("a question", question.text, _QUESTION_TOKENS),
-            ("an answer", answer, _ANSWER_TOKENS),
+            ("an answer", answer, self.longest),
+            *(("a choice", choice, _ANSWER_TOKENS) for choice in question.choices),
         ):
-            if not 0 < (n := len(self.language.ids(text.strip()))) <= most:
-                raise QuestionError(f"{what} of {n} tokens", expected=f"1 to {most}", todo="use a shorter one")
+            ids = self.language.ids(text.strip())
+            if not 0 < len(ids) <= most:
+                raise QuestionError(f"{what} of {len(ids)} tokens", expected=f"1 to {most}", todo="use a shorter one")
+            if not self.language.special.isdisjoint(ids):  # it would end the turn, or stand for a picture
+                raise QuestionError(
+                    f"{what} that holds a special token of the model", expected="words", todo="leave it out"
+                )
 
     @torch.inference_mode(False)  # it is kept, and a policy trains on it, whoever asked first
     @torch.no_grad()
@@ -101,12 +107,10 @@ class HFReader:
     def prompt(self, grid: TokenGrid, question: Question, reasoned: bool) -> TokenPrompt:
         """The question with every token of the study in it. Raises QuestionError for what does not fit."""
         self.check(question, "-")
-        if any(token in question.text for token in self.processor.tokenizer.all_special_tokens):
-            raise QuestionError(
-                "a question that holds a special token of the model", expected="words", todo="leave it out"
-            )
         layout = self.vision.layout(grid.shape)
         text = self.family.write(self.processor, messages(question, len(layout.placeholders), reasoned))
+        if not reasoned and text.rstrip().endswith(THINK):  # the template begins a thought: none is asked for
+            text += f"\n{END_THINK}\n\n"
         special = not begins_itself(self.processor, text)
         (text, *_), _ = self.processor.get_text_with_replacements(
             [self.family.frame(self.processor, text)], images_replacements=list(layout.placeholders)
@@ -151,7 +155,7 @@ class HFReader:
         for request in requests:
             self.check(request.question, request.answer)
             whole = self.prompt(request.grid, request.question, False)
-            answer = [*self.language.ids(request.answer.strip()), min(self.language.ends)]
+            answer = [*self.language.ids(request.answer.strip()), self.language.end]
             for keep in request.keeps:
                 self._check_kept(len(keep))
                 prompts.append(whole.keep(keep, self.language.image))
@@ -185,20 +189,25 @@ class HFReader:
         started = time.perf_counter()
         reasoned = self.prompt(grid, question, True).keep(keep, self.language.image)
         direct = self.prompt(grid, question, False).keep(keep, self.language.image)
-        text = self._say(reasoned, on_token)
+        begun = self.processor.tokenizer.decode(reasoned.ids[-8:]).rstrip().endswith(THINK)
+        text = (THINK if begun else "") + self._say(reasoned, on_token)
         decoded = time.perf_counter()
         reasoning, said = parse(text)
         choices = choices_of(question)
-        before = self.language.ids(f"<think>{reasoning}</think><answer>" if reasoning else "<answer>")
+        if not (choices or said):  # cut off before it came to an answer
+            said = parse(self._say(direct, on_token))[1]
+        said = self._scorable(said)
+        thought = f"{'' if begun else THINK}{reasoning}{END_THINK}" if reasoning or begun else ""
+        before = self.language.ids(f"{thought}{ANSWER}")
         options = choices or (said or "-",)
         answers = [self.language.ids(option) for option in options]
-        end = self.language.ids("</answer>")
+        end = self.language.ids(END_ANSWER)
         likely = torch.stack(
             [
                 self.language.likely_after(
                     reasoned.then(before, self.family.answer_type), [[*answer, *end] for answer in answers]
                 ),
-                self.language.likely_after(direct, [[*answer, min(self.language.ends)] for answer in answers]),
+                self.language.likely_after(direct, [[*answer, self.language.end] for answer in answers]),
             ]
         ).cpu()
         p = likely.softmax(-1).mean(0) if choices else likely.exp().mean(0)
@@ -228,6 +237,12 @@ class HFReader:
                 on_token(text[len(shown) :])
                 shown = text
         return str(self.processor.tokenizer.decode(ids, skip_special_tokens=False))
+
+    def _scorable(self, said: str) -> str:
+        """An answer that `check` takes: the model may go on for long, or spell out a special token."""
+        ids = self.language.ids(said)
+        own = [i for i in ids if i not in self.language.special][: self.longest - 8]  # spelled anew it may take more
+        return said if own == ids else str(self.processor.tokenizer.decode(own)).strip()
 
     def _check_kept(self, kept: int) -> None:
         if kept > self.max_tokens:

@@ -39,7 +39,7 @@ class HFLanguagePolicy:
     def phrase(self, prompt: Prompt, answer: str) -> Completion:  # noqa: ARG002 - the protocol's
         """The answer's tokens and the end."""
         language = self._reader.language
-        return self._spell(False, [*language.ids(answer.strip()), min(language.ends)])
+        return self._spell(False, [*language.ids(answer.strip()), language.end])
 
     def to_arrays(self) -> dict[str, NDArray[np.float32]]:
         """The adapter by name."""

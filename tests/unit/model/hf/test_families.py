@@ -154,6 +154,63 @@ def test_texts_behind_one_reading_are_as_likely_as_each_by_itself(reader_of: Mak
     assert together.tolist() == pytest.approx(alone.tolist(), abs=2e-3)
 
 
+def test_of_several_ends_the_answer_has_that_of_its_turn(reader_of: Make) -> None:
+    """Qwen and Gemma name two, and the lower one ends a document: after an answer it is all but impossible."""
+    reader = reader_of("llava")
+    tokenizer, ends = reader.processor.tokenizer, [256, reader.language.end]
+    assert tokenizer.convert_ids_to_tokens(ends)[1] == "<end>"
+    assert ends[0] < ends[1]
+    assert family_of("llava").end(reader.processor, frozenset(ends)) == ends[1]
+    template, reader.processor.chat_template = reader.processor.chat_template, "no turn ends"
+    try:
+        assert family_of("llava").end(reader.processor, frozenset(ends)) == tokenizer.eos_token_id
+    finally:
+        reader.processor.chat_template = template
+
+
+def test_a_template_that_cannot_write_pictures_is_refused(reader_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = reader_of("llava")
+    monkeypatch.setattr(reader.processor, "chat_template", "{{ 'USER: ' + messages[0]['content'] }}")
+    with pytest.raises(ConfigError, match="chat template"):
+        reader.prompt(reader.encode(pattern(1, 60, 80)), YES_NO, False)
+
+
+def test_reasoning_that_was_cut_off_is_no_answer(reader_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, free = reader_of("llava"), Question("What is it?")
+    said = iter(["<think>It could be", "a ring"])
+    monkeypatch.setattr(reader, "_say", lambda prompt, on_token: next(said))
+    grid = reader.encode(pattern(1, 60, 80))
+    answer = reader.read(free, grid, RandomSelector().select(grid, free, 8, seed=1))
+    assert (answer.reasoning, answer.text) == ("It could be", "a ring")
+
+
+@pytest.mark.parametrize("said", ["bright " * 40, "a ring <row_1_col_1>"])
+def test_what_a_model_answers_can_be_scored(reader_of: Make, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    """Else a free question with a long answer would be refused once it was answered: its necessity is measured."""
+    reader, free = reader_of("idefics3"), Question("What is it?")
+    monkeypatch.setattr(reader, "_say", lambda prompt, on_token: f"<answer>{said}</answer>")
+    grid = reader.encode(pattern(1, 60, 80))
+    answer = reader.read(free, grid, RandomSelector().select(grid, free, 8, seed=1))
+    assert answer.text
+    assert said.startswith(answer.text)
+    assert len(reader.score([ScoreRequest(grid, free, answer.text, torch.arange(4)[None])])) == 1
+
+
+def test_a_template_that_begins_a_thought(reader_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, free = reader_of("llava"), Question("What is it?")
+    template = reader.processor.chat_template.replace("[assistant]", "[assistant]<think>")
+    monkeypatch.setattr(reader.processor, "chat_template", template)
+    grid = reader.encode(pattern(1, 60, 80))
+    direct = reader.prompt(grid, free, False)
+    assert reader.processor.tokenizer.decode(direct.ids).endswith("<think>\n</think>\n\n")
+    said = iter(["It is bright.</think><answer>a ring</answer>", "It may be", "a line"])
+    monkeypatch.setattr(reader, "_say", lambda prompt, on_token: next(said))
+    keep = RandomSelector().select(grid, free, 8, seed=1)
+    answers = [reader.read(free, grid, keep) for _ in range(2)]
+    assert [(a.reasoning, a.text) for a in answers] == [("It is bright.", "a ring"), ("It may be", "a line")]
+    assert not [proof for proof in prove(reader) if not proof.passed]
+
+
 def test_a_choice_is_one_of_the_choices(reader_of: Make) -> None:
     reader = reader_of("llava")
     question = Question("What is it?", "choice", ("mass", "ring", "line"))
@@ -168,8 +225,14 @@ def test_what_is_too_much_is_refused(reader_of: Make) -> None:
     grid = reader.encode(pattern(1, 60, 80))
     with pytest.raises(QuestionError, match="tokens"):
         reader.score([ScoreRequest(grid, Question("a" * 600), "yes", torch.arange(2)[None])])
-    with pytest.raises(QuestionError, match="special token"):
+    with pytest.raises(QuestionError, match="a question that holds a special token"):
         reader.prompt(grid, Question("what is <image> here?"), False)
+    with pytest.raises(QuestionError, match="a choice that holds a special token"):
+        reader.prompt(grid, Question("what is here?", "choice", ("a mass", "<image>")), False)
+    with pytest.raises(QuestionError, match="a choice of 200 tokens"):
+        reader.prompt(grid, Question("what is here?", "choice", ("a mass", "a" * 200)), False)
+    with pytest.raises(QuestionError, match="an answer that holds a special token"):
+        reader.check(YES_NO, "no <image>")  # a correction that could never be learned from
     reader.max_tokens, most = 4, reader.max_tokens
     try:
         with pytest.raises(BudgetError, match="5 tokens"):
