@@ -5,15 +5,14 @@ Run by `sparsight doctor` on a hospital's model and by the tests on a tiny one o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sparsight.model.hf.adapter import checkpointing
 from sparsight.model.hf.answers import messages
 from sparsight.model.hf.prompts import TokenPrompt
 from sparsight.model.hf.reader import HFReader
@@ -158,18 +157,6 @@ def _checkpointed(reader: HFReader) -> float:
     text = reader.language.ids(_TEXT)
     with torch.no_grad():
         plain, _ = reader.language.log_p([prompt], [text])
-    with _checkpointing(reader.model):
+    with checkpointing(reader.model):
         trained, _ = reader.language.log_p([prompt], [text])
     return _apart(trained.detach(), plain)
-
-
-@contextmanager
-def _checkpointing(model: Any) -> Iterator[None]:
-    was = model.training
-    model.activation_checkpointing_enable({"use_reentrant": False})
-    model.train()
-    try:
-        yield
-    finally:
-        model.activation_checkpointing_disable()
-        model.train(was)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -97,11 +98,17 @@ class HFReader:
     @torch.inference_mode(False)  # it is kept, and a policy trains on it, whoever asked first
     @torch.no_grad()
     def _embed(self, question: Question) -> Tensor:
-        """Mean and last hidden state of the question read without an image: (2 * hidden,)."""
+        """Mean and last hidden state of the question read without an image, by the model as published: (2 * hidden,).
+
+        With an adapter on, the same question would be another to a policy before it was taught and after.
+        """
         self.check(question, "-")
         ids = torch.tensor([self.language.ids(question.text.strip())], device=self.model.device)
         text = self.model.get_decoder()
-        states = text(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state[0].float()
+        on = self._adapter
+        with memory_full(), nullcontext() if on is None else standing_in(on, on.state_of({})):
+            read = text(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        states = read.last_hidden_state[0].float()
         return torch.cat([states.mean(0), states[-1]]).cpu()
 
     def prompt(self, grid: TokenGrid, question: Question, reasoned: bool) -> TokenPrompt:
