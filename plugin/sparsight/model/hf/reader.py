@@ -28,6 +28,7 @@ from sparsight.types import Answer, ImageVolume, Question, Selection, TokenGrid
 _QUESTION_TOKENS = 512
 _ANSWER_TOKENS = 96
 _CHUNK_TOKENS = 32_768  # of one forward pass: bounds memory
+_CHUNK_LOGITS = 2**28  # of one forward pass: 1 GiB of them
 
 
 class HFReader:
@@ -168,7 +169,8 @@ class HFReader:
                 prompts.append(whole.keep(keep, self.language.image))
                 texts.append(answer)
         with memory_full():
-            scores = torch.cat([self.language.likely(p, t).cpu() for p, t in _chunks(prompts, texts)])
+            parts = _chunks(prompts, texts, self.language.words)
+            scores = torch.cat([torch.zeros(0), *(self.language.likely(p, t).cpu() for p, t in parts)])
         return list(torch.split(scores, [len(request.keeps) for request in requests]))
 
     @torch.inference_mode()
@@ -257,13 +259,14 @@ class HFReader:
 
 
 def _chunks(
-    prompts: Sequence[TokenPrompt], texts: Sequence[Sequence[int]]
+    prompts: Sequence[TokenPrompt], texts: Sequence[Sequence[int]], words: int
 ) -> list[tuple[Sequence[TokenPrompt], Sequence[Sequence[int]]]]:
-    """Rows that go through the model together: as many as _CHUNK_TOKENS padded tokens hold."""
-    parts, begin, longest = [], 0, 0
+    """Rows that go through the model together: as many as _CHUNK_TOKENS padded tokens and _CHUNK_LOGITS hold."""
+    parts, begin, longest, spoken = [], 0, 0, 0
     for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-        longest = max(longest, len(prompt.ids) + len(text))
-        if i > begin and longest * (i + 1 - begin) > _CHUNK_TOKENS:
+        own = len(prompt.ids) + len(text), len(text) + 1
+        longest, spoken, rows = max(longest, own[0]), max(spoken, own[1]), i + 1 - begin
+        if rows > 1 and (longest * rows > _CHUNK_TOKENS or spoken * words * rows > _CHUNK_LOGITS):
             parts.append((prompts[begin:i], texts[begin:i]))
-            begin, longest = i, len(prompt.ids) + len(text)
-    return [*parts, (prompts[begin:], texts[begin:])]
+            begin, (longest, spoken) = i, own
+    return [*parts, (prompts[begin:], texts[begin:])] if prompts else []

@@ -26,7 +26,7 @@ class HFLanguagePolicy:
         """state: matrices that stand in for the adapter's own whenever this stream speaks."""
         self._reader, self._state = reader, state
         self.module = adapter
-        self.max_tokens = reader.max_tokens
+        self.max_tokens, self.words = reader.max_tokens, reader.language.words
 
     def check(self, question: Question, answer: str) -> None:
         """Raise QuestionError where question or answer has too many tokens."""

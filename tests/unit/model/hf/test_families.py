@@ -211,6 +211,32 @@ def test_a_template_that_begins_a_thought(reader_of: Make, monkeypatch: pytest.M
     assert not [proof for proof in prove(reader) if not proof.passed]
 
 
+def test_prompts_hold_a_study_once(reader_of: Make) -> None:
+    """A volume's features are many hundred MB, and a step of learning has dozens of prompts."""
+    reader = reader_of("qwen3_vl")
+    grid = reader.encode(pattern(3, 60, 80))
+    prompt = reader.prompt(grid, YES_NO, False).keep(torch.arange(5), reader.language.image)
+    held = (prompt.study.tokens, prompt.study.rest, *prompt.study.deep)
+    assert {part.data_ptr() for part in held} <= {part.data_ptr() for part in (grid.features, *grid.extras.values())}
+
+
+def test_scores_together_are_bounded_by_their_logits(reader_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = reader_of("llava")
+    grid = reader.encode(pattern(1, 60, 80))
+    request = ScoreRequest(grid, YES_NO, "yes", torch.arange(8).reshape(4, 2))
+    (together,) = reader.score([request])
+    monkeypatch.setattr(
+        "sparsight.model.hf.reader._CHUNK_LOGITS", 2 * 5 * reader.language.words
+    )  # two rows of y, e, s, end
+    likely, rows = reader.language.likely, []
+    monkeypatch.setattr(reader.language, "likely", lambda p, t: rows.append(len(p)) or likely(p, t))
+    (apart,) = reader.score([request])
+    assert rows == [2, 2]
+    assert torch.allclose(together, apart, atol=1e-4)
+    assert reader.score([]) == []
+    assert [len(part) for part in reader.score([replace(request, keeps=torch.empty(0, 3, dtype=torch.long))])] == [0]
+
+
 def test_a_choice_is_one_of_the_choices(reader_of: Make) -> None:
     reader = reader_of("llava")
     question = Question("What is it?", "choice", ("mass", "ring", "line"))

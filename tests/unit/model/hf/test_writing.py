@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from sparsight.errors import WeightsError
-from sparsight.model import PolicySelector, TokenPolicy
+from sparsight.model import PolicySelector, RandomSelector, TokenPolicy
 from sparsight.model.completions import Prompt
 from sparsight.model.hf.adapter import Adapter
 from sparsight.model.hf.proofs import pattern
 from sparsight.model.hf.reader import HFReader
 from sparsight.model.hf.writing import HFLanguagePolicy
+from sparsight.rl import tuning
 from sparsight.rl.language import LanguageConfig, train_language
 from sparsight.rl.trainer import Example
 from sparsight.types import Question
@@ -141,6 +142,24 @@ def test_a_training_pass_keeps_one_layer_at_a_time(load: Make) -> None:
     assert not any(part.training for part in reader.model.modules())
     for a, b in zip(gradients(spoken), gradients(plain), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_a_long_prompt_does_not_stretch_a_step(load: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Questions with all tokens are read apart from those with few, and the step is the same."""
+    losses, passes = [], []
+    for most in (4096, 70):
+        monkeypatch.setattr(tuning, "_CHUNK_TOKENS", most)
+        reader = load("llava", dtype="float32")
+        stream = reader.writer(4)
+        speak, sizes = stream.speak, list[int]()
+        monkeypatch.setattr(stream, "speak", lambda p, t, speak=speak, sizes=sizes: sizes.append(len(p)) or speak(p, t))
+        config = tuning.TuningConfig(steps=2, batch=4, full=0.5, lr=1e-3)
+        history = tuning.tune_language(stream, RandomSelector(), _examples(reader), config=config)
+        losses.append([step.loss for step in history])
+        passes.append(sizes)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert passes[0] == [4, 4]
+    assert passes[1] == [1] * 8
 
 
 def _bytes_kept(call: Callable[[], torch.Tensor]) -> tuple[int, torch.Tensor]:
