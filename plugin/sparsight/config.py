@@ -131,7 +131,9 @@ class ModelConfig(_Strict):
     family: str | None = Field(None, description="model_type that the weights must be of")
     quantization: Literal["none", "int8", "nf4"] = Field("none", description="of the language stream's layers")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of what is not quantized, and of computing")
-    device: str | None = Field(None, description="cpu, cuda, cuda:1; default: a GPU where there is one")
+    device: str | None = Field(
+        None, pattern=r"^(cpu|cuda(:\d{1,2})?)$", description="cpu, cuda, cuda:1; default: a GPU where there is one"
+    )
     tokens_per_image: int = Field(
         1024, ge=16, le=16384, description="visual tokens, the most of one picture, where open"
     )

@@ -31,6 +31,7 @@ from sparsight.types import Question, TokenGrid
 
 _CLIP = 0.2, 0.28  # low and high (DAPO's clip-higher)
 _CHUNK_TOKENS = 16_384  # visual tokens of one forward: bounds memory
+_CHUNK_LOGITS = 2**28  # of one forward: 1 GiB, of which a step holds several
 _SAVE_EVERY = 10  # steps
 _PATIENCE = 10  # steps in a row before a collapse is called one
 _FLAT_CREDIT = 1e-5  # largest advantage of any text of the batch
@@ -198,7 +199,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.largest_credit = 0.0
         seen: list[dict[str, float]] = []
-        for chunk in _chunks(asked):
+        for chunk in _chunks(asked, self.config.completions * (self.config.limit + 1) * self.language.words):
             loss, means = self._learn(chunk, torch_rng)
             if not torch.isfinite(loss):
                 raise _stopped("a loss that is not a number", "lower lr")
@@ -328,12 +329,14 @@ class _Watch:
         return False
 
 
-def _chunks(asked: list[_Asked]) -> list[list[_Asked]]:
-    """Questions of about equal numbers of kept tokens together, as many as memory allows."""
+def _chunks(asked: list[_Asked], logits: int) -> list[list[_Asked]]:
+    """Questions of about equal numbers of kept tokens together, as many as memory allows. logits: of one prompt."""
+    most = max(1, _CHUNK_LOGITS // (logits * len(asked[0].prompts)))
     result: list[list[_Asked]] = []
     for one in sorted(asked, key=_width):
         last = result[-1] if result else []
-        if last and 2 * _width(last[0]) >= _width(one) and (len(last) + 1) * _width(one) <= _CHUNK_TOKENS:
+        fits = len(last) < most and (len(last) + 1) * _width(one) <= _CHUNK_TOKENS
+        if last and 2 * _width(last[0]) >= _width(one) and fits:
             last.append(one)
         else:
             result.append([one])

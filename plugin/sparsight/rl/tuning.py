@@ -19,6 +19,9 @@ from sparsight.model.selectors import AllSelector
 from sparsight.rl import objective
 from sparsight.rl.trainer import Example
 
+_CHUNK_TOKENS = 4096  # padded tokens of one pass: bounds memory, whatever shares its batch
+_TEXT = 64  # tokens of words in a prompt, about
+
 
 @dataclass(frozen=True)
 class TuningConfig:
@@ -81,21 +84,35 @@ def tune_language(
                 prompts.append(prompt)
                 texts.append([language.phrase(prompt, e.answer or "")])
             optimizer.zero_grad(set_to_none=True)
-            spoken = language.speak(prompts, texts)
-            with torch.no_grad():
-                before = reference.speak(prompts, texts)
-            said = spoken.said
-            drift = (objective.token_kl(spoken.log_p, before.log_p) * said).sum() / said.sum()
-            loss = -(spoken.chosen * said).sum() / said.sum()
-            (loss + config.kl * drift).backward()  # type: ignore[no-untyped-call]
+            tokens, loss, drift = sum(len(text.ids) for (text,) in texts), 0.0, 0.0
+            for part in _together(prompts):
+                asked, given = [prompts[i] for i in part], [texts[i] for i in part]
+                spoken = language.speak(asked, given)
+                with torch.no_grad():
+                    before = reference.speak(asked, given)
+                missing = -(spoken.chosen * spoken.said).sum() / tokens
+                moved = (objective.token_kl(spoken.log_p, before.log_p) * spoken.said).sum() / tokens
+                (missing + config.kl * moved).backward()  # type: ignore[no-untyped-call]
+                loss, drift = loss + float(missing.detach()), drift + float(moved.detach())
             norm = torch.nn.utils.clip_grad_norm_(learned, 1.0)
             if not torch.isfinite(norm):
                 raise TrainingError("a gradient that is not a number", expected="finite ones", todo="lower lr")
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * min(1.0, (step + 1) / max(1, config.steps // 10))
             optimizer.step()
-            history.append(TuningStep(step + 1, config.steps, float(loss.detach()), float(drift.detach())))
+            history.append(TuningStep(step + 1, config.steps, loss, drift))
             on_step(history[-1])
     finally:
         language.module.eval()
     return history
+
+
+def _together(prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Indices of prompts that are read in one pass: as many of about one length as memory allows."""
+    parts: list[list[int]] = []
+    for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i].keep)):
+        if parts and (len(parts[-1]) + 1) * (len(prompts[i].keep) + _TEXT) <= _CHUNK_TOKENS:
+            parts[-1].append(i)
+        else:
+            parts.append([i])
+    return parts

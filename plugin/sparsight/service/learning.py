@@ -131,8 +131,8 @@ class Learner:
                     continue
                 grid = self.grid_of(episode)
                 marks = marks_on(grid, feedback.marks)
-                if answer is not None:
-                    self.reader.check(episode.question, answer)
+                if (scored := rejected if answer is None else answer) is not None:
+                    self.reader.check(episode.question, scored)
             except SparsightError as error:
                 unused[error.code] += 1
                 continue
@@ -162,8 +162,8 @@ class Learner:
     def _write(self, train: list[Correction], known: list[Correction], candidate: TokenPolicy) -> tuple[str, ...]:
         """Train the language stream's adapter on what the candidate keeps; what there is to say about it.
 
-        First the right answers themselves, then what its own texts earn. A stop (texts that all earn the same, say)
-        leaves the last good adapter: the visual stream's part still counts.
+        First the right answers themselves, then what its own texts earn. A stop (texts that all earn the same, a full
+        memory) leaves the last good adapter: the visual stream's part still counts.
         """
         examples = [c.example for c in (*train, *known) if c.example.answer is not None]
         if self.writer is None or not examples:
@@ -190,6 +190,8 @@ class Learner:
                 )
         except TrainingError as error:
             return (f"language stream: {error.given}",)
+        except torch.OutOfMemoryError:
+            return ("language stream: the device's memory did not hold its training",)
         return ()
 
     def _measure(

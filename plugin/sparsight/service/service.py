@@ -261,7 +261,8 @@ class Service:
             except (InputError, NotFoundError):
                 continue
             with in_turn():
-                _, selector = self._policy()
+                policy, selector = self._policy()
+                self._take_on(policy)
                 k = tokens_at(self.config.serve.share, study.grid, self.reader)
                 worth = acquire(self.reader, selector, study.grid, parse_question(text), k)
             case = NextCase(info.id, text, worth.score, worth.reason)
@@ -299,8 +300,7 @@ class Service:
 
     def status(self) -> dict[str, Any]:
         """Numbers for a status page."""
-        live = self.registry.live()
-        return {"reader": self.reader.id, "policy": live.id, **self.store.counts()}
+        return {"reader": self.reader.id, "policy": self.registry.live().id, **self.store.counts()}
 
     def close(self) -> None:
         """Encode what is left of the studies that were asked about, and release the store."""
@@ -347,6 +347,7 @@ class Service:
     def _take_on(self, live: PolicyVersion) -> None:
         """Put the live policy's adapter on the reader; only within a turn, for the reader is one for all."""
         if self._adapted != live.id:
+            self._adapted = ""  # should it be refused, the reader may have neither on
             self.reader.adapt(self._adapters[live.id])
             self._adapted = live.id
 
@@ -395,18 +396,22 @@ class Service:
         self._tokens_kept.add(study.volume.sha256)
 
     def _places(self, episode: Episode) -> TokenGrid:
-        """Where the tokens of an episode's study lie; those of some slices may not be encoded yet."""
+        """Where the tokens of an episode's study lie, at the size it was asked at; some may not be encoded yet."""
         if (unfinished := self._finishing.get(episode.volume_sha256)) and unfinished[1].reader == episode.reader:
             return unfinished[1]
-        return self._encoded.grid_of(episode.volume_sha256, episode.reader) or self._grid(episode)
+        grid = self._encoded.grid_of(episode.volume_sha256, episode.reader)
+        grid = grid if grid is not None and grid.shape == episode.grid_shape else self._grid(episode)
+        if grid.shape != episode.grid_shape:  # memory was short then, or when its tokens were stored
+            raise NotFoundError("tokens of another size", expected="that of the question", todo="ask again")
+        return grid
 
     def _grid(self, episode: Episode) -> TokenGrid:
         """The tokens of an episode's study, as stored when it was asked. Raises NotFoundError."""
         kept = self.store.features(episode.volume_sha256, episode.reader)
         features = torch.from_numpy(kept.features.astype(np.float32))
         extras = {name: torch.from_numpy(np.asarray(part, np.float32)) for name, part in kept.extras.items()}
-        at = kept.uvw_to_ijk, kept.uvw_to_lps
-        return TokenGrid(features, kept.shape, kept.patch, *at, episode.reader, extras=extras)
+        at = kept.patch, kept.uvw_to_ijk, kept.uvw_to_lps
+        return TokenGrid(features, kept.shape, *at, episode.reader, extras=extras)
 
 
 def _patiently(complete: Callable[[], Encoded]) -> Encoded:

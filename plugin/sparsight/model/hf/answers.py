@@ -48,10 +48,14 @@ def messages(question: Question, pictures: int, reasoned: bool) -> list[dict[str
 def parse(text: str) -> tuple[str, str]:
     """Reasoning and answer of what a model wrote.
 
-    An answer in its tags, in a LaTeX box, after "Answer:", or else all that follows the reasoning.
+    An answer in its tags, in a LaTeX box, after "Answer:", or else all that follows the reasoning; none where that was
+    cut off.
     """
-    thought = _THOUGHT.match(text.strip())
-    rest = text.strip()[thought.end() :] if thought else text
+    text = text.strip()
+    thought = _THOUGHT.match(text)
+    if thought is None and text.lower().startswith(THINK):
+        return text[len(THINK) :].strip(), ""
+    rest = text[thought.end() :] if thought else text
     reasoning = thought.group(1).strip() if thought else ""
     for pattern in (_BETWEEN, _BOXED, _SAID):
         if found := pattern.search(rest):

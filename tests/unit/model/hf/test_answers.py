@@ -21,6 +21,7 @@ from sparsight.types import Question
         ("<answer>yes", "", "yes"),  # cut off
         ("yes<|im_end|>", "", "yes"),
         ("", "", ""),
+        ("<think>It may be", "It may be", ""),  # cut off
     ],
 )
 def test_reasoning_and_answer(text: str, reasoning: str, answer: str) -> None:
