@@ -33,7 +33,7 @@ from sparsight.exchange.layout import (
 from sparsight.model import reader_files
 from sparsight.model.nano.weights import CARD, check_files, reader_id
 from sparsight.service import Service
-from sparsight.service.service import install_shipped, registry_of
+from sparsight.service.promotion import install_shipped, registry_of
 from sparsight.store import Store
 from sparsight.types import Origin, PolicyVersion
 

@@ -108,10 +108,7 @@ class Learner:
     def _tried(self, live: PolicyVersion, keys: set[str]) -> PolicyVersion | None:
         """The child of the live policy that learned exactly these corrections and was held back or rolled back."""
         tried = (v for v in self.registry.list() if v.parent == live.id and v.state in ("held", "retired"))
-        return next((v for v in tried if self._learned_from(v) == keys), None)
-
-    def _learned_from(self, policy: PolicyVersion) -> set[str]:
-        return {feedback.key for feedback in self.store.learned([policy.id], on_fault=_pass_over)}
+        return next((v for v in tried if self.store.learned_keys([v.id]) == keys), None)
 
     def _corrections(self, recorded: Sequence[Feedback]) -> tuple[list[Correction], Counter[str]]:
         """Those that can be replayed: with an answer held for right or for wrong, or a mark, on this reader's tokens.
@@ -121,6 +118,8 @@ class Learner:
         found: list[Correction] = []
         unused: Counter[str] = Counter()
         for feedback in recorded:
+            if feedback.blinded:  # kept apart: they measure what seeing the answer does to a verdict
+                continue
             try:
                 episode = self.store.episode(feedback.episode)
                 answer, rejected = right_answer(feedback, episode), wrong_answer(feedback, episode)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,23 +22,35 @@ from safetensors.numpy import load_file
 
 from sparsight import evidence
 from sparsight.config import Config
-from sparsight.errors import BusyError, ConflictError, InputError, NotFoundError, SparsightError
+from sparsight.errors import BusyError, InputError, NotFoundError, SparsightError
 from sparsight.imaging.grid import Grid
 from sparsight.imaging.studies import open_studies
-from sparsight.model import PolicySelector, TokenPolicy, base_policy, load_reader
+from sparsight.model import PolicySelector, TokenPolicy, load_reader
 from sparsight.model.completions import Arrays, adapter_of, rank_of
 from sparsight.model.policy import FOVEA
 from sparsight.model.protocols import Reader, Where
 from sparsight.rl.acquisition import acquire
 from sparsight.rl.answers import is_of_all
-from sparsight.service import corrections
+from sparsight.service import corrections, promotion
 from sparsight.service.answering import Answering, Asked, OnProgress, Progress, Reading, shown, tokens_at
 from sparsight.service.encoded import Encoded, EncodedStudies
 from sparsight.service.learning import Learned, Learner
+from sparsight.service.promotion import install_shipped, registry_of
 from sparsight.service.question import check_budget, check_pair, check_region, parse_question
 from sparsight.service.turn import Priority, Turnstile
-from sparsight.store import Features, PolicyRegistry, Store
-from sparsight.types import Budget, Episode, Feedback, ImageVolume, PolicyVersion, Question, Reward, TokenGrid
+from sparsight.store import Features, Store
+from sparsight.types import (
+    Budget,
+    Change,
+    Episode,
+    Feedback,
+    FeedbackState,
+    ImageVolume,
+    PolicyVersion,
+    Question,
+    Reward,
+    TokenGrid,
+)
 
 _LOG = logging.getLogger(__name__)
 _UNFINISHED = 2  # studies whose other slices wait to be encoded: they are held in memory beside the cache
@@ -155,10 +167,11 @@ class Service:
         self.store.save_episode(episode)
         return Asked(episode, volume, grid)
 
-    def correct(self, feedback: Feedback) -> Reward:
+    def correct(self, feedback: Feedback, *, draft: bool = False) -> Reward:
         """Record a correction and tell what it is worth to the policy that answered.
 
-        The same key with the same content is the same correction, and its reward the one that was told the first time.
+        draft: nothing is learned from it until `revise` submits it. The same key with the same content is the same
+        correction, and its reward the one that was told the first time.
         Raises NotFoundError, ConflictError, FeedbackError.
         """
         episode = self.store.episode(feedback.episode)
@@ -166,8 +179,20 @@ class Service:
         if feedback.answer is not None:
             self.reader.check(episode.question, feedback.answer)
         reward = corrections.reward_of(feedback, episode, self._places(episode) if feedback.marks else None)
-        new = self.store.save_feedback(feedback, reward)
+        new = self.store.save_feedback(feedback, reward, draft=draft)
         return reward if new else self.store.reward(feedback.key)
+
+    def revise(self, key: str, change: Change, *, by: str, change_key: str | None = None) -> FeedbackState:
+        """Submit a draft, withdraw a correction, or undo its last change; nothing is learned from it while withdrawn.
+
+        What a policy has learned from it already stays learned: `learned_by` tells, `rollback` undoes.
+        Raises NotFoundError, ConflictError, FeedbackError.
+        """
+        return self.store.change_feedback(key, change, by=by, created=datetime.now(UTC), change_key=change_key)
+
+    def learned_by(self, key: str) -> tuple[str, ...]:
+        """Ids of the live policy and its ancestors that have learned from a correction, or were judged by it."""
+        return tuple(policy for policy in self.registry.lineage() if key in self.store.learned_keys([policy]))
 
     def learn(self, *, on_progress: OnProgress | None = None) -> Learned:
         """Train a candidate on the corrections not yet learned, measure it against the live policy, promote or hold it.
@@ -204,39 +229,7 @@ class Service:
         What is put back keeps its reasons, and its signature unless it is signed anew.
         Raises NotFoundError; ConflictError for one that the gate held back, with its reasons, or without a signature.
         """
-        version = self.registry.get(policy)
-        if version.state == "live":
-            return version
-        if version.state == "held":
-            raise ConflictError(
-                f"policy {policy} was held back: {'; '.join(version.reasons)}",
-                expected="a candidate that passed the gate",
-                todo="collect more corrections and learn again",
-            )
-        if version.state == "candidate" and not version.reasons:
-            raise ConflictError(
-                f"policy {policy} was never measured", expected="a candidate that passed the gate", todo="learn again"
-            )
-        waits = version.state == "candidate" and version.parent is None  # shipped or imported
-        signed = (sign_off or "").strip() or None
-        if signed is None and (self.config.gate.sign_off or waits):
-            raise ConflictError(
-                "a promotion without a name", expected="a signature", todo="say who signs: --sign-off NAME"
-            )
-        reasons = version.reasons
-        if waits and version.origin is not None:
-            reasons = (*reasons, f"chosen in place of policy {self.registry.live().id}")
-        elif waits:
-            reasons = (f"shipped with the reader; chosen in place of policy {self.registry.live().id}",)
-        elif version.state == "retired":
-            reasons = _put_back(version, signed, in_place_of=self.registry.live().id)
-        return self.registry.promote(
-            policy,
-            reasons=reasons,
-            sign_off=signed or version.sign_off,
-            expect_live=version.parent if version.state == "candidate" else None,
-            record=self._log("promote"),
-        )
+        return promotion.promote(self.registry, self.store, policy, sign_off, always_signed=self.config.gate.sign_off)
 
     def next_case(self, *, exclude: frozenset[str] = frozenset()) -> NextCase | None:
         """The study where one more correction would teach most, with a question to ask; None when all were seen.
@@ -272,7 +265,7 @@ class Service:
 
     def rollback(self) -> PolicyVersion:
         """Make the live policy's parent live again, bit for bit. Raises ConflictError when it has none."""
-        return self.registry.rollback(record=self._log("rollback"))
+        return self.registry.rollback(record=lambda policy: self.store.record("rollback", policy))
 
     def policies(self) -> list[PolicyVersion]:
         """All versions, oldest first."""
@@ -312,9 +305,6 @@ class Service:
         return self._policy()[1]
 
     # --- inside ---
-
-    def _log(self, kind: Literal["promote", "rollback"]) -> Callable[[PolicyVersion], None]:
-        return lambda policy: self.store.record(kind, policy)
 
     def _in_doubt(self, study: Encoded, question: Question, reading: Reading) -> bool:
         """Whether slices that were not looked at could change an answer."""
@@ -418,30 +408,7 @@ def _patiently(complete: Callable[[], Encoded]) -> Encoded:
             continue
 
 
-def _put_back(version: PolicyVersion, signed: str | None, *, in_place_of: str) -> tuple[str, ...]:
-    """Reasons of a retired policy that goes live again: the old ones, and what a new signature would hide."""
-    reasons = [*version.reasons, f"put back in place of policy {in_place_of}"]
-    if version.sign_off and signed not in (None, version.sign_off):
-        reasons.append(f"signed off before by {version.sign_off}")
-    return tuple(dict.fromkeys(reasons))
-
-
-def install_shipped(config: Config, reader_id: str, registry: PolicyRegistry, store: Store) -> None:
-    """Take in the policy that lies beside the reader of `config`, once."""
-    registry.install_base(
-        base_policy(config.serve.reader),
-        reader=reader_id,
-        at_once=not config.gate.sign_off,
-        record=lambda policy: store.record("promote" if policy.state == "live" else "gate", policy),
-    )
-
-
 def _half(features: torch.Tensor) -> NDArray[np.float16]:
     """As they are stored; what float16 cannot hold becomes the largest that it can."""
     largest = float(np.finfo(np.float16).max)
     return features.clamp(-largest, largest).numpy().astype(np.float16)
-
-
-def registry_of(config: Config, reader: Reader | str) -> PolicyRegistry:
-    """The policies of one reader, or its id: tokens of another mean nothing to them, so each reader has its own."""
-    return PolicyRegistry(config.home / "readers" / (reader if isinstance(reader, str) else reader.id))

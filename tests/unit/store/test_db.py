@@ -256,7 +256,7 @@ def test_a_correction_whose_mask_was_altered_is_told_and_the_others_are_read(
     for n in range(3):
         store.save_episode(make_episode(f"e{n}"))
         store.save_feedback(make_feedback(f"k{n}", f"e{n}", marked=n == 1), reward)
-    blob = json.loads(store._one_feedback("k1").body)["arrays"]
+    blob = json.loads(store._row("k1").body)["arrays"]
     (tmp_path / "blobs" / blob[:2] / f"{blob}.safetensors").write_bytes(b"x")
     faults: list[SparsightError] = []
     assert [one.key for one in store.unlearned(["p"], on_fault=faults.append)] == ["k0", "k2"]

@@ -1,0 +1,73 @@
+"""Corrections of every kind on the real server: what is told at once, how fast, and what is learned from afterwards."""
+
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.server
+
+
+def ask(client: httpx.Client, study: str) -> dict[str, Any]:
+    reply = client.post("/sparsight/ask", json={"study": study, "question": "Is there a nodule in the upper left?"})
+    assert reply.status_code == 200, reply.text
+    return dict(reply.json())
+
+
+def correct(client: httpx.Client, episode: str, key: str, **said: Any) -> httpx.Response:
+    body = {"episode": episode, "key": key, "verdict": "amend", "reviewer": "reader-1"} | said
+    return client.post("/sparsight/feedback", json=body)
+
+
+def learned(client: httpx.Client) -> dict[str, Any]:
+    client.post("/sparsight/learn").raise_for_status()
+    return finished(client)
+
+
+def finished(client: httpx.Client) -> dict[str, Any]:
+    """What came of the learning job, when it has ended."""
+    end = time.monotonic() + 240
+    while (state := client.get("/sparsight/learn").json())["state"] == "running" and time.monotonic() < end:
+        time.sleep(0.5)
+    assert state["state"] == "done", state
+    return dict(state["stats"])
+
+
+def test_the_reward_of_every_kind_is_told_within_0_3_s(client: httpx.Client, studies: dict[str, str]) -> None:
+    asked = ask(client, studies["head"])
+    episode, box = asked["episode"], asked["evidence"][0]["box_mm"]
+    middle = [sum(pair) / 2 for pair in zip(*box, strict=True)]
+    marks: list[dict[str, Any]] = [
+        {"kind": "relevant", "box_mm": box},
+        {"kind": "missed", "path_mm": [middle]},
+        {"kind": "missed", "path_mm": [box[0], middle], "radius_mm": 3},
+    ]
+    kinds: list[dict[str, Any]] = [{"marks": [mark]} for mark in marks]
+    kinds += [{"answer": "no"}, {"cannot_tell": True}, {"verdict": "reject", "comment": "no"}, {"verdict": "accept"}]
+    kinds += [{"answer": "yes", "blinded": True, "difficulty": "hard"}]
+    seconds = []
+    for n, said in enumerate(kinds):
+        start = time.perf_counter()
+        reply = correct(client, episode, f"kind-{episode}-{n}", **said)
+        seconds.append(time.perf_counter() - start)
+        assert reply.status_code == 200, reply.text
+        assert reply.json()["policy"] == asked["policy"]
+    assert sorted(seconds)[len(seconds) // 2] < 0.3, seconds
+    assert len(client.get(f"/sparsight/episodes/{episode}/feedback").json()) == len(kinds)
+
+
+def test_drafts_and_what_was_withdrawn_are_not_learned(client: httpx.Client, studies: dict[str, str]) -> None:
+    before = client.get("/sparsight/health/ready").json()["corrections"]
+    episode = ask(client, studies["chest"])["episode"]
+    keys = [f"life-{episode}-{n}" for n in range(3)]
+    for n, key in enumerate(keys):
+        correct(client, episode, key, answer="no", draft=n == 0).raise_for_status()
+    client.post(f"/sparsight/feedback/{keys[1]}/change", json={"change": "withdraw"}).raise_for_status()
+    assert client.get("/sparsight/health/ready").json()["corrections"] == before + 1
+    stats = learned(client)
+    episodes = client.get("/sparsight/episodes").json()
+    given = [g for e in episodes for g in client.get(f"/sparsight/episodes/{e['episode']}/feedback").json()]
+    told = [g for g in given if g["state"] == "submitted" and not g["blinded"] and not g["cannot_tell"]]
+    assert stats["corrections"] + stats["held_out"] <= len(told)
+    assert {g["state"] for g in given if g["key"] in keys} == {"draft", "withdrawn", "submitted"}
