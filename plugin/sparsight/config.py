@@ -83,6 +83,9 @@ class LearnConfig(_Strict):
     floor: float = Field(0.03, gt=0, description="added to the spread of a group's rewards, which divides them")
     entropy: float = Field(0.003, ge=0, description="weight of the entropy bonus")
     held_out: float = Field(0.3, ge=0, lt=1, description="share of corrections never trained on: the gate's test")
+    reader_share: float = Field(
+        0.5, gt=0, le=1, description="the most of all corrections' weight that is one reader's, where there are others"
+    )
     tuning_steps: int = Field(
         0, ge=0, description="steps that teach the language stream's adapter (LoRA) right answers; 0: none"
     )

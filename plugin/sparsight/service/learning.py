@@ -18,11 +18,13 @@ from sparsight.errors import SparsightError, TrainingError
 from sparsight.model import PolicySelector, TokenPolicy
 from sparsight.model.completions import AdapterPolicy, Arrays
 from sparsight.model.protocols import Reader, ScoreRequest
-from sparsight.rl import gate, rewards, sentinel
+from sparsight.rl import gate, readers, rewards, sentinel
 from sparsight.rl.gate import Paired
 from sparsight.rl.language import LanguageConfig, train_language
+from sparsight.rl.readers import Opinion
 from sparsight.rl.trainer import Example, train_policy
 from sparsight.rl.tuning import TuningConfig, tune_language
+from sparsight.service import oversight
 from sparsight.service.corrections import marks_on, right_answer, wrong_answer
 from sparsight.store import PolicyRegistry, Store
 from sparsight.types import Episode, Feedback, PolicyVersion, TokenGrid
@@ -57,6 +59,21 @@ class Correction:
 
 
 @dataclass(frozen=True)
+class Trust:
+    """How much each reader may teach. left_out: corrections that nothing is learned from, and why; named: in words."""
+
+    weights: dict[str, float]
+    left_out: dict[str, str]
+    named: tuple[str, ...]
+
+    @classmethod
+    def of(cls, found: Sequence[Opinion], share: float) -> Trust:
+        """Look at all opinions there are. share: the most of all weight that is one reader's."""
+        named = tuple(f"reader {one.reader} {one.why}" for one in readers.conspicuous(found))
+        return cls(oversight.weights(found, share), readers.left_out(found), named)
+
+
+@dataclass(frozen=True)
 class Learner:
     """Everything learning needs; one call of `learn` is one candidate."""
 
@@ -76,17 +93,24 @@ class Learner:
         start = time.perf_counter()
         lineage = self.registry.lineage(live.id)
         faults: list[SparsightError] = []
-        pending, unused = self._corrections(self.store.unlearned(lineage, on_fault=faults.append))
+        new = self.store.unlearned(lineage, on_fault=faults.append)
+        earlier = self.store.learned(lineage, on_fault=_pass_over)
+        said_by_readers = oversight.opinions(self.store, (*earlier, *new))
+        trust = Trust.of(said_by_readers, self.config.learn.reader_share)
+        pending, unused = self._corrections(new, trust)
         unused.update(fault.code for fault in faults)
-        said = tuple(f"corrections that could not be used: {n} ({code})" for code, n in sorted(unused.items()))
+        said = (
+            *trust.named,
+            *(f"corrections that could not be used: {n} ({code})" for code, n in sorted(unused.items())),
+        )
         if not pending:
             return _nothing("no new correction with an answer, a rejection or a mark for this reader", *said)
-        known, _ = self._corrections(self.store.learned(lineage, on_fault=_pass_over))
+        known, _ = self._corrections(earlier, trust)
         train, held = split(pending, self.config.learn.held_out, never_held={c.study for c in known})
         if not train:
             return _nothing(f"{len(held)} corrections, all kept out of training: more studies are needed")
-        if earlier := self._tried(live, {c.key for c in pending}):
-            return _nothing(f"these corrections were learned already: policy {earlier.id} is {earlier.state}")
+        if tried := self._tried(live, {c.key for c in pending}):
+            return _nothing(f"these corrections were learned already: policy {tried.id} is {tried.state}")
         candidate = self._train(train, known, live_policy)
         said += self._write(train, known, candidate)
         decision = self._measure(held, live_policy, candidate, adapter)
@@ -110,7 +134,7 @@ class Learner:
         tried = (v for v in self.registry.list() if v.parent == live.id and v.state in ("held", "retired"))
         return next((v for v in tried if self.store.learned_keys([v.id]) == keys), None)
 
-    def _corrections(self, recorded: Sequence[Feedback]) -> tuple[list[Correction], Counter[str]]:
+    def _corrections(self, recorded: Sequence[Feedback], trust: Trust) -> tuple[list[Correction], Counter[str]]:
         """Those that can be replayed: with an answer held for right or for wrong, or a mark, on this reader's tokens.
 
         And how many could not be used for a fault, by what it was: their tokens are gone, a record was altered, ...
@@ -119,6 +143,9 @@ class Learner:
         unused: Counter[str] = Counter()
         for feedback in recorded:
             if feedback.blinded:  # kept apart: they measure what seeing the answer does to a verdict
+                continue
+            if why := trust.left_out.get(feedback.key):
+                unused[why] += 1
                 continue
             try:
                 episode = self.store.episode(feedback.episode)
@@ -138,7 +165,8 @@ class Learner:
             question = episode.question
             if answer is not None and question.choices and answer not in question.choices:
                 question = replace(question, choices=(*question.choices, answer))
-            example = Example(grid, question, answer, marks, rejected=rejected)
+            weight = trust.weights.get(feedback.reviewer, 1.0)
+            example = Example(grid, question, answer, marks, weight, rejected=rejected)
             found.append(Correction(feedback.key, episode.volume_sha256, question.kind, example))
         return found, unused
 
