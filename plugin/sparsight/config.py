@@ -123,6 +123,8 @@ class GateConfig(_Strict):
     min_gain: float = Field(0.01, description="lower 95 % bound of the reward gained on held-out corrections is above")
     bootstrap: int = Field(2000, ge=100, description="resamples of the paired intervals")
     sign_off: bool = Field(False, description="a person must confirm each promotion")
+    shadow: bool = Field(False, description="the candidate that waits for its signature answers silently, too")
+    canary: float = Field(0.0, ge=0, le=0.5, description="share of the studies that the candidate answers itself")
 
 
 class ModelConfig(_Strict):

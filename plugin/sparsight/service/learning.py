@@ -18,7 +18,7 @@ from sparsight.errors import SparsightError, TrainingError
 from sparsight.model import PolicySelector, TokenPolicy
 from sparsight.model.completions import AdapterPolicy, Arrays
 from sparsight.model.protocols import Reader, ScoreRequest
-from sparsight.rl import gate, readers, rewards, sentinel
+from sparsight.rl import gate, offpolicy, readers, rewards, sentinel
 from sparsight.rl.gate import Paired
 from sparsight.rl.language import LanguageConfig, train_language
 from sparsight.rl.readers import Opinion
@@ -113,7 +113,8 @@ class Learner:
             return _nothing(f"these corrections were learned already: policy {tried.id} is {tried.state}")
         candidate = self._train(train, known, live_policy)
         said += self._write(train, known, candidate)
-        decision = self._measure(held, live_policy, candidate, adapter)
+        decision = self._measure(held, live_policy, candidate, adapter, look=self._looks(live) + 1)
+        verdicts = self._verdicts(new, candidate)
         version = self.registry.add(
             {**candidate.to_arrays(), **(adapter if self.writer is None else self.writer.to_arrays())},
             parent=live.id,
@@ -127,7 +128,7 @@ class Learner:
         seconds = time.perf_counter() - start
         promoted = version.state == "live"
         reasons = (*decision.reasons, *said)
-        return Learned(version, promoted, reasons, len(train), len(held), seconds, decision.as_dict())
+        return Learned(version, promoted, reasons, len(train), len(held), seconds, decision.as_dict() | verdicts)
 
     def _tried(self, live: PolicyVersion, keys: set[str]) -> PolicyVersion | None:
         """The child of the live policy that learned exactly these corrections and was held back or rolled back."""
@@ -219,8 +220,12 @@ class Learner:
             return (f"language stream: {error.given}",)
         return ()
 
+    def _looks(self, live: PolicyVersion) -> int:
+        """How many candidates were measured against this live policy before."""
+        return sum(v.parent == live.id for v in self.registry.list())
+
     def _measure(
-        self, held: list[Correction], live: TokenPolicy, candidate: TokenPolicy, adapter: Arrays
+        self, held: list[Correction], live: TokenPolicy, candidate: TokenPolicy, adapter: Arrays, look: int
     ) -> gate.Decision:
         """Live and candidate, each with its own adapter, on the sentinel set and on what was kept out of training."""
         budget, settings = self.config.serve.share, self.config.gate
@@ -238,6 +243,7 @@ class Learner:
             ),
             held_out=Paired(on_held[0], on_held[1], _groups([c.study for c in held]), tuple(c.stratum for c in held)),
             config=settings,
+            look=look,
         )
 
     def _reward(self, example: Example, selector: PolicySelector) -> float:
@@ -252,6 +258,33 @@ class Learner:
         answer = rewards.rejected(log_p) if example.answer is None else rewards.answer(log_p)
         parts = {"answer": answer, "grounding": rewards.grounding(keep, example.marks)}
         return rewards.compose(parts, rewards.RewardWeights()).total
+
+    def _verdicts(self, recorded: Sequence[Feedback], candidate: TokenPolicy) -> dict[str, Any]:
+        """Off-policy estimates of the share that would be accepted, from bare verdicts. They decide nothing.
+
+        The action is the kept region, its propensity that of the policy that answered (offpolicy.first_in).
+        """
+        selector = PolicySelector(candidate, self.reader)
+        seen: list[tuple[float, float, float, str]] = []
+        for feedback in recorded:
+            bare = feedback.answer is None and not feedback.marks and not feedback.cannot_tell
+            if not bare or feedback.blinded or feedback.verdict == "amend":
+                continue
+            try:
+                episode = self.store.episode(feedback.episode)
+                grid = self.grid_of(episode)
+            except SparsightError:
+                continue
+            before, keep = episode.selection.scores, episode.selection.keep
+            after = selector.select(grid, episode.question, 1).scores if episode.reader == self.reader.id else None
+            if after is not None and len(after) == len(before):
+                logs = offpolicy.first_in(before, keep), offpolicy.first_in(after, keep)
+                seen.append((float(feedback.verdict == "accept"), *logs, episode.volume_sha256))
+        if not seen:
+            return {}
+        reward, log_pi0, log_pi = (np.array([s[i] for s in seen], np.float64) for i in range(3))
+        logged = offpolicy.Logged(reward, log_pi0, log_pi, _groups([s[3] for s in seen]))
+        return {"verdicts": {"n": len(seen), "accepted": float(reward.mean()), **offpolicy.estimate(logged).as_dict()}}
 
     def _decide(self, version: PolicyVersion, decision: gate.Decision, live: PolicyVersion) -> PolicyVersion:
         if not decision.promote:
@@ -301,5 +334,12 @@ def _groups(names: Sequence[str]) -> Any:
 
 
 def _metrics(decision: gate.Decision, train: int, held: int) -> dict[str, float]:
-    metrics = {check.name: check.value for check in decision.checks if check.n}
-    return {**metrics, "corrections": float(train), "held_out": float(held)}
+    """For the manifest: what was measured, its bounds where they are finite, and on how much."""
+    metrics = {"corrections": float(train), "held_out": float(held), "look": float(decision.look)}
+    metrics |= {f"mean_{name}": value for name, value in decision.means.items()}
+    for check in decision.checks:
+        if check.n:
+            bounds = {"": check.value, "_low": check.low, "_high": check.high, "_n": float(check.n)}
+            bounds |= {"_passed": float(check.passed)}
+            metrics |= {f"{check.name}{end}": value for end, value in bounds.items() if np.isfinite(value)}
+    return metrics

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -18,25 +17,25 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from sparsight import evidence
 from sparsight.config import Config
 from sparsight.errors import BusyError, InputError, NotFoundError, SparsightError
 from sparsight.imaging.grid import Grid
 from sparsight.imaging.studies import open_studies
-from sparsight.model import PolicySelector, TokenPolicy, load_reader
-from sparsight.model.completions import Arrays, adapter_of, rank_of
+from sparsight.model import PolicySelector, load_reader
+from sparsight.model.completions import rank_of
 from sparsight.model.policy import FOVEA
 from sparsight.model.protocols import Reader, Where
 from sparsight.rl.acquisition import acquire
 from sparsight.rl.answers import is_of_all
-from sparsight.service import corrections, promotion
+from sparsight.service import corrections, promotion, shadow
 from sparsight.service.answering import Answering, Asked, OnProgress, Progress, Reading, shown, tokens_at
 from sparsight.service.encoded import Encoded, EncodedStudies
 from sparsight.service.learning import Learned, Learner
 from sparsight.service.promotion import install_shipped, registry_of
 from sparsight.service.question import check_budget, check_pair, check_region, parse_question
+from sparsight.service.streams import Streams
 from sparsight.service.turn import Priority, Turnstile
 from sparsight.store import Features, Store
 from sparsight.types import (
@@ -81,11 +80,8 @@ class Service:
         self._encoded = EncodedStudies(self.studies, config.serve.cache_bytes)
         self._turnstile = Turnstile(config.serve.max_waiting)
         self._tokens_kept: set[str] = set()  # hashes of volumes whose tokens this process has stored
-        self._live: tuple[str, PolicySelector] | None = None
-        self._adapters: dict[str, Arrays] = {}  # of the live policy and the one before, by id
-        self._adapted = ""  # the policy whose adapter the reader has on
-        self._live_lock = threading.Lock()
-        self._rest = ThreadPoolExecutor(1, "sparsight-rest")  # encodes what a first look left out
+        self._streams = Streams(self.registry, self.reader)
+        self._rest = ThreadPoolExecutor(1, "sparsight-rest")  # what nobody waits for
         self._finishing: dict[str, tuple[Future[None], TokenGrid]] = {}  # by hash of the volume
 
     # --- the five verbs ---
@@ -165,6 +161,7 @@ class Service:
             slices=None if grid.encoded is None else int(grid.encoded.sum()),
         )
         self.store.save_episode(episode)
+        self._shadow(study_, episode, share)
         return Asked(episode, volume, grid)
 
     def correct(self, feedback: Feedback, *, draft: bool = False) -> Reward:
@@ -203,8 +200,8 @@ class Service:
         wait([rest for rest, _ in list(self._finishing.values())])  # not within our turn: it needs turns itself
         with self._turnstile.turn(Priority.LEARNING):
             live, selector = self._policy()
-            self._take_on(live)
-            adapter, learn = self._adapters[live.id], self.config.learn
+            self._streams.take_on(live.id)
+            adapter, learn = self._streams.adapter(live.id), self.config.learn
             writes = learn.tuning_steps or learn.language_steps
             writer = self.reader.writer(rank_of(adapter) or learn.language_rank) if writes else None
 
@@ -212,14 +209,17 @@ class Service:
                 tell(Progress(stage, done, total))
                 with nullcontext() if writer is None else writer.standing_as(adapter):  # whoever asks gets the live one
                     self._turnstile.give_way(Priority.LEARNING)
-                self._adapted = live.id  # another may have gone live meanwhile: whoever asks next looks again
+                if writer is None:
+                    self._streams.take_on(live.id)  # whoever asked may have been answered by another policy
+                else:
+                    self._streams.adapted = live.id  # what `standing_as` puts on for whoever asks next
 
             learner = Learner(self.config, self.store, self.registry, self.reader, self._grid, step, writer)
             try:
                 return learner.learn(live, selector.policy, adapter)
             finally:
                 self.reader.adapt(adapter)
-                self._adapted = live.id
+                self._streams.adapted = live.id
 
     def promote(self, policy: str, *, sign_off: str | None = None) -> PolicyVersion:
         """Make a policy live: a candidate that passed the gate, a shipped or imported one that waits, a retired one.
@@ -285,6 +285,17 @@ class Service:
             )
         return Asked(episode, volume, self._places(episode))
 
+    def again(self, episode: Episode, policy: str) -> Reading:
+        """Answer an earlier question anew with a policy version, from as many tokens; recorded nowhere.
+
+        Raises NotFoundError (the study's tokens were not kept, or no such policy), WeightsError, BusyError.
+        """
+        grid = self._places(episode)
+        answering = Answering(self.reader, self.config.serve, grid, episode.question, lambda progress: None)
+        with self._turnstile.turn(Priority.BATCH):
+            self._streams.take_on(policy)
+            return answering.answer(self._streams.of(policy), episode.selection.fraction, recheck=False)
+
     def suggest(self, modality: str) -> str:
         """A first question for a study of this modality (serve.yaml: suggested_questions)."""
         suggested = self.config.serve.suggested_questions
@@ -317,28 +328,42 @@ class Service:
     def _answer(
         self, study: Encoded, question: Question, share: Budget, tell: OnProgress, *, recheck: bool
     ) -> tuple[PolicyVersion, Reading]:
-        """One answer with the policy that is live when it is our turn."""
+        """One answer with the policy that is live when it is our turn, or, for a canary's study, the candidate."""
         with self._turnstile.turn():
-            policy, selector = self._policy()
-            self._take_on(policy)
+            policy = self.registry.live()
+            if shadow.is_canary(study.volume.sha256, self.config.gate.canary):
+                policy = self._candidate() or policy
+            self._streams.take_on(policy.id)
+            selector = self._streams.of(policy.id)
             return policy, self._answering(study, question, tell).answer(selector, share, recheck=recheck)
 
     def _policy(self) -> tuple[PolicyVersion, PolicySelector]:
-        """The live policy; another process may have promoted one since the last question."""
-        live = self.registry.live()
-        with self._live_lock:
-            if self._live is None or self._live[0] != live.id:
-                arrays = load_file(self.registry.weights_path(live.id))
-                last = dict(list(self._adapters.items())[-1:])  # whose turn it is may still hold the one before
-                self._adapters = {**last, live.id: adapter_of(arrays)}
-                self._live = (live.id, PolicySelector(TokenPolicy.from_arrays(arrays), self.reader, live.id))
-            return live, self._live[1]
+        return self._streams.live()
 
-    def _take_on(self, live: PolicyVersion) -> None:
-        """Put the live policy's adapter on the reader; only within a turn, for the reader is one for all."""
-        if self._adapted != live.id:
-            self.reader.adapt(self._adapters[live.id])
-            self._adapted = live.id
+    def _candidate(self) -> PolicyVersion | None:
+        """The candidate on trial, where gate.yaml lets it answer at all."""
+        trial = self.config.gate.shadow or self.config.gate.canary
+        return shadow.on_trial(self.registry) if trial else None
+
+    def _shadow(self, study: Encoded, episode: Episode, share: Budget) -> None:
+        """Let the candidate answer the same question silently, when nobody waits."""
+        candidate = self._candidate() if self.config.gate.shadow else None
+        if candidate is None or candidate.id == episode.policy:
+            return
+
+        def answer() -> None:
+            try:
+                with self._turnstile.turn(Priority.BATCH, bounded=False):
+                    self._streams.take_on(candidate.id)
+                    answering = self._answering(study, episode.question, lambda progress: None)
+                    reading = answering.answer(self._streams.of(candidate.id), share, recheck=False)
+                self.store.save_shadow(shadow.shadow_of(episode, candidate, reading))
+            except SparsightError as error:
+                _LOG.warning("a candidate did not answer silently: %s", error.code)
+            except Exception:
+                _LOG.exception("a candidate did not answer silently")
+
+        self._rest.submit(answer)
 
     def _usual_budget(self) -> Budget:
         """Where the caller names none: serve.budget; all tokens while the visual stream has learned nothing yet."""

@@ -22,7 +22,7 @@ from uuid import uuid4
 from sqlalchemy import Connection, Row, Select, func, select, true
 
 from sparsight.errors import ConflictError, FeedbackError, NotFoundError, SparsightError, WeightsError
-from sparsight.store import audit, changes, tables
+from sparsight.store import audit, changes, shadows, tables
 from sparsight.store.audit import Head
 from sparsight.store.blobs import BlobStore
 from sparsight.store.engine import Database
@@ -40,6 +40,7 @@ from sparsight.store.records import (
     reward_to_json,
     sha256_of,
 )
+from sparsight.store.shadows import Shadow
 from sparsight.types import Change, Episode, Feedback, FeedbackChange, FeedbackState, PolicyVersion, Reward
 
 Role = Literal["train", "heldout"]
@@ -280,6 +281,16 @@ class Store:
         if blob is None:
             raise _unknown("encoded study")
         return from_arrays(self._blobs.get(blob))
+
+    def save_shadow(self, shadow: Shadow) -> bool:
+        """Keep what a candidate said silently; True if it is new."""
+        with self._database.write() as connection:
+            return shadows.put(connection, shadow)
+
+    def shadows(self, policy: str) -> list[Shadow]:
+        """All that a candidate said silently, oldest first."""
+        with self._database.read() as connection:
+            return shadows.of(connection, policy)
 
     def corrected(self, studies: Iterable[str]) -> set[str]:
         """Which of these studies have an answer with a correction that was not withdrawn, drafts among them."""

@@ -51,8 +51,18 @@ def _changes(connection: Connection) -> None:
         connection.execute(text(statement))
 
 
+def _shadows(connection: Connection) -> None:
+    """What candidates said silently."""
+    connection.execute(
+        text(
+            "CREATE TABLE shadows (seq INTEGER PRIMARY KEY, episode_id VARCHAR(200) NOT NULL REFERENCES episodes (id),"
+            " policy_id VARCHAR(200) NOT NULL, body TEXT NOT NULL, UNIQUE (episode_id, policy_id))"
+        )
+    )
+
+
 Migration = Callable[[Connection], None]
-MIGRATIONS: tuple[Migration, ...] = (_records, _learning, _changes)
+MIGRATIONS: tuple[Migration, ...] = (_records, _learning, _changes, _shadows)
 
 
 def migrate(connection: Connection, migrations: Sequence[Migration] = MIGRATIONS) -> None:

@@ -46,6 +46,14 @@ features = Table(
     Column("reader", String, primary_key=True),
     Column("blob", String),
 )
+shadows = Table(
+    "shadows",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("episode_id", String),
+    Column("policy_id", String),
+    Column("body", Text),  # canonical JSON (shadows.py)
+)
 audit = Table(
     "audit",
     metadata,
