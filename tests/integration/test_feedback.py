@@ -1,10 +1,18 @@
 """Corrections of every kind on the real server: what is told at once, how fast, and what is learned from afterwards."""
 
+import json
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
+import nibabel
+import numpy as np
 import pytest
+
+from sparsight.store import Store
 
 pytestmark = pytest.mark.server
 
@@ -71,3 +79,34 @@ def test_drafts_and_what_was_withdrawn_are_not_learned(client: httpx.Client, stu
     told = [g for g in given if g["state"] == "submitted" and not g["blinded"] and not g["cannot_tell"]]
     assert stats["corrections"] + stats["held_out"] <= len(told)
     assert {g["state"] for g in given if g["key"] in keys} == {"draft", "withdrawn", "submitted"}
+
+
+def test_a_label_saved_by_a_stock_client_is_learned_and_shows_in_the_report(
+    server: Any, client: httpx.Client, studies: dict[str, str], tmp_path: Path
+) -> None:
+    """Stock MONAI Label routes alone: infer, label save, train; then the page."""
+    voxels = np.zeros((64, 56, 12), np.uint8)
+    voxels[20:28, 30:38, 5:7] = 1
+    affine = np.array([[-2.0, 0, 0, 60], [0, -2, 0, 50], [0, 0, 3, -20], [0, 0, 0, 1]])
+    nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / "drawn.nii.gz")
+    image = {"image": studies["head"], "output": "json"}
+    assert client.post("/infer/sparsight", params=image).status_code == 200
+    with (tmp_path / "drawn.nii.gz").open("rb") as label:
+        params = {"image": studies["head"], "tag": "final"}
+        saved = client.put("/datastore/label", params=params, files={"label": ("drawn.nii.gz", label)})
+    key = saved.json()["correction"]["key"]
+    before = {p["id"] for p in client.get("/sparsight/policies").json()}
+    client.post("/train/sparsight", json={}).raise_for_status()
+    finished(client)
+    new = [p for p in client.get("/sparsight/policies").json() if p["id"] not in before]
+    assert len(new) == 1, client.get("/info/").json()["train_stats"]
+    assert new[0]["sha256"] != next(p["sha256"] for p in client.get("/sparsight/policies").json() if p["id"] in before)
+    command = [sys.executable, "-m", "sparsight.cli", "--home", str(server.home), "--reader", str(server.reader)]
+    command += ["report", "--studies", str(server.folder), "--out", str(tmp_path / "page"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    report = json.loads(done.stdout)
+    assert new[0]["id"] in {p["id"] for p in report["policies"] if p["learned_from"]}
+    assert report["audit"]["problems"] == []
+    with Store(server.home / "store.db", server.home) as store:
+        assert key in store.learned_keys([new[0]["id"]])
+    assert new[0]["id"] in (tmp_path / "page" / "index.html").read_text()

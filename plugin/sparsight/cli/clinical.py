@@ -171,10 +171,12 @@ def revise(
 def learn(context: typer.Context, json: Json = False) -> None:
     """Train a candidate policy on the new corrections; the gate promotes it or holds it, with reasons."""
     from sparsight.reply import learn_json
+    from sparsight.report.cards import write_own_cards
 
     session: Session = context.obj
     with session.service() as service, progress_bar("learn", quiet=json) as tell:
         learned = service.learn(on_progress=lambda p: tell(p.stage, p.done, p.total))
+        write_own_cards(service)
     if json:
         emit_json(learn_json(learned))
         return

@@ -1,4 +1,4 @@
-"""Commands about what is recorded: audit verify, export-feedback, import-feedback."""
+"""Commands about what is recorded: audit verify, export-feedback, import-feedback, report."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(audit, name="audit")
     app.command()(export_feedback)
     app.command()(import_feedback)
+    app.command()(report)
 
 
 def verify(
@@ -85,6 +86,32 @@ def import_feedback(
     console.print(f"{merged.corrections} corrections of {merged.episodes} answers are new, {merged.known} were here")
     for key in merged.conflicts:
         console.print(f"  [yellow]left as it is here: {escape(key)}[/]")
+
+
+def report(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder for index.html, report.json and the cards.")] = Path("report"),
+    studies: Annotated[str | None, typer.Option(help="Folder or DICOMweb URL, for pictures of cases.")] = None,
+    cases: Annotated[int, typer.Option(help="The most cases shown before and after.", min=0, max=200)] = 8,
+    json: Json = False,
+) -> None:
+    """Write a page of what was learned: curve, gates, cases before and after, readers, drift; and cards."""
+    from sparsight.report.page import write_report
+
+    session: Session = context.obj
+    with session.service(studies) as service:
+        found = write_report(service, out, cases=cases)
+    if json:
+        emit_json(found)
+        return
+    console.print(f"{out / 'index.html'}", markup=False, soft_wrap=True)
+    for one in found["withdrawn_but_learned"]:
+        console.print(f"  [yellow]{escape(one['key'])} is {one['state']}, but the live policy learned from it[/]")
+    for one in found["conspicuous"]:
+        console.print(f"  [yellow]reader {escape(one['reader'])} {escape(one['why'])}[/]")
+    for one in found["drift"]:
+        if one["alarm"]:
+            console.print(f"  [yellow]{one['name']} drifted from {one['before']:.3f} to {one['now']:.3f}[/]")
 
 
 @contextmanager
