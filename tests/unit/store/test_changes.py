@@ -1,9 +1,8 @@
 """Drafts, submissions and withdrawals: what counts, what is refused, and that nothing is ever lost."""
 
-import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,10 +96,9 @@ def test_impossible_changes(corrected: Store, make_feedback: MakeFeedback, rewar
 
 
 @pytest.mark.parametrize("deed", ["UPDATE feedback_changes SET state = 'submitted'", "DELETE FROM feedback_changes"])
-def test_an_altered_or_removed_change_is_found(corrected: Store, tmp_path: Path, deed: str) -> None:
-    with sqlite3.connect(tmp_path / "store.db") as raw:
+def test_an_altered_or_removed_change_is_found(corrected: Store, tampering: Any, deed: str) -> None:
+    with tampering() as raw:
         raw.execute(deed)
-    raw.close()
     assert any(problem.startswith("change draft-") for problem in corrected.verify())
 
 

@@ -2,11 +2,11 @@
 
 import json
 import re
-import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -221,16 +221,15 @@ def test_nothing_a_person_wrote_stands_in_the_log(
     make_episode: Make,
     make_feedback: MakeFeedback,
     reward: Reward,
-    tmp_path: Path,
+    tampering: Any,
 ) -> None:
     secret = "Zebedee"
     store.save_episode(make_episode(study=f"{secret}-1", text=f"Does {secret} have a nodule?"))
     store.save_feedback(replace(make_feedback(answer=secret), comment=secret, reviewer=secret), reward)
     policy = replace(registry.add({"w": np.ones(1)}, parent=None, reader="r"), reasons=(secret,), sign_off=secret)
     store.record("gate", policy)
-    with sqlite3.connect(tmp_path / "store.db") as raw:
+    with tampering() as raw:
         entries = [row[0] for row in raw.execute("SELECT entry FROM audit")]
-    raw.close()
     assert len(entries) == 3
     assert not any(re.search(secret, entry) for entry in entries)
 
