@@ -114,6 +114,8 @@ def parse_line(model: type[_M], value: Any) -> _M:
 def feedback_of(line: CorrectionLine, mask_of: Callable[[str], NDArray[np.bool_]]) -> Feedback:
     """The correction of a line. mask_of: reads one of its masks by name. Raises BundleError."""
     given, marks = line.feedback, []
+    if not set(line.masks) <= {str(n) for n in range(len(given.marks))}:
+        raise refused("a mask of no mark")
     for n, mark in enumerate(given.marks):
         drawn = line.masks.get(str(n))
         marks.append(Mark(mark.kind, mark.box_mm, path_mm=mark.path_mm, radius_mm=mark.radius_mm))

@@ -13,7 +13,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean (or a ratio of means) with its percentile bootstrap interval, of 95 % unless another was asked for."""
+    """A mean (or a ratio of means) with its 95 % percentile bootstrap interval."""
 
     mean: float
     low: float
@@ -22,12 +22,7 @@ class Interval:
 
 
 def bootstrap_mean(
-    values: ArrayLike,
-    *,
-    groups: NDArray[np.int64] | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
+    values: ArrayLike, *, groups: NDArray[np.int64] | None = None, resamples: int = 2000, seed: int = 0
 ) -> Interval:
     """Mean of `values` (n,) with its interval; groups (n,) resample whole groups (patients). Efron 1979.
 
@@ -42,7 +37,7 @@ def bootstrap_mean(
     if len(sums) < 2:
         return Interval(mean, -np.inf, np.inf, x.size)
     draws = _resample(len(sums), resamples, seed)
-    return Interval(mean, *_percentiles((draws @ sums) / np.maximum(draws @ counts, 1e-12), len(sums), level), x.size)
+    return Interval(mean, *_percentiles((draws @ sums) / np.maximum(draws @ counts, 1e-12), len(sums)), x.size)
 
 
 def bootstrap_ratio(
@@ -84,8 +79,8 @@ def _resample(n: int, resamples: int, seed: int) -> Floats:
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
 
 
-def _percentiles(values: Floats, n: int, level: float = 0.95) -> tuple[float, float]:
-    """The interval of bootstrap values from n groups."""
-    tail = 100 * norm.cdf(-np.sqrt(n / (n - 1)) * t.ppf((1 + level) / 2, n - 1))  # 2.5 for 95 % and many groups
+def _percentiles(values: Floats, n: int) -> tuple[float, float]:
+    """The 95 % interval of bootstrap values from n groups."""
+    tail = 100 * norm.cdf(-np.sqrt(n / (n - 1)) * t.ppf(0.975, n - 1))  # 2.5 for many groups
     low, high = np.percentile(values, [tail, 100 - tail], method="linear" if np.isfinite(values).all() else "nearest")
     return float(low), float(high)
