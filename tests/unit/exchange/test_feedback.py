@@ -39,7 +39,9 @@ def taught(config: Config) -> Iterator[Service]:
         asked = service.ask(volume, QUESTION, recheck=False)
         marks: tuple[Mark, ...] = ()
         if n in (1, 2):
-            affine = np.array(volume.ijk_to_lps) * [[1, 1, 1, 1 / 3]] if n == 1 else None
+            affine = volume.ijk_to_lps.copy() if n == 1 else None
+            if affine is not None:
+                affine[0, 3] = 1 / 3  # no number that float32 holds
             marks = (
                 Mark(
                     "missed", mask=np.pad(np.ones((1, 9, 8), bool), ((0, 0), (3, 20), (4, 28))), mask_ijk_to_lps=affine
