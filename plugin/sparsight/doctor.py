@@ -167,7 +167,7 @@ def _reader(config: Config) -> Finding:
 def _policy(config: Config) -> Finding:
     """Shipped and live policy are whole; a newly shipped one that waits beside a learned one is no fault, but told."""
     from sparsight.model import base_policy, load_reader
-    from sparsight.service.service import registry_of
+    from sparsight.service.promotion import registry_of
 
     base_policy(config.serve.reader)
     policies = registry_of(config, load_reader(config.serve.reader))

@@ -16,18 +16,21 @@ from pydantic import ValidationError
 
 from sparsight.errors import FeedbackError
 from sparsight.imaging.export import read_mask
-from sparsight.reply import ask_json, episode_json, policy_json, reward_json
+from sparsight.reply import ask_json, corrected_json, episode_json, feedback_json, policy_json
 from sparsight.server import examples, guard, picture, state
 from sparsight.server.jobs import LearningJob
 from sparsight.server.schemas import (
     AskReply,
     AskRequest,
+    ChangeReply,
+    ChangeRequest,
     DicomReply,
     DicomRequest,
     ErrorReply,
     FeedbackReply,
     FeedbackRequest,
     GeometryReply,
+    GivenReply,
     LearnReply,
     NextCaseReply,
     NextCaseRequest,
@@ -101,8 +104,7 @@ def ask(request: AskRequest, service: Served) -> dict[str, Any]:
 @router.post("/feedback", response_model=FeedbackReply, responses=_errors(*_SENDS, *_MARKED), tags=["Correct"])
 def feedback(request: FeedbackRequest, service: Served) -> dict[str, Any]:
     """Accept, amend or reject an answer; the reward it earns is shown back at once."""
-    marks = tuple(Mark(mark.kind, box_mm=mark.box_mm) for mark in request.marks)
-    return _correct(service, request, marks)
+    return _correct(service, request)
 
 
 @router.post(
@@ -133,11 +135,14 @@ def feedback_mask(
         with path.open("wb") as target:
             shutil.copyfileobj(mask.file, target)
         drawn, ijk_to_lps = read_mask(path)
-    marks = tuple(Mark(mark.kind, box_mm=mark.box_mm) for mark in request.marks)
-    return _correct(service, request, (*marks, Mark(kind, mask=drawn, mask_ijk_to_lps=ijk_to_lps)))
+    return _correct(service, request, Mark(kind, mask=drawn, mask_ijk_to_lps=ijk_to_lps))
 
 
-def _correct(service: Service, request: FeedbackRequest, marks: tuple[Mark, ...]) -> dict[str, Any]:
+def _correct(service: Service, request: FeedbackRequest, *drawn: Mark) -> dict[str, Any]:
+    marks = [
+        Mark(m.kind, box_mm=m.box_mm, path_mm=None if m.path_mm is None else tuple(m.path_mm), radius_mm=m.radius_mm)
+        for m in request.marks
+    ]
     given = Feedback(
         key=request.key or uuid.uuid4().hex,
         episode=request.episode,
@@ -145,10 +150,38 @@ def _correct(service: Service, request: FeedbackRequest, marks: tuple[Mark, ...]
         verdict=request.verdict,
         created=datetime.now(UTC),
         answer=request.answer,
-        marks=marks,
+        marks=(*marks, *drawn),
         comment=request.comment,
+        cannot_tell=request.cannot_tell,
+        difficulty=request.difficulty,
+        blinded=request.blinded,
     )
-    return {"key": given.key, "episode": given.episode, "reward": reward_json(service.correct(given))}
+    return corrected_json(service, given, service.correct(given, draft=request.draft))
+
+
+@router.post(
+    "/feedback/{key}/change",
+    response_model=ChangeReply,
+    responses=_errors(*_SENDS, "not_found", "conflict", "bad_input", "bad_feedback"),
+    tags=["Correct"],
+)
+def change(key: str, request: ChangeRequest, service: Served) -> dict[str, Any]:
+    """Submit a draft, withdraw a correction, or undo its last change; nothing is learned from what is withdrawn."""
+    state_now = service.revise(key, request.change, by=request.reviewer, change_key=request.key)
+    return {"key": key, "state": state_now, "learned_by": list(service.learned_by(key))}
+
+
+@router.get(
+    "/episodes/{episode}/feedback",
+    response_model=list[GivenReply],
+    responses=_errors(*_READS, "not_found", "bad_input"),
+    tags=["Correct"],
+)
+def given(episode: str, service: Served) -> list[dict[str, Any]]:
+    """All corrections of an answer, of every reviewer, oldest first, with what became of them."""
+    service.episode(episode)
+    found = service.store.feedback_of(episode, on_fault=lambda fault: logger.error("left out: %s", fault))
+    return [feedback_json(service, one) for one in found]
 
 
 @router.get("/episodes", response_model=list[AskReply], responses=_errors(*_READS, "bad_input"), tags=["Ask"])

@@ -363,7 +363,7 @@ class TestLearn:
         asked = service.ask(make_picture(9), QUESTION)
         mark = Mark("relevant", mask=asked.labelmap().astype(bool), mask_ijk_to_lps=asked.volume.ijk_to_lps)
         service.correct(feedback(asked.episode, "marked", marks=(mark,)))
-        blob = json.loads(service.store._one_feedback("marked").body)["arrays"]
+        blob = json.loads(service.store._row("marked").body)["arrays"]
         path = service.config.home / "blobs" / blob[:2] / f"{blob}.safetensors"
         kept = path.read_bytes()
         path.write_bytes(kept[:-1] + b"?")

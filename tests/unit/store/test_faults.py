@@ -35,22 +35,22 @@ def run(target: Callable[..., None], *arguments: object) -> multiprocessing.proc
 # --- a locked database ---
 
 
-def test_a_locked_database_is_busy_and_readable(store: Store, tmp_path: Path, make_episode: Make) -> None:
-    store.save_episode(make_episode("e1"))
+def test_a_locked_database_is_busy_and_readable(sqlite_store: Store, tmp_path: Path, make_episode: Make) -> None:
+    sqlite_store.save_episode(make_episode("e1"))
     raw = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
     raw.execute("BEGIN IMMEDIATE")
     start = time.monotonic()
     with pytest.raises(BusyError, match="another process"):
-        store.save_episode(make_episode("e2"))
+        sqlite_store.save_episode(make_episode("e2"))
     assert 0.4 < time.monotonic() - start < 5  # it waited the half second it was told to
-    assert store.episode("e1").id == "e1"  # reading does not wait
+    assert sqlite_store.episode("e1").id == "e1"  # reading does not wait
     raw.execute("ROLLBACK")
     raw.close()
-    assert store.save_episode(make_episode("e2")) is True
-    assert store.verify() == []
+    assert sqlite_store.save_episode(make_episode("e2")) is True
+    assert sqlite_store.verify() == []
 
 
-def test_opening_beside_a_writer_that_never_ends_is_busy(store: Store, tmp_path: Path) -> None:
+def test_opening_beside_a_writer_that_never_ends_is_busy(sqlite_store: Store, tmp_path: Path) -> None:
     raw = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
     raw.execute("BEGIN IMMEDIATE")
     with pytest.raises(BusyError):
