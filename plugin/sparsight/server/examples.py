@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, NamedTuple
 
 _EPISODE = "e0123456789abcdef"
@@ -61,6 +62,20 @@ ASK_REPLY: dict[str, Any] = {
         "total": 592.62,
     },
 }
+KEPT: dict[str, Any] = {"kept": 605, "total": 6048, "regions": [REGION]}
+EVENTS = "".join(
+    f"event: {name}\ndata: {json.dumps(data)}\n\n"
+    for name, data in (
+        ("start", {"episode": _EPISODE}),
+        ("progress", {"stage": "selecting"}),
+        ("progress", {"stage": "reading"}),
+        ("kept", KEPT),
+        ("token", {"text": "I see"}),
+        ("answer", {"answer": "no"}),
+        ("evidence", {"grounded": True, "regions": [REGION]}),
+        ("done", ASK_REPLY),
+    )
+)
 MARK: dict[str, Any] = {"kind": "missed", "box_mm": [[8.0, 20.0, -6.0], [32.0, 44.0, 2.0]]}
 FEEDBACK_REQUEST: dict[str, Any] = {
     "episode": _EPISODE,

@@ -10,14 +10,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, File, Form, Query, Response, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, UploadFile
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
 from sparsight.errors import FeedbackError
 from sparsight.imaging.export import read_mask
 from sparsight.reply import ask_json, episode_json, policy_json, reward_json
-from sparsight.server import examples, guard, picture, state
+from sparsight.server import examples, guard, picture, state, stream
 from sparsight.server.jobs import LearningJob
 from sparsight.server.schemas import (
     AskReply,
@@ -34,7 +35,7 @@ from sparsight.server.schemas import (
     StateReply,
     StudyReply,
 )
-from sparsight.service import Service, parse_question
+from sparsight.service import OnProgress, Service, new_id, parse_question
 from sparsight.types import Feedback, Mark, Question
 
 logger = logging.getLogger(__name__)
@@ -73,17 +74,27 @@ _NOT_READY: dict[str, Any] = {
     "content": {"application/json": {"examples": {body["state"]: {"value": body} for body in examples.NOT_READY}}},
 }
 
+_EVENTS: Responses = {
+    200: {
+        "description": "the answer; or its events, `done` with the same body",
+        "content": {stream.MEDIA_TYPE: {"schema": {"type": "string"}, "example": examples.EVENTS}},
+    }
+}
+
 router = APIRouter(prefix="/sparsight")
 
 
 @router.post(
     "/ask",
     response_model=AskReply,
-    responses=_errors(*_SENDS, *_OPENED, "bad_question", "bad_budget"),
+    responses=_EVENTS | _errors(*_SENDS, *_OPENED, "bad_question", "bad_budget"),
     tags=["Ask"],
 )
-def ask(request: AskRequest, service: Served) -> dict[str, Any]:
-    """Ask a question about a study: the answer, its reasoning and the few regions it rests on."""
+async def ask(request: AskRequest, service: Served, http: Request) -> Any:
+    """Ask a question about a study: the answer, its reasoning and the few regions it rests on.
+
+    With `Accept: text/event-stream` as events: start, progress, kept, token, answer, evidence, then done or error.
+    """
     question = parse_question(
         request.question, choices=tuple(request.choices), max_chars=service.config.serve.max_question_chars
     )
@@ -91,8 +102,23 @@ def ask(request: AskRequest, service: Served) -> dict[str, Any]:
         kind = request.kind or question.kind
         choices = question.choices or (("yes", "no") if kind == "yes_no" else ())
         question = Question(question.text, kind, choices if kind != "free" else (), request.region)
-    asked = service.ask(request.study, question, prior=request.prior, budget=request.budget, recheck=request.recheck)
-    return ask_json(asked)
+    episode = new_id()
+
+    def run(tell: OnProgress | None = None) -> dict[str, Any]:
+        asked = service.ask(
+            request.study,
+            question,
+            prior=request.prior,
+            budget=request.budget,
+            recheck=request.recheck,
+            episode_id=episode,
+            on_progress=tell,
+        )
+        return ask_json(asked)
+
+    if stream.wants_events(http):
+        return await stream.stream(run, episode, http, pair=request.prior is not None)
+    return await run_in_threadpool(run)
 
 
 @router.post("/feedback", response_model=FeedbackReply, responses=_errors(*_SENDS, *_MARKED), tags=["Correct"])
