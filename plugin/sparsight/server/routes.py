@@ -34,6 +34,7 @@ from sparsight.server.schemas import (
     PromoteRequest,
     StateReply,
     StudyReply,
+    TokensReply,
 )
 from sparsight.service import OnProgress, Service, new_id, parse_question
 from sparsight.types import Feedback, Mark, Question
@@ -203,6 +204,14 @@ def geometry(episode: str, service: Served) -> dict[str, Any]:
 
 
 @router.get(
+    "/episodes/{episode}/tokens", response_model=TokensReply, responses=_errors(*_READS, *_OPENED), tags=["Ask"]
+)
+def tokens(episode: str, service: Served) -> dict[str, Any]:
+    """Each token of the evidence with its weight and place, for a viewer that draws them on any plane."""
+    return picture.tokens(service.reopen(episode))
+
+
+@router.get(
     "/episodes/{episode}/overlay.png",
     response_class=Response,
     responses=_file("image/png") | _errors(*_READS, *_OPENED),
@@ -249,7 +258,13 @@ def studies(service: Served) -> list[dict[str, Any]]:
     if service.studies is None:
         return []
     return [
-        {"id": info.id, "modality": info.modality, "question": service.suggest(info.modality)}
+        {
+            "id": info.id,
+            "modality": info.modality,
+            "question": service.suggest(info.modality),
+            "study_uid": info.study_uid,
+            "series_uid": info.series_uid,
+        }
         for info in service.studies.list()
     ]
 
