@@ -269,6 +269,7 @@ def test_ohif_files_of_sub_folders_are_themselves(client):
     page = client.get("/ohif/")
     assert page.headers["content-type"].startswith("text/html")
     assert "://" not in page.text.replace("http://www.w3.org", ""), "nothing is loaded from elsewhere"
+    assert "fonts.googleapis" not in client.get("/ohif/app.bundle.css").text
     assert "default-src 'self'" in page.headers["content-security-policy"]
     icon = client.get("/ohif/assets/favicon-16x16.png")
     assert icon.content[1:4] == b"PNG"

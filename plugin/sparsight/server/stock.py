@@ -52,6 +52,7 @@ from starlette.routing import BaseRoute
 from sparsight.errors import InputError, NotFoundError
 from sparsight.server import guard, jobs
 
+_WITH_FONTS = {"index.html": "text/html", "app.bundle.css": "text/css"}
 _OWN_ONLY = (  # what OHIF does: scripts in the page, workers of blobs, WebAssembly; of this machine alone
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' blob: data:; object-src 'none'; base-uri 'self'; "
     "frame-ancestors 'self'"
@@ -321,12 +322,12 @@ def ohif_file(path: str) -> Response:
         if file.suffix:  # a missing script must not come back as a page
             raise HTTPException(404, "no such file")
         file = root / "index.html"
-    if file.name == "index.html":
-        return Response(_ohif_page(file), media_type="text/html", headers={"Content-Security-Policy": _OWN_ONLY})
+    if kind := _WITH_FONTS.get(file.name):
+        return Response(_without_fonts(file), media_type=kind, headers={"Content-Security-Policy": _OWN_ONLY})
     return FileResponse(file)
 
 
 @functools.cache
-def _ohif_page(file: Path) -> str:
-    """The page without its links to other machines: fonts, which would tell them when somebody reads."""
-    return re.sub(r"<link[^>]*https?://[^>]*>", "", file.read_text(encoding="utf-8"))
+def _without_fonts(file: Path) -> str:
+    """Page or styles without links to fonts on another machine, which would tell it when somebody reads."""
+    return re.sub(r"<link[^>]*https?://[^>]*>|@import[^;]*https?://[^;]*;", "", file.read_text(encoding="utf-8"))
