@@ -7,7 +7,7 @@ from typing import Any
 
 from sparsight.errors import finite
 from sparsight.service import Asked, Learned, Service
-from sparsight.types import Episode, Feedback, Mark, PolicyVersion, Recheck, Reward
+from sparsight.types import Episode, Evidence, Feedback, Mark, PolicyVersion, Recheck, Reward
 
 
 def ask_json(asked: Asked) -> dict[str, Any]:
@@ -38,23 +38,28 @@ def episode_json(episode: Episode) -> dict[str, Any]:
         "budget": _budget(recheck.kept if recheck else first, total),
         "recheck": _recheck(recheck, answer.text, first, total) if recheck else None,
         "slices": None if episode.slices is None else {"encoded": episode.slices, "total": episode.grid_shape[0]},
-        "evidence": [
-            {
-                "box_mm": [[round(x, 3) for x in corner] for corner in region.box_mm],
-                "box_ijk": [list(corner) for corner in region.box_ijk],
-                "weight": round(region.weight, 4),
-                "propensity": None if region.propensity is None else round(region.propensity, 6),
-                "sop_uid": region.sop_uid,
-                "slice": region.slice_index,
-                "image": None if episode.prior is None else ("prior", "current")[region.slice_index],
-            }
-            for region in evidence.regions
-        ],
+        "evidence": regions_json(evidence, pair=episode.prior is not None),
         "notes": list(answer.notes),
         "policy": {"id": episode.policy, "sha256": episode.policy_sha256},
         "reader": episode.reader,
         "timings_ms": {name: round(value, 2) for name, value in episode.timings_ms.items()},
     }
+
+
+def regions_json(evidence: Evidence, *, pair: bool = False) -> list[dict[str, Any]]:
+    """Regions, heaviest first. pair: of a study and its prior."""
+    return [
+        {
+            "box_mm": [[round(x, 3) for x in corner] for corner in region.box_mm],
+            "box_ijk": [list(corner) for corner in region.box_ijk],
+            "weight": round(region.weight, 4),
+            "propensity": None if region.propensity is None else round(region.propensity, 6),
+            "sop_uid": region.sop_uid,
+            "slice": region.slice_index,
+            "image": ("prior", "current")[region.slice_index] if pair else None,
+        }
+        for region in evidence.regions
+    ]
 
 
 def _budget(kept: int, total: int) -> dict[str, Any]:

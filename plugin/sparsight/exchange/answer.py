@@ -60,7 +60,7 @@ class Answerer:
         share = check_budget(self._config.budget if budget is None else budget)
         volume = load(Path(image))
         grid = self._reader.encode(volume)
-        answering = Answering(self._reader, self._config, grid, asked, lambda progress: None)
+        answering = Answering(self._reader, self._config, volume, grid, asked, lambda progress: None)
         reading = answering.answer(self._selector, share)
         kept = shown(reading.selection, reading.recheck)
         threshold = self._config.necessity_nats

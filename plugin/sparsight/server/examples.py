@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, NamedTuple
 
 _EPISODE = "e0123456789abcdef"
@@ -61,6 +62,20 @@ ASK_REPLY: dict[str, Any] = {
         "total": 592.62,
     },
 }
+KEPT: dict[str, Any] = {"kept": 605, "total": 6048, "regions": [REGION]}
+EVENTS = "".join(
+    f"event: {name}\ndata: {json.dumps(data)}\n\n"
+    for name, data in (
+        ("start", {"episode": _EPISODE}),
+        ("progress", {"stage": "selecting"}),
+        ("progress", {"stage": "reading"}),
+        ("kept", KEPT),
+        ("token", {"text": "I see"}),
+        ("answer", {"answer": "no"}),
+        ("evidence", {"grounded": True, "regions": [REGION]}),
+        ("done", ASK_REPLY),
+    )
+)
 MARK: dict[str, Any] = {
     "kind": "missed",
     "box_mm": [[8.0, 20.0, -6.0], [32.0, 44.0, 2.0]],
@@ -178,12 +193,23 @@ NEXT_CASE_REPLY: dict[str, Any] = {
     "score": 0.031,
     "reason": "'yes' with 54%, disagreement 0.031 nats over 8 looks",
 }
-STUDY: dict[str, Any] = {"id": "chest-1", "modality": "DX", "question": "Is there a nodule?"}
+STUDY: dict[str, Any] = {
+    "id": "chest-1",
+    "modality": "DX",
+    "question": "Is there a nodule?",
+    "study_uid": "1.2.826.0.1.3680043.8.498.2",
+    "series_uid": "1.2.826.0.1.3680043.8.498.1",
+}
 GEOMETRY: dict[str, Any] = {
     "shape": [12, 56, 64],
     "ijk_to_lps": [[2.0, 0.0, 0.0, -66.0], [0.0, 2.0, 0.0, -60.0], [0.0, 0.0, 3.0, -20.0], [0.0, 0.0, 0.0, 1.0]],
     "spacing_mm": [2.0, 2.0, 3.0],
     "slices": [5, 3, 0],
+}
+TOKENS: dict[str, Any] = {
+    "shape": [12, 21, 24],
+    "uvw_to_lps": [[5.3, 0.0, 0.0, -63.3], [0.0, 5.3, 0.0, -57.3], [0.0, 0.0, 3.0, -20.0], [0.0, 0.0, 0.0, 1.0]],
+    "tokens": [[9, 14, 5, 0.22], [10, 14, 5, 0.78]],
 }
 STATE: dict[str, Any] = {
     "state": "ready",

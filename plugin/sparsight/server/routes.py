@@ -10,14 +10,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, File, Form, Query, Response, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, UploadFile
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
 from sparsight.errors import FeedbackError
 from sparsight.imaging.export import read_mask
 from sparsight.reply import ask_json, corrected_json, episode_json, feedback_json, policy_json
-from sparsight.server import examples, guard, picture, state
+from sparsight.server import examples, guard, picture, state, stream
 from sparsight.server.jobs import LearningJob
 from sparsight.server.schemas import (
     AskReply,
@@ -38,8 +39,9 @@ from sparsight.server.schemas import (
     PromoteRequest,
     StateReply,
     StudyReply,
+    TokensReply,
 )
-from sparsight.service import Service, parse_question
+from sparsight.service import OnProgress, Service, new_id, parse_question
 from sparsight.store.files import disk_errors, make_folder
 from sparsight.types import Feedback, Mark, Question
 
@@ -79,17 +81,27 @@ _NOT_READY: dict[str, Any] = {
     "content": {"application/json": {"examples": {body["state"]: {"value": body} for body in examples.NOT_READY}}},
 }
 
+_EVENTS: Responses = {
+    200: {
+        "description": "the answer; or its events, `done` with the same body",
+        "content": {stream.MEDIA_TYPE: {"schema": {"type": "string"}, "example": examples.EVENTS}},
+    }
+}
+
 router = APIRouter(prefix="/sparsight")
 
 
 @router.post(
     "/ask",
     response_model=AskReply,
-    responses=_errors(*_SENDS, *_OPENED, "bad_question", "bad_budget"),
+    responses=_EVENTS | _errors(*_SENDS, *_OPENED, "bad_question", "bad_budget"),
     tags=["Ask"],
 )
-def ask(request: AskRequest, service: Served) -> dict[str, Any]:
-    """Ask a question about a study: the answer, its reasoning and the few regions it rests on."""
+async def ask(request: AskRequest, service: Served, http: Request) -> Any:
+    """Ask a question about a study: the answer, its reasoning and the few regions it rests on.
+
+    With `Accept: text/event-stream` as events: start, progress, kept, token, answer, evidence, then done or error.
+    """
     question = parse_question(
         request.question, choices=tuple(request.choices), max_chars=service.config.serve.max_question_chars
     )
@@ -97,8 +109,23 @@ def ask(request: AskRequest, service: Served) -> dict[str, Any]:
         kind = request.kind or question.kind
         choices = question.choices or (("yes", "no") if kind == "yes_no" else ())
         question = Question(question.text, kind, choices if kind != "free" else (), request.region)
-    asked = service.ask(request.study, question, prior=request.prior, budget=request.budget, recheck=request.recheck)
-    return ask_json(asked)
+    episode = new_id()
+
+    def run(tell: OnProgress | None = None) -> dict[str, Any]:
+        asked = service.ask(
+            request.study,
+            question,
+            prior=request.prior,
+            budget=request.budget,
+            recheck=request.recheck,
+            episode_id=episode,
+            on_progress=tell,
+        )
+        return ask_json(asked)
+
+    if stream.wants_events(http):
+        return await stream.stream(run, episode, http, pair=request.prior is not None)
+    return await run_in_threadpool(run)
 
 
 @router.post("/feedback", response_model=FeedbackReply, responses=_errors(*_SENDS, *_MARKED), tags=["Correct"])
@@ -213,6 +240,14 @@ def geometry(episode: str, service: Served) -> dict[str, Any]:
 
 
 @router.get(
+    "/episodes/{episode}/tokens", response_model=TokensReply, responses=_errors(*_READS, *_OPENED), tags=["Ask"]
+)
+def tokens(episode: str, service: Served) -> dict[str, Any]:
+    """Each token of the evidence with its weight and place, for a viewer that draws them on any plane."""
+    return picture.tokens(service.reopen(episode))
+
+
+@router.get(
     "/episodes/{episode}/overlay.png",
     response_class=Response,
     responses=_file("image/png") | _errors(*_READS, *_OPENED),
@@ -280,7 +315,13 @@ def studies(service: Served) -> list[dict[str, Any]]:
     if service.studies is None:
         return []
     return [
-        {"id": info.id, "modality": info.modality, "question": service.suggest(info.modality)}
+        {
+            "id": info.id,
+            "modality": info.modality,
+            "question": service.suggest(info.modality),
+            "study_uid": info.study_uid,
+            "series_uid": info.series_uid,
+        }
         for info in service.studies.list()
     ]
 

@@ -358,6 +358,8 @@ class StudyReply(_Reply):
     id: str
     modality: str
     question: str
+    study_uid: str = Field("", description="of DICOM, else empty")
+    series_uid: str = Field("", description="of DICOM, else empty")
 
 
 class GeometryReply(BaseModel):
@@ -369,6 +371,16 @@ class GeometryReply(BaseModel):
     ijk_to_lps: list[list[float]]
     spacing_mm: tuple[float, float, float] = Field(description="along (i, j, k)")
     slices: list[int] = Field(description="slices that hold evidence, heaviest first")
+
+
+class TokensReply(BaseModel):
+    """The visual tokens of the evidence: (u, v, w) along columns, rows and slices of the tokens' grid."""
+
+    model_config = _shown(examples.TOKENS)
+
+    shape: tuple[int, int, int] = Field(description="of the grid: along w, v, u")
+    uvw_to_lps: list[list[float]] = Field(description="(u, v, w, 1) of a token to LPS mm; it reaches 0.5 around")
+    tokens: list[tuple[int, int, int, float]] = Field(description="u, v, w and weight; weights sum to 1")
 
 
 class ErrorDetail(_Reply):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
@@ -30,7 +29,7 @@ from sparsight.model.protocols import Reader, Where
 from sparsight.rl.acquisition import acquire
 from sparsight.rl.answers import is_of_all
 from sparsight.service import corrections, promotion, shadow
-from sparsight.service.answering import Answering, Asked, OnProgress, Progress, Reading, shown, tokens_at
+from sparsight.service.answering import Answering, Asked, OnProgress, Progress, Reading, new_id, shown, tokens_at
 from sparsight.service.encoded import Encoded, EncodedStudies
 from sparsight.service.learning import Learned, Learner
 from sparsight.service.promotion import install_shipped, registry_of
@@ -94,9 +93,12 @@ class Service:
         prior: str | ImageVolume | None = None,
         budget: Budget | None = None,
         recheck: bool = True,
+        episode_id: str | None = None,
         on_progress: OnProgress | None = None,
     ) -> Asked:
-        """Answer a question about a study and record it.
+        """Answer a question about a study and record it, as `episode_id` where one was made before (`new_id`).
+
+        What on_progress raises ends it: before `answer` was told nothing is recorded.
 
         study: an id of the served studies, a path where none are served, or a volume. prior: an earlier image to
         compare with, likewise (imaging/pair.py says which pairs can be). budget: share of the tokens to keep, in
@@ -136,12 +138,12 @@ class Service:
             necessity=reading.necessity,
             threshold=serve.necessity_nats,
         )
-        tell(Progress("evidence"))
+        tell(Progress("evidence", evidence=found))
         if study_.whole:
             self._keep_tokens(study_)
         timings = {**study_.timings_ms, **reading.timings_ms, "total": (time.perf_counter() - start) * 1000}
         episode = Episode(
-            id=f"e{uuid.uuid4().hex[:16]}",
+            id=episode_id or new_id(),
             created=datetime.now(UTC),
             study=study_.id,
             series_uid=volume.series_uid,
@@ -323,7 +325,7 @@ class Service:
         return doubt is not None or is_of_all(question, reading.answer.text)
 
     def _answering(self, study: Encoded, question: Question, tell: OnProgress) -> Answering:
-        return Answering(self.reader, self.config.serve, study.grid, question, tell)
+        return Answering(self.reader, self.config.serve, study.volume, study.grid, question, tell)
 
     def _answer(
         self, study: Encoded, question: Question, share: Budget, tell: OnProgress, *, recheck: bool

@@ -73,6 +73,7 @@ def test_replies_have_the_fields_of_their_examples(client: TestClient) -> None:
         "study": (client.get("/sparsight/studies").json()[0], examples.STUDY),
         "next": (client.post("/sparsight/next_case", json={}).json(), examples.NEXT_CASE_REPLY),
         "geometry": (client.get(f"/sparsight/episodes/{asked['episode']}/geometry").json(), examples.GEOMETRY),
+        "tokens": (client.get(f"/sparsight/episodes/{asked['episode']}/tokens").json(), examples.TOKENS),
         "ready": (client.get("/sparsight/health/ready").json(), examples.STATE),
     }
     for name, (reply, example) in found.items():
@@ -136,6 +137,25 @@ def test_changes_that_are_refused(client: TestClient, key: str, body: dict[str, 
     episode = client.post("/sparsight/ask", json={"study": "now", "question": "Is there a ring?"}).json()["episode"]
     client.post("/sparsight/feedback", json={"episode": episode, "verdict": "accept", "key": "one"})
     assert client.post(f"/sparsight/feedback/{key}/change", json=body).status_code == status
+
+
+def test_tokens_lie_where_the_evidence_is(client: TestClient) -> None:
+    asked = client.post(
+        "/sparsight/ask", json={"study": "stack", "question": "Is there a ring?", "budget": 0.05}
+    ).json()
+    reply = client.get(f"/sparsight/episodes/{asked['episode']}/tokens").json()
+    affine, tokens = np.array(reply["uvw_to_lps"]), np.array(reply["tokens"])
+    assert tokens[:, 3].sum() == pytest.approx(1, abs=1e-3)
+    assert (tokens[:, :3] < reply["shape"][::-1]).all()
+    corners = np.stack(
+        [(affine @ np.c_[tokens[:, :3] + half, np.ones(len(tokens))].T).T[:, :3] for half in (-0.5, 0.5)]
+    )
+    low, high = corners.min(0), corners.max(0)
+    inside = np.zeros(len(tokens), bool)
+    for region in asked["evidence"]:
+        (a, b), reach = np.array(region["box_mm"]), 1e-2
+        inside |= ((low >= a - reach) & (high <= b + reach)).all(1)
+    assert tokens[inside, 3].sum() >= 0.85  # regions are made of the tokens that hold 90 % of the weight
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _SAID = re.compile(
     r"(?:^|\n|\.\s)\s*(?:the\s+)?(?:final\s+)?answer\s*(?:is\s*)?:?\s*(.+?)\s*$", re.DOTALL | re.IGNORECASE
 )
+_END = re.compile(r"</think>|<answer>", re.IGNORECASE)
+_HALF = re.compile(r"<[^<>\s]*$")  # may become a tag
 _CHATTER = re.compile(r"<\|?[a-z_ ]+\|?>", re.IGNORECASE)  # a special token that was written out
 
 
@@ -62,6 +64,12 @@ def parse(text: str) -> tuple[str, str]:
             before = rest[: found.start()].strip()
             return (reasoning or before, _plain(found.group(1)))
     return reasoning, _plain(rest)
+
+
+def thought(text: str) -> str:
+    """The reasoning in a text that is still being written: it only grows, and never has a tag or half of one."""
+    written = re.sub(r"^\s*(<think>\s*)?", "", text, flags=re.IGNORECASE)
+    return _HALF.sub("", _END.split(written, maxsplit=1)[0])
 
 
 def _plain(text: str) -> str:

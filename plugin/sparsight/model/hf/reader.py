@@ -17,7 +17,7 @@ from torch.nn import functional
 from sparsight.errors import BudgetError, ConfigError, QuestionError
 from sparsight.model.completions import AdapterPolicy, adapter_of, rank_of
 from sparsight.model.hf.adapter import Adapter, standing_in
-from sparsight.model.hf.answers import ANSWER, END_ANSWER, END_THINK, THINK, choices_of, messages, parse
+from sparsight.model.hf.answers import ANSWER, END_ANSWER, END_THINK, THINK, choices_of, messages, parse, thought
 from sparsight.model.hf.families import Family, begins_itself
 from sparsight.model.hf.language import Language
 from sparsight.model.hf.prompts import Study, TokenPrompt
@@ -234,14 +234,14 @@ class HFReader:
         )
 
     def _say(self, prompt: TokenPrompt, on_token: Callable[[str], None] | None) -> str:
-        """Write until the model ends; text is handed out as it comes, never half a character."""
+        """Write until the model ends; its reasoning is handed out as it comes, never half a character."""
         ids, shown = list[int](), ""
         for step in self.language.write([prompt], self.reasoning):
             (token,) = step.ids
             if token is None or token in self.language.ends:
                 break
             ids.append(token)
-            text = self.processor.tokenizer.decode(ids, skip_special_tokens=False)
+            text = thought(self.processor.tokenizer.decode(ids, skip_special_tokens=False))
             if on_token and not text.endswith("\ufffd") and text != shown:
                 on_token(text[len(shown) :])
                 shown = text

@@ -138,6 +138,7 @@ def test_scores_and_answers(reader_of: Make, family: str) -> None:
     shown: list[str] = []
     answer = reader.read(YES_NO, grid, RandomSelector().select(grid, YES_NO, 8, seed=1), on_token=shown.append)
     assert answer.text in {"yes", "no"}
+    assert "".join(shown).startswith(answer.reasoning.split("<")[0])
     assert 0.5 <= answer.confidence <= 1
     assert set(answer.timings_ms) == {"decode", "prefill"}
 
