@@ -61,7 +61,7 @@ async def _forward(request: Request, source: DicomWebStudies, path: str) -> Resp
     """Pass a GET on to the PACS, its query as it came, and stream what it says. Raises BusyError, NotFoundError."""
     if not _PATH.fullmatch(path) or request.scope.get("raw_path", b"").find(b"%") >= 0:
         raise _not_served()
-    headers = {name: value for name in _PASSED_ON if (value := request.headers.get(name))} | source.headers
+    headers = {name: value for name in _PASSED_ON if (value := request.headers.get(name))} | source.sent
     client = _client()
     query = request.scope["query_string"]
     url = httpx.URL(f"{source.url}/{path}").copy_with(query=query or None)

@@ -74,7 +74,7 @@ class Answering:
 
     reader: Reader
     config: ServeConfig
-    volume: ImageVolume
+    volume: ImageVolume | None  # None: nobody is told where the tokens lie
     grid: TokenGrid
     question: Question
     tell: OnProgress
@@ -113,8 +113,9 @@ class Answering:
         """What was read, and the answer: all that was selected, or its best half, quarter, ... where memory is full."""
         asked = len(selection.keep)
         while True:
-            found = evidence.describe(self.volume, self.grid, selection, necessity=None, threshold=0.0)
-            self.tell(Progress("read", evidence=found))
+            if self.volume is not None:
+                found = evidence.describe(self.volume, self.grid, selection, necessity=None, threshold=0.0)
+                self.tell(Progress("read", evidence=found))
             try:
                 answer = self.reader.read(
                     self.question, self.grid, selection, on_token=lambda text: self.tell(Progress("token", text=text))

@@ -257,7 +257,7 @@ class Service:
                 continue
             with in_turn():
                 policy, selector = self._policy()
-                self._take_on(policy)
+                self._streams.take_on(policy.id)
                 k = tokens_at(self.config.serve.share, study.grid, self.reader)
                 worth = acquire(self.reader, selector, study.grid, parse_question(text), k)
             case = NextCase(info.id, text, worth.score, worth.reason)
@@ -294,7 +294,7 @@ class Service:
         Raises NotFoundError (the study's tokens were not kept, or no such policy), WeightsError, BusyError.
         """
         grid = self._places(episode)
-        answering = Answering(self.reader, self.config.serve, grid, episode.question, lambda progress: None)
+        answering = Answering(self.reader, self.config.serve, None, grid, episode.question, lambda progress: None)
         with self._turnstile.turn(Priority.BATCH):
             self._streams.take_on(policy)
             return answering.answer(self._streams.of(policy), episode.selection.fraction, recheck=False)
