@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import sparsight
 from sparsight.errors import SparsightError
@@ -126,7 +125,7 @@ def _checks(version: PolicyVersion) -> list[list[str]]:
 
 
 def _kinds(learned: list[Feedback]) -> list[list[str]]:
-    counted: dict[str, Any] = Counter(f"verdict: {f.verdict}" for f in learned)
+    counted: Counter[str] = Counter(f"verdict: {f.verdict}" for f in learned)
     counted.update(f"mark: {mark.kind}" for f in learned for mark in f.marks)
     counted["with the right answer"] = sum(f.answer is not None for f in learned)
     return [[name, str(n)] for name, n in sorted(counted.items())]
