@@ -176,7 +176,8 @@ def learn(context: typer.Context, json: Json = False) -> None:
     session: Session = context.obj
     with session.service() as service, progress_bar("learn", quiet=json) as tell:
         learned = service.learn(on_progress=lambda p: tell(p.stage, p.done, p.total))
-        write_own_cards(service)
+        if learned.candidate:
+            write_own_cards(service)
     if json:
         emit_json(learn_json(learned))
         return

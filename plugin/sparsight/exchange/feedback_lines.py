@@ -158,8 +158,9 @@ def episode_of(line: Any, arrays: Arrays) -> Episode:
         keep, scores = arrays["keep"], arrays["scores"]
         total = int(np.prod(record["grid_shape"]))
         fits = keep.dtype == np.int64 and scores.dtype == np.float32 and keep.ndim == scores.ndim == 1
-        fits = fits and len(scores) == total and bool(((keep >= 0) & (keep < total)).all())
-        fits = fits and bool(np.isfinite(scores).all())
+        fits = (
+            fits and len(scores) == total and bool(((keep >= 0) & (keep < total)).all() and np.isfinite(scores).all())
+        )
         if not (texts and fits and is_id(record["id"])):
             raise refused("an answer whose parts do not fit together")
         return episode_from_record(record, arrays)

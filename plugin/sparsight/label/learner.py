@@ -59,7 +59,8 @@ def learn(service: Callable[[], Service], path: Path) -> dict[str, Any]:
     try:
         served = service()
         outcome = learn_json(served.learn(on_progress=tell))
-        write_own_cards(served)
+        if outcome["candidate"]:
+            write_own_cards(served)
     except SparsightError as error:
         _write(path, {"stage": "failed", "started": started, **error.as_dict()})
         raise

@@ -125,7 +125,7 @@ def _checks(version: PolicyVersion) -> list[list[str]]:
 
 
 def _kinds(learned: list[Feedback]) -> list[list[str]]:
-    counted = Counter(f"verdict: {f.verdict}" for f in learned)
+    counted: Counter[str] = Counter(f"verdict: {f.verdict}" for f in learned)
     counted.update(f"mark: {mark.kind}" for f in learned for mark in f.marks)
     counted["with the right answer"] = sum(f.answer is not None for f in learned)
     return [[name, str(n)] for name, n in sorted(counted.items())]

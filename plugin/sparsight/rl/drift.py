@@ -31,12 +31,12 @@ def shift(name: str, before: ArrayLike, now: ArrayLike, *, least: float) -> Shif
     0/1 values by Fisher's exact test, others by ranks (Mann-Whitney).
     """
     old, new = np.asarray(before, np.float64), np.asarray(now, np.float64)
-    was, is_ = (float(x.mean()) if x.size else float("nan") for x in (old, new))
+    was, now_is = (float(x.mean()) if x.size else float("nan") for x in (old, new))
     if min(old.size, new.size) < _LEAST:
-        return Shift(name, was, is_, old.size, new.size, float("nan"), alarm=False)
+        return Shift(name, was, now_is, old.size, new.size, float("nan"), alarm=False)
     if np.isin(np.concatenate([old, new]), (0, 1)).all():
         table = [[int(x.sum()), int(x.size - x.sum())] for x in (old, new)]
         p = float(fisher_exact(table).pvalue)
     else:
         p = float(mannwhitneyu(old, new).pvalue)
-    return Shift(name, was, is_, old.size, new.size, p, alarm=p < _ALPHA and abs(is_ - was) >= least)
+    return Shift(name, was, now_is, old.size, new.size, p, alarm=p < _ALPHA and abs(now_is - was) >= least)

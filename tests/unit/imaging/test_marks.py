@@ -90,7 +90,7 @@ def test_a_stroke_marks_the_voxels_it_runs_through_and_those_near_it() -> None:
     wanted = np.zeros(SHAPE, bool)
     wanted[2, 3, 1:7] = True
     assert np.array_equal(thin, wanted)
-    wide = mark_mask(Mark("missed", path_mm=path, radius_mm=2.0), volume(affine))
+    wide = mark_mask(Mark("missed", path_mm=path, radius_mm=2.1), volume(affine))
     assert np.array_equal(np.argwhere(wide.any(axis=(0, 2))).ravel(), [2, 3, 4])  # 2 mm apart
     assert np.flatnonzero(wide.any(axis=(1, 2))).tolist() == [2]  # 3 mm apart
     assert np.flatnonzero(wide[2, 3]).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]

@@ -183,9 +183,11 @@ def tampering(store_url: str) -> Callable[[], AbstractContextManager[Raw]]:
     @contextmanager
     def connect() -> Iterator[Raw]:
         engine = create_engine(store_url)
-        with engine.begin() as connection:
-            yield Raw(connection)
-        engine.dispose()
+        try:
+            with engine.begin() as connection:
+                yield Raw(connection)
+        finally:
+            engine.dispose()
 
     return connect
 

@@ -54,7 +54,8 @@ def test_every_kind_is_logged_in_order(full: Store, tampering: Tampering) -> Non
 def test_what_left_is_logged(full: Store, tampering: Tampering) -> None:
     full.record_results("e0", "pacs", {"1.2.3": "f" * 64})
     with tampering() as raw:
-        entry = json.loads(raw.execute("SELECT entry FROM audit WHERE seq = 9").fetchone()[0])
+        [(text,)] = raw.execute("SELECT entry FROM audit WHERE seq = 9")
+        entry = json.loads(text)
     assert (entry["kind"], entry["body"]) == (
         "results",
         {"episode": "e0", "to": "pacs", "objects": {"1.2.3": "f" * 64}},
