@@ -28,11 +28,15 @@ def pictures(server, studies):
     return found
 
 
-def fitted(place, rows, columns):
-    """How OHIF first shows an image: as large as the viewport allows, in the middle. Pixels (x, y) of column, row."""
-    scale = min(place["width"] / columns, place["height"] / rows)
-    left, top = (place["width"] - scale * columns) / 2, (place["height"] - scale * rows) / 2
-    return scale, lambda i, j: (left + scale * i, top + scale * j)
+def fitted(screenshot, place, rows, columns):
+    """Where OHIF shows an image, by what is not black in the viewport. Pixels (x, y) of column and row, in it."""
+    x, y, width, height = (round(place[name]) for name in ("x", "y", "width", "height"))
+    with Image.open(screenshot) as picture:
+        lit = np.asarray(picture.convert("L"))[y : y + height, x : x + width] > 4
+    across, down = (np.flatnonzero(lit.mean(axis) > 0.5) for axis in (0, 1))  # lines of text light less
+    scale = len(across) / columns
+    assert len(down) / rows == pytest.approx(scale, rel=0.01), "pixels are square"
+    return scale, lambda i, j: (across[0] + scale * i, down[0] + scale * j)
 
 
 def test_the_whole_loop(server, drive, pictures, artefacts: Path):
@@ -52,7 +56,7 @@ def test_the_whole_loop(server, drive, pictures, artefacts: Path):
     print("ms to the first word, the answer, the overlay, the reward:", found["times"], found["rewardMs"])
 
     # the overlay lies where the evidence's pixels are, by an account of our own
-    _, at = fitted(found["place"], rows, columns)
+    scale, at = fitted(artefacts / "ohif-2-answered.png", found["place"], rows, columns)
     drawn = {int(n): box for n, *box in found["boxes"]}
     assert drawn.keys() == set(range(len(answer["evidence"])))
     with Image.open(artefacts / "ohif-2-answered.png") as screenshot:
@@ -73,7 +77,6 @@ def test_the_whole_loop(server, drive, pictures, artefacts: Path):
     [mark] = sent["marks"]
     geometry = server.get(f"/sparsight/episodes/{answer['episode']}/geometry")
     to_ijk = np.linalg.inv(np.array(geometry["ijk_to_lps"]))
-    scale, _ = fitted(found["place"], rows, columns)
     left, top = at(0, 0)
     for corner, point in zip(mark["box_mm"], found["dragged"], strict=True):
         i, j, _, _ = to_ijk @ [*corner, 1]  # of a pixel's centre

@@ -8,10 +8,13 @@ export type Region = Schemas['RegionReply'];
 export type Tokens = Schemas['TokensReply'];
 export type Geometry = Schemas['GeometryReply'];
 export type Study = Schemas['StudyReply'];
-export type FeedbackRequest = Schemas['FeedbackRequest'];
+type Sent<T, Defaults extends keyof T> = Omit<T, Defaults> & Partial<Pick<T, Defaults>>; // what has a default may be left out
+export type FeedbackRequest = Sent<Omit<Schemas['FeedbackRequest'], 'marks'>, 'blinded' | 'cannot_tell' | 'draft'> & {
+  marks?: Mark[];
+};
 export type Feedback = Schemas['FeedbackReply'];
 export type NextCase = Schemas['NextCaseReply'];
-export type Mark = Schemas['MarkRequest'];
+export type Mark = Sent<Schemas['MarkRequest'], 'radius_mm'>;
 
 export interface Question {
   study: string;

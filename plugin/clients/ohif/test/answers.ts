@@ -50,6 +50,8 @@ export const tokens: Tokens = {
 export const recorded: Feedback = {
   key: 'k',
   episode: 'e1',
+  state: 'submitted',
+  policy: { id: 'p0000-00000000', sha256: '0'.repeat(64) },
   reward: { total: -0.5, parts: { answer: -1, grounding: 0, missed: null }, version: 'v' },
 };
 
