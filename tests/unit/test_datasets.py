@@ -4,6 +4,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -225,12 +226,37 @@ def test_a_part_is_taken_and_asked_about_without_reading_an_image(write):
         ({"boxes": [[0, 0, 41, 9]]}, ["r1", "outside the image"]),
         ({"boxes": [[-1, 0, 4, 9]]}, ["r1", "outside the image"]),
         ({"answer": "no"}, ["same answer"]),
+        ({"image": "images/0.png", "split": "val"}, ["r0", "r1", "image is in two splits"]),
+        ({"image_prior": "images/0.png", "split": "val"}, ["r0", "r1", "image is in two splits"]),
     ],
 )
 def test_a_faulty_row_is_named_with_what_to_do(write, changes, words):
     error = refused(write(row(0), row(1, **changes)), *words)
     assert error.todo
     assert error.code == "bad_data"
+
+
+def test_questions_that_each_have_one_answer_are_refused(write):
+    closed = {"answer_type": "closed"}
+    same = [
+        row(n, question=question, answer=answer, **closed)
+        for n, (question, answer) in enumerate(2 * [("Which side?", "left"), ("Which organ?", "lung")])
+    ]
+    refused(write(*same), "2 questions", "same answer every time")
+    load_folder(write(*same, row(4, question="Which side?", answer="right", **closed)), "train")
+    load_folder(write(*same, row(5, question="Asked once?", answer="lung", **closed)), "train")
+
+
+def test_a_box_outside_a_volume_is_refused_when_it_is_read(write, tmp_path):
+    voxels = np.random.default_rng(0).random((16, 12, 4)).astype(np.float32)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "v.nii.gz")
+    for box, right in (([0, 0, 5, 5], True), ([0, 0, 40, 5], False), ([-2, 0, 5, 5], False)):
+        cases = load_folder(write(row(0), row(1, image="v.nii.gz", size=None, boxes=[box])), "train")
+        if right:
+            assert cases[1].finding is not None
+        else:
+            with pytest.raises(DataError, match=r"r1.*within"):
+                _ = cases[1]
 
 
 def test_a_line_that_is_no_json_is_named_without_its_text(write):

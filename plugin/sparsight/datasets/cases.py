@@ -146,6 +146,9 @@ class FolderCases(Sequence[Case]):
                 raise refusal([row.id], "a mask of another size than its image", "one size")
             finding[-mask.shape[0] :] = mask
         else:
+            height, width = volume.shape[1:]
+            if any(min(box) < 0 or box[2] > width or box[3] > height for box in row.boxes):
+                raise refusal([row.id], "boxes outside the image", f"boxes within {width} x {height} pixels")
             for x0, y0, x1, y1 in row.boxes:
                 finding[-1, int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))] = True
         return finding if finding.any() else None

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from sparsight.datasets.rows import Row, refusal
+from sparsight.errors import DataError
 
 PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}  # whose size is checked before the start
 _ARCHIVES = ("*.zip", "*.tar", "*.tar.gz", "*.tgz")
@@ -34,6 +35,39 @@ def check_files(folder: Path, rows: Sequence[Row]) -> None:
         todo = to_extract(folder) or "repair or remove these rows"
         raise refusal(missing, "rows whose image, prior or mask is missing", "every named file in the folder", todo)
     _check_sizes(folder, rows)
+
+
+def check_images(rows: Sequence[Row]) -> None:
+    """Every picture in one split, whatever group its rows are of: who is measured on is not learned from."""
+    splits: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        for name in row.pictures:
+            splits[name].add(row.split)
+    shared = [row.id for row in rows if any(len(splits[name]) > 1 for name in row.pictures)]
+    if shared:
+        raise refusal(shared, "rows whose image is in two splits", "each image in one split, under any group")
+
+
+def check_variety(split: str, rows: Sequence[Row]) -> None:
+    """More than one class: some question whose answer the image could decide.
+
+    Nothing can be learned or measured where all rows have one answer, or where every question comes several times and
+    each time with the same one.
+    """
+    answers: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        answers[row.question].append(plain(row.answer))
+    if len(rows) > 1 and len({answer for given in answers.values() for answer in given}) == 1:
+        given = f"{len(rows)} rows of split {split!r} that all have the same answer"
+    elif all(len(given) > 1 and len(set(given)) == 1 for given in answers.values()):
+        given = f"{len(answers)} questions of split {split!r} that each have the same answer every time"
+    else:
+        return
+    raise DataError(
+        given,
+        expected="at least two different answers to a question",
+        todo="add rows with another answer; from one answer nothing can be learned or measured",
+    )
 
 
 def plain(text: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sparsight.datasets.cases import FolderCases, Loader, closed_sets
-from sparsight.datasets.checks import check_files, check_rows, to_extract
+from sparsight.datasets.checks import check_files, check_images, check_rows, check_variety, to_extract
 from sparsight.datasets.gathered import Gathered
 from sparsight.datasets.published import LAYOUTS, layout_of, read_published
 from sparsight.datasets.records import contents
@@ -26,7 +26,8 @@ def load_folder(path: Path, split: str, *, load: Loader = load_image) -> FolderC
 
     Raises DataError, naming the first rows at fault and what to do: a folder of no known layout, a file that cannot be
     read, a row without its keys, an unknown answer_type, duplicate ids, missing images, boxes outside the image or
-    inverted, a group in two splits, an empty split, a split with one answer only.
+    inverted, a group or (of data.jsonl) an image in two splits, an empty split, a split with one answer only.
+    Boxes in a volume are held against its size when the case is taken.
     """
     layout = None if (path / OWN).is_file() else layout_of(path)
     found = read_published(layout, path) if layout else _own(path)
@@ -37,12 +38,7 @@ def load_folder(path: Path, split: str, *, load: Loader = load_image) -> FolderC
     if not chosen:
         known = ", ".join(sorted({row.split for row in rows}))
         raise DataError(f"no row of split {split!r}", expected=f"one of: {known or 'none'}", todo="name one of these")
-    if len({row.answer.strip().lower() for row in chosen}) == 1 and len(chosen) > 1:
-        raise DataError(
-            f"{len(chosen)} rows of split {split!r} that all have the same answer",
-            expected="at least two different answers",
-            todo="add rows with another answer; from one answer nothing can be learned or measured",
-        )
+    check_variety(split, chosen)
     name = layout.name if layout else ""
     return FolderCases(path, chosen, closed_sets(rows), load, published=name, left_out=found.left_out)
 
@@ -52,6 +48,7 @@ def _own(folder: Path) -> Gathered:
         raise _unknown(folder)
     found = Gathered()
     found.rows = _own_rows(folder / OWN)
+    check_images(found.rows)
     return found
 
 

@@ -46,7 +46,12 @@ class Row(BaseModel):
     @property
     def files(self) -> tuple[str, ...]:
         """Every file the row names, relative to the folder."""
-        return tuple(name for name in (self.image, *self.slices, self.image_prior, self.mask) if name)
+        return (*self.pictures, *filter(None, (self.mask,)))
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """What the question is about: image, further slices, prior."""
+        return (self.image, *self.slices, *filter(None, (self.image_prior,)))
 
 
 def refusal(ids: Iterable[str], what: str, expected: str, todo: str = "repair or remove these rows") -> DataError:

@@ -86,9 +86,11 @@ def train_rivals(
 
     reader_at: as load_nano takes it. data: folder of data folders, for backgrounds, as its policy was trained with.
     seed, size: those of the reader's training, so that the scenes are its policy's. Log: out/rivals.log.
+    Raises DataError for a fault in the data folder before anything is drawn or written.
     """
     if size not in RIVAL_SIZES:
         raise ConfigError(f"size {size[:20]!r}", expected=", ".join(RIVAL_SIZES), todo="choose one of these")
+    sources.check_data(data)
     torch.set_num_threads(1)
     reader = load_nano(reader_at)
     assert reader.folder is not None  # it was loaded

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparsight.errors import ConfigError
+from sparsight.errors import ConfigError, DataError
 from sparsight.imaging.grid import mask_share
 from sparsight.model import load_reader
 from sparsight.model.completions import Completion, Prompt
@@ -199,3 +199,16 @@ def test_a_run_writes_one_file_leaves_the_reader_and_goes_on(reader_folder: Path
 def test_an_unknown_size_is_refused(reader_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         train_rivals(reader_folder, tmp_path, size="huge")
+
+
+def test_a_faulty_data_folder_is_refused_before_anything_is_drawn_or_written(
+    reader_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data" / "bccd").mkdir(parents=True)
+    drawn: list[str] = []
+    for name in ("simulated", "volumes"):
+        monkeypatch.setattr(sources, name, lambda *args, name=name, **more: drawn.append(name))
+    with pytest.raises(DataError, match="bccd"):
+        train_rivals(reader_folder, tmp_path / "out", tmp_path / "data", size="tiny")
+    assert drawn == []
+    assert not (tmp_path / "out").exists()
