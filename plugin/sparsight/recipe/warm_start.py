@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sparsight.errors import TrainingError
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.policy import TokenPolicy
 from sparsight.recipe.supervision import read_answer, region_masks
@@ -28,7 +29,8 @@ _LR = 3e-3
 def warm_start(policy: TokenPolicy, reader: NanoReader, examples: Sequence[Example], *, steps: int, seed: int) -> None:
     """Fit `policy` in place to what answers and encoder say together: Adam, warm-up, cosine down to a twentieth.
 
-    Each step takes questions about studies of one shape; only examples with an answer are used.
+    Each step takes questions about studies of one shape; only examples with an answer are used. Raises TrainingError
+    for NaN: the policy then has its last good weights.
     """
     answered = [e for e in examples if e.answer is not None]
     by_shape: dict[tuple[int, int, int], list[Example]] = {}
@@ -57,6 +59,12 @@ def warm_start(policy: TokenPolicy, reader: NanoReader, examples: Sequence[Examp
             )
         scores = policy(features, shape, torch.stack([questions[e.question.text] for e in batch]))
         loss = -(target * scores.log_softmax(-1)).sum(-1).mean()
+        if not torch.isfinite(loss):  # before it reaches the weights
+            raise TrainingError(
+                f"a warm start whose loss is not a number at step {step}",
+                expected="finite numbers",
+                todo="another seed",
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsight.errors import DataError
+from sparsight.errors import DataError, TrainingError
 from sparsight.model.budget import BUDGETS, summarise
 from sparsight.model.policy import TokenPolicy
 from sparsight.model.protocols import Reader, ScoreRequest
 from sparsight.model.selectors import top_k
+from sparsight.rl.rewards import dual_price
 from sparsight.rl.trainer import Example
 
 _STEPS, _BATCH, _LR = 400, 64, 3e-3
@@ -71,7 +72,8 @@ def price(policy: TokenPolicy, reader: Reader, examples: Sequence[Example]) -> P
 def train_budget(policy: TokenPolicy, priced: Priced, *, target: float, seed: int = 0) -> BudgetReport:
     """Train `policy.budget` in place, so that the mean share kept comes down to `target` (0..1) or below.
 
-    A head that would keep less anyway is not pushed up: the price stays at 0.
+    A head that would keep less anyway is not pushed up: the price stays at 0. Raises TrainingError for NaN: the head
+    then has its last good weights.
     """
     head = policy.budget
     optimizer = torch.optim.Adam(head.parameters(), lr=_LR)
@@ -85,10 +87,14 @@ def train_budget(policy: TokenPolicy, priced: Priced, *, target: float, seed: in
         kept = (p * priced.spent[rows]).sum(-1).mean()
         value = (p * (priced.worth[rows] - cost * priced.spent[rows])).sum(-1).mean()
         loss = -value + _ENTROPY * (p * log_p).sum(-1).mean()
+        if not torch.isfinite(loss):  # before it reaches the weights
+            raise TrainingError(
+                "a loss of the budget head that is not a number", expected="finite numbers", todo="look at the rewards"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        cost = float(np.clip(cost + _PRICE_RATE * (float(kept.detach()) - target), 0.0, _MOST))
+        cost = dual_price(cost, float(kept.detach()), target, rate=_PRICE_RATE, most=_MOST)
     head.eval()
     with torch.no_grad():
         best = head.of_summary(priced.seen, priced.asked).argmax(-1, keepdim=True)

@@ -1,10 +1,18 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
 import torch
 
+from sparsight.errors import TrainingError
+from sparsight.model import load_nano
 from sparsight.model.policy import TokenPolicy
+from sparsight.recipe.policy_stage import train_selector
 from sparsight.recipe.supervision import region_masks
 from sparsight.recipe.warm_start import tokens_meant
+from sparsight.rl.trainer import Example
 from sparsight.sim import KINDS
-from sparsight.types import Question
+from sparsight.types import Question, TokenGrid
 
 SHAPE = (1, 8, 8)
 PARTS = region_masks(SHAPE)
@@ -68,3 +76,25 @@ def test_a_part_that_the_study_lacks_means_everywhere() -> None:
     parts[0] = True
     weights = tokens_meant(Question("Is there a ring in the middle third?"), "yes", _odds(a=("ring", 9)), parts, KINDS)
     assert int(weights.argmax()) == 9
+
+
+def test_not_a_number_stops_the_warm_start_before_it_reaches_the_policy(reader_folder: Path, tmp_path: Path) -> None:
+    reader = load_nano(reader_folder)
+    features = torch.zeros(64, reader.encoder.width)
+    features[7] = torch.nan
+    grid = TokenGrid(features, SHAPE, (8.0, 8.0, 1.0), np.eye(4), np.eye(4), reader.id)
+    examples = [Example(grid, Question("Is there a ring?"), "yes")]
+    ready: list[TokenPolicy] = []
+    with pytest.raises(TrainingError, match="warm start"):
+        train_selector(
+            reader,
+            examples,
+            warm=2,
+            steps=1,
+            batch=1,
+            seed=0,
+            checkpoint=tmp_path / "running.safetensors",
+            on_step=lambda step: None,
+            on_warm=ready.append,
+        )
+    assert not ready

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sparsight.errors import DataError
+from sparsight.errors import DataError, TrainingError
 from sparsight.model.budget import BUDGETS
 from sparsight.model.policy import TokenPolicy
 from sparsight.rl.budget import Priced, price, train_budget
@@ -37,3 +37,11 @@ def test_a_low_target_is_met_by_a_rising_price() -> None:
 def test_without_a_right_answer_there_is_nothing_to_price() -> None:
     with pytest.raises(DataError, match="right answer"):
         price(TokenPolicy(6, 4, hidden=16), None, [])  # type: ignore[arg-type]
+
+
+def test_not_a_number_stops_the_head_before_it_reaches_its_weights() -> None:
+    policy, cases = TokenPolicy(6, 4, hidden=16), priced()
+    cases.worth[:, 3] = torch.nan
+    with pytest.raises(TrainingError, match="not a number"):
+        train_budget(policy, cases, target=0.5)
+    assert all(bool(torch.isfinite(p).all()) for p in policy.parameters())
