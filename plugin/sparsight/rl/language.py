@@ -38,6 +38,8 @@ _FLAT_CREDIT = 1e-5  # largest advantage of any text of the batch
 _FLAT_ENTROPY = 1e-3  # nats of a token
 _SOLVED = 0.99  # mean reward at which texts that all earn the same are no collapse
 
+_PARTS = frozenset(("match", "form"))
+
 Credit = Literal["per_stream", "shared"]
 Judge = Callable[[Example, Completion], float | None]  # how right a text is, 0..1; None: does not apply
 
@@ -119,8 +121,9 @@ def train_language(
     checkpoint: written every 10 steps, resumed from when it belongs to the same run, removed at the end. Ends early
     when every text is right.
     A reader keeps its id while its language stream is trained: save it to give it the id of its new weights.
-    Raises DataError for examples without an answer; QuestionError for one that is too long; TrainingError for NaN, for
-    texts that all earn the same, or for a stream that no longer explores: the last good weights are then in place.
+    Raises ConfigError for another weight; DataError for examples without an answer; QuestionError for one that is too
+    long; TrainingError for NaN, for texts that all earn the same, or for a stream that no longer explores: the last
+    good weights are then in place.
     """
     run = _Run(language, selector, list(examples), config, weights, judge, seed)
     module = language.module
@@ -174,6 +177,7 @@ class _Run:
         judge: Judge,
         seed: int,
     ) -> None:
+        rewards.check_weights(weights, _PARTS)
         if not examples or any(e.answer is None for e in examples):
             raise DataError(
                 "examples without a right answer", expected="at least one example, each with one", todo="leave them out"

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsight.errors import ConfigError
 from sparsight.rl.answers import normalise
 from sparsight.types import Reward
 
@@ -55,6 +56,14 @@ class RewardWeights:
     consensus: float = 0.0
     pixel: float = 0.0
     sparsity: float = 0.0
+
+
+def check_weights(weights: RewardWeights, given: frozenset[str]) -> None:
+    """Raise ConfigError for a weight of a part that a training does not give: it would count for nothing, unseen."""
+    if idle := [f.name for f in fields(weights) if getattr(weights, f.name) and f.name not in given]:
+        raise ConfigError(
+            f"a weight for {', '.join(idle)}", expected=f"weights of {', '.join(sorted(given))}", todo="set it to 0"
+        )
 
 
 def answer(log_p: float | None) -> float | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sparsight.config import LearnConfig
@@ -36,6 +37,8 @@ _SAVE_EVERY = 10  # steps
 _PATIENCE = 10  # steps in a row before a collapse is called one
 _FLAT_REWARD = 1e-5  # largest spread within any group of the batch
 _FLAT_ENTROPY = 0.01  # share of log N
+_PARTS = frozenset(("answer", "utility", "necessity", "consensus", "grounding"))
+_RIGHT = 0.5  # p(a*) from which a subset counts as one that led to the right answer
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,12 +105,13 @@ def train_policy(
 ) -> TrainReport:
     """Train `policy` in place. Random states depend on (seed, step) only.
 
+    weights: of answer, utility, necessity, consensus and grounding; other parts are not of a subset of K tokens.
     anchor: the live policy, for the KL term. checkpoint: written every 10 steps and resumed from when it belongs to the
     same run; removed at the end. Ends early when every subset already earns the same, higher reward.
     A resumed run ends at the same bits as one in one piece, except where a study has more than 12 slices (which of them
     look promising is ranked anew, by the resumed policy) or where the run ends early (that count starts anew).
-    Raises DataError for examples without anything to learn; TrainingError for NaN, for rewards that never differ, or
-    for a policy that no longer explores: `policy` then holds its last good weights.
+    Raises ConfigError for another weight; DataError for examples without anything to learn; TrainingError for NaN, for
+    rewards that never differ, or for a policy that no longer explores: `policy` then holds its last good weights.
     """
     run = _Run(policy, reader, list(examples), config, weights, anchor, seed)
     start = load_checkpoint(checkpoint, run.fingerprint, policy, [run.optimizer]) if checkpoint else 0
@@ -150,6 +154,7 @@ class _Run:
         anchor: TokenPolicy | None,
         seed: int,
     ) -> None:
+        rewards.check_weights(weights, _PARTS)
         for n, example in enumerate(examples):
             _check(n, example)
         self.new = [e for e in examples if not e.is_replay]
@@ -259,19 +264,27 @@ class _Run:
         rest = self._rest(batch, keeps, right) if self.weights.necessity else {}
         values, seen = [], []
         for i, example in enumerate(batch):
-            group = []
-            for g, keep in enumerate(keeps[i].numpy()):
+            group, subsets = [], list(keeps[i].numpy())
+            agreed = self._consensus(subsets, scored[i]) if i in right else [None] * len(subsets)
+            for g, keep in enumerate(subsets):
                 log_p = float(scored[i][g]) if i in scored else None
                 parts = {
                     "answer": rewards.rejected(log_p) if example.answer is None else rewards.answer(log_p),
                     "utility": rewards.utility(log_p, blank.get(i)),
                     "necessity": rewards.necessity(log_p, float(rest[i][g]) if i in rest else None),
+                    "consensus": agreed[g],
                     "grounding": rewards.grounding(keep, example.marks),
                 }
                 seen.append(parts)
                 group.append(rewards.compose(parts, self.weights).total)
             values.append(torch.tensor(group))
         return values, _means(seen)
+
+    def _consensus(self, keeps: list[NDArray[np.int64]], log_p: Tensor) -> list[float | None]:
+        """Overlap of each subset with what the subsets that led to the right answer agree on; none without a weight."""
+        if not self.weights.consensus:
+            return [None] * len(keeps)
+        return rewards.consensus(keeps, (log_p.exp() > _RIGHT).tolist())
 
     def _request(self, example: Example, keeps: Tensor) -> ScoreRequest:
         assert example.scored is not None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sparsight.config import LearnConfig
-from sparsight.errors import DataError, TrainingError
+from sparsight.errors import ConfigError, DataError, TrainingError
 from sparsight.model import TokenPolicy
 from sparsight.model.protocols import ScoreRequest
 from sparsight.rl.rewards import Marks, RewardWeights
@@ -253,6 +253,23 @@ def test_every_part_with_a_weight_is_computed() -> None:
         weights=weights,
     )
     assert set(report.history[0].parts) == {"answer", "utility", "necessity"}
+
+
+def test_subsets_that_lead_to_the_right_answer_agree_and_a_consensus_moves_the_policy() -> None:
+    """Right is who keeps half of the finding: then the finding is what they agree on."""
+    weights = RewardWeights(answer=0.0, consensus=1.0)
+    examples, policy = [example(n) for n in range(8)], fresh()
+    config = CONFIG.model_copy(update={"steps": 40, "budgets": (0.5,)})  # a uniform start is right half of the time
+    report = train_policy(policy, KeyReader(), examples, config=config, weights=weights)
+    assert 0 < report.history[0].parts["consensus"] < 1
+    assert report.gain > 0
+    assert recall(policy, examples, 0, 1.0) > recall(fresh(), examples, 0, 1.0) + 0.1
+
+
+@pytest.mark.parametrize("part", ["pixel", "sparsity", "match", "form"])
+def test_a_weight_of_what_no_subset_is_given_is_refused(part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        train_policy(fresh(), KeyReader(), [example(0)], config=CONFIG, weights=RewardWeights(**{part: 0.5}))
 
 
 def test_what_cannot_be_learned_from_is_refused() -> None:
