@@ -79,7 +79,7 @@ def train(
         str,
         typer.Argument(help="nano: all from scratch. policy: another for the reader. rivals: those labels teach."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints and log; of nano also for curves and weights.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and log; of nano also learning curves, weights.")],
     data: Annotated[
         Path | None,
         typer.Option(help="Folder of data folders: train rows train, val rows calibrate and measure."),
