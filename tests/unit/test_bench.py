@@ -17,7 +17,7 @@ from sparsight.bench import evidence
 from sparsight.bench.figures import figures_of
 from sparsight.bench.page import page
 from sparsight.bench.parts import Fact, Part, Setup, Task, measure_part
-from sparsight.bench.suites import LONG_BUDGETS, Suite, cases_of, check_data
+from sparsight.bench.suites import CHOSEN_ON, LONG_BUDGETS, Suite, cases_of, check_data
 from sparsight.bench.targets import targets
 from sparsight.errors import BudgetError, DataError, InputError, SparsightError, WeightsError
 from sparsight.model import load_base_policy, load_reader
@@ -238,7 +238,12 @@ def test_a_run_measures_everything_and_does_not_depend_on_the_processes(setup: S
     strata = {row["by"] for row in report["suites"]["sim_2d"]["strata"]}
     assert strata == {"source", "question", "anatomy", "evidence"}
     tests = {row["test"] for row in report["suites"]["sim_2d"]["tests"]}
-    assert {"kept", "pixel sufficiency", "pixel necessity", "complement", "shuffled image", "no image"} <= tests
+    assert {"kept", "pixel sufficiency", "pixel necessity", "complement", "no image"} <= tests
+    assert {"shuffled image", "blank image"} <= tests
+    sensitivity = {row["selector"]: row for row in report["suites"]["sim_2d"]["sensitivity"]}
+    assert sensitivity["random"]["ours_minus"] is not None
+    assert report["left_out"]["grid"] == "not asked for"
+    assert "sparsight train rivals" in report["left_out"]["vitos"]
     assert {c["curve"] for c in report["suites"]["sim_2d"]["curves"]} == {"insertion", "deletion"}
     assert report["suites"]["sim_2d"]["read"]["confidence"]["read"]["n"] == 2
     assert json.loads(json.dumps(report, allow_nan=False)) == report
@@ -341,6 +346,50 @@ def test_the_page_claims_what_the_intervals_carry_and_no_more() -> None:
     level = page(made_up(0.01), {}, [])
     assert "above random" not in level
     assert not re.search(r"\bnan\b", said.lower())
+
+
+def test_the_page_says_what_was_left_out_and_how_to_measure_it_again() -> None:
+    report = made_up(0.2) | {
+        "size_name": "full",
+        "budgets": [0.02, 0.1],
+        "sets": ["bccd"],
+        "selectors": ["all", "ours"],
+    }
+    report |= {"left_out": {"vitos": "no rivals.json; train them", "masks": "no rivals.json; train them"}}
+    report |= {"policies": [{"name": "ours warm-1", "stage": "warm", "seed": "1"}]}
+    said = page(report, {}, [])
+    assert "Not in this run: `vitos`, `masks` (no rivals.json; train them)." in said
+    again = "sparsight bench evidence --size full --seed 0 --budgets 0.02,0.1 --data DATA --policy warm-1.safetensors"
+    assert f"`{again}`" in said
+    assert "--selectors" not in said
+    report["left_out"] = {"grid": "not asked for"}
+    assert "--selectors all,ours" in page(report, {}, [])
+
+
+def test_what_the_recipe_was_chosen_on_is_told_apart() -> None:
+    """A third of the scenes is in that anatomy, and all of them are read rightly: without them half are."""
+    results, facts = [], {}
+    for i in range(60):
+        chosen = i % 3 == 0
+        facts[f"c{i}"] = Fact(
+            "is it?", "yes_no", "yes", "default", "exists", f"g{i}", 0.002, CHOSEN_ON if chosen else "x"
+        )
+        for name, budget in (("all", 1.0), ("ours", 0.1)):
+            right = chosen or i % 2 == 0
+            results.append(Result(name, budget, f"c{i}", f"g{i}", "exists", right, 0.8, 10, 0.9, True, of=100))
+    figures = figures_of("sim_2d", [Part("sim_2d", results, facts=facts)], 0)
+    (apart,) = [stratum for stratum in figures["strata"] if stratum["by"] == "without"]
+    assert (apart["value"], apart["n"]) == (CHOSEN_ON, 40)
+    assert next(row["accuracy"] for row in apart["rows"] if row["selector"] == "all") == 0.5
+    report = made_up(0.2)
+    report["suites"]["sim_2d"]["strata"] = figures["strata"]
+    flattered = f"rows *without: {CHOSEN_ON}* do not"
+    assert flattered in page(report, {}, [])
+    assert flattered not in page(made_up(0.2), {}, [])
+    told = next(line for line in targets(report) if line["target"].startswith("the reader with all tokens"))
+    assert f"without {CHOSEN_ON}, on which the recipe was chosen, 0.500" in told["measured"]
+    other = [Part("sim_2d", results, facts={case: replace(fact, anatomy="x") for case, fact in facts.items()})]
+    assert not [s for s in figures_of("sim_2d", other, 0)["strata"] if s["by"] == "without"]
 
 
 def test_the_majority_answer_is_counted_by_question() -> None:

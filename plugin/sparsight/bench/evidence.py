@@ -27,7 +27,7 @@ from sparsight.bench.plots import draw_plots
 from sparsight.bench.suites import CASE_SEEDS, LONG_BUDGETS, TEST_BUDGET, Suite, check_data
 from sparsight.bench.targets import targets
 from sparsight.errors import BudgetError, InputError, SparsightError, WeightsError, finite
-from sparsight.model import TokenPolicy
+from sparsight.model import PolicySelector, Reader, TokenPolicy
 from sparsight.model.nano.reader import NanoReader
 from sparsight.rl.evaluate import SELECTORS, selectors_by_name
 
@@ -61,14 +61,15 @@ def run(setup: Setup, *, size: Size, budgets: Sequence[float], workers: int, tel
     Raises DataError for a data folder that is missing or broken, before anything is measured.
     """
     started = time.perf_counter()
-    tasks = plan(size, tuple(budgets), check_data(setup.data))
+    real = check_data(setup.data)
+    tasks = plan(size, tuple(budgets), real)
     parts: dict[str, list[Part]] = {task.suite.name: [] for task in tasks}
     for done, part in enumerate(_measured(setup, tasks, workers), start=1):
         parts[part.suite].append(part)
         tell(part.suite, done, len(tasks))
     units = {task.suite.name: task.suite.unit for task in tasks}
     suites = {name: figures_of(name, own, setup.seed) | {"unit": units[name]} for name, own in parts.items()}
-    reader, _ = loaded(setup)
+    reader, ours = loaded(setup)
     report: dict[str, Any] = {
         "created": datetime.now(UTC).isoformat(),
         "version": sparsight.__version__,
@@ -81,8 +82,12 @@ def run(setup: Setup, *, size: Size, budgets: Sequence[float], workers: int, tel
         "confidence_apart": isinstance(reader, NanoReader) and reader.spec.calibration.apart,
         "max_tokens": reader.max_tokens,
         "selectors": list(setup.selectors),
+        "left_out": {name: why for name in SELECTORS if (why := _left_out(name, setup.selectors, reader, ours))},
         "policies": [{"name": o.name, "stage": o.stage, "seed": o.seed} for o in setup.others],  # beside ours
         "size": asdict(size),
+        "size_name": next((name for name, known in SIZES.items() if known == size), ""),
+        "budgets": list(budgets),
+        "sets": list(real),
         "workers": workers,
         "rows": [{"suite": name, **row} for name, suite in suites.items() for row in suite.pop("rows")],
         "paired": [{"suite": name, **row} for name, suite in suites.items() for row in suite.pop("paired")],
@@ -140,14 +145,21 @@ def usable(setup: Setup, wanted: Sequence[str]) -> tuple[str, ...]:
         names = tuple(dict.fromkeys(("all", "ours", *wanted)))
         selectors_by_name(names, reader, ours)
         return names
-    names = ()
-    for name in SELECTORS:
-        try:
-            selectors_by_name([name], reader, ours)
-        except SparsightError:  # a part that this reader does not have
-            continue
-        names += (name,)
-    return names
+    return tuple(name for name in SELECTORS if not _lacking(name, reader, ours))
+
+
+def _lacking(name: str, reader: Reader, ours: PolicySelector) -> str:
+    """Why this reader cannot have a stream, and what to do; empty where it can."""
+    try:
+        selectors_by_name([name], reader, ours)
+    except SparsightError as error:
+        return f"{error.given}; {error.todo}"
+    return ""
+
+
+def _left_out(name: str, measured: Sequence[str], reader: Reader, ours: PolicySelector) -> str:
+    """Why a stream was not measured: a table without it must not look complete. Empty where it was."""
+    return "" if name in measured else _lacking(name, reader, ours) or "not asked for"
 
 
 def plan(size: Size, budgets: tuple[float, ...], real: Sequence[str]) -> list[Task]:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from sparsight.bench.parts import BLIND, READ, Fact, Part
-from sparsight.bench.suites import MASKED, tested_at
+from sparsight.bench.suites import CHOSEN_ON, MASKED, tested_at
 from sparsight.recipe.sources import calibrates
 from sparsight.rl.confidence import calibration_error, reliability, risk_coverage
-from sparsight.rl.evidence_tests import area, curve, summarise_tests
+from sparsight.rl.evidence_tests import area, curve, sensitivity, summarise_tests
 from sparsight.rl.scoring import Result
 from sparsight.rl.statistics import bootstrap_mean
 from sparsight.rl.tables import ALWAYS, areas, compare, compare_evidence, recheck, summarise
@@ -58,6 +58,7 @@ def figures_of(name: str, parts: list[Part], seed: int) -> dict[str, Any]:
         "strata": _strata(results, facts, rivals, tested_at(name), seed),
         "false_negatives": _false_negatives(results, seed),
         "tests": tested,
+        "sensitivity": sensitivity(tests, "ours", seed=seed),
         "curves": _curves(tested),
         "read": _read(name, results, read, tested_at(name), seed),
         "seconds": spent,
@@ -108,13 +109,19 @@ def _evidence(
 def _strata(
     results: list[Result], facts: dict[str, Fact], rivals: list[str], budget: float, seed: int
 ) -> list[dict[str, Any]]:
-    """Accuracy of all and ours by preset, question and size of the evidence, and ours minus each rival, paired."""
+    """Accuracy of all and ours by preset, question and size of the evidence, and ours minus each rival, paired.
+
+    Where some scenes are in the anatomy that the recipe was chosen on, the others are a stratum, too.
+    """
+    flattered = {case for case, fact in facts.items() if fact.anatomy == CHOSEN_ON}
 
     def strata(case: str) -> list[tuple[str, str]]:
         fact = facts[case]
         found = [("source", fact.source), ("question", fact.label or fact.kind)]
         if fact.anatomy:
             found.append(("anatomy", fact.anatomy))
+        if flattered and case not in flattered:
+            found.append(("without", CHOSEN_ON))
         if fact.area is not None:
             bound = next(i for i, top in enumerate(_AREAS[1:]) if fact.area <= top)
             low, high = _AREAS[bound], _AREAS[bound + 1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from sparsight.bench.suites import CHOSEN_ON
 from sparsight.bench.targets import above
 from sparsight.rl.tables import ALWAYS, signed, value
 
@@ -22,7 +23,7 @@ _NAMES = {
     "ms_flair": "MS lesions (ms_flair, a patient left out of training)",
     "ms_followup": "MS lesions, new or changed since the prior scan (ms_followup, a patient left out of training)",
 }
-_TESTS = ("kept", "pixel sufficiency", "pixel necessity", "complement", "shuffled image", "no image")
+_TESTS = ("kept", "pixel sufficiency", "pixel necessity", "complement", "shuffled image", "blank image", "no image")
 
 
 def page(report: Report, pictures: dict[str, str], examples: Sequence[dict[str, Any]]) -> str:
@@ -62,7 +63,43 @@ def _head(report: Report) -> list[str]:
         "*area*: under the curve of accuracy over the kept share, linear and (log) over its logarithm; *false "
         "negatives*: share of the questions whose answer a no, none or 0 would deny that are answered so.",
         "",
+        *_again(report),
+        *_missing(report),
+        *_flattered(report),
     ]
+
+
+def _flattered(report: Report) -> list[str]:
+    """What the choice of the recipe saw of the test split."""
+    by = {s["by"] for suite in report["suites"].values() for s in suite.get("strata", ()) if s["value"] == CHOSEN_ON}
+    if not by:
+        return []
+    said = f"The encoder's third phase was chosen on scenes in {CHOSEN_ON}, a test anatomy (docs/lab-log.md): figures "
+    said += "that hold such scenes flatter a reader of that recipe"
+    return [f"{said}; the rows *without: {CHOSEN_ON}* do not." if "without" in by else f"{said}.", ""]
+
+
+def _again(report: Report) -> list[str]:
+    """The command that measures this again."""
+    if not report.get("size_name"):
+        return []
+    words = [f"sparsight bench evidence --size {report['size_name']} --seed {report['seed']}"]
+    words += [f"--budgets {','.join(f'{b:g}' for b in report['budgets'])}"]
+    if "not asked for" in report["left_out"].values():
+        words += [f"--selectors {','.join(report['selectors'])}"]
+    words += ["--data DATA"] if report["sets"] else []
+    words += [f"--policy {policy['name'].removeprefix('ours ')}.safetensors" for policy in report["policies"]]
+    held = f" DATA holds {', '.join(report['sets'])}, and lends anatomy to simulated scenes." if report["sets"] else ""
+    return [f"Again: `{' '.join(words)}`.{held}", ""]
+
+
+def _missing(report: Report) -> list[str]:
+    """Streams that the program has and this run has not, by reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in report.get("left_out", {}).items():
+        by_reason.setdefault(why, []).append(f"`{name}`")
+    lines = [f"Not in this run: {', '.join(names)} ({why})." for why, names in by_reason.items()]
+    return [" ".join(lines), ""] if lines else []
 
 
 def _target_cells(report: Report) -> Iterable[Sequence[str]]:
@@ -200,10 +237,11 @@ def _tests(report: Report, pictures: dict[str, str]) -> list[str]:
     lines += [
         "At 10 % of the tokens. *pixel sufficiency*: all pixels but those of the kept patches blanked, encoded again, "
         "the same tokens. *pixel necessity*: the kept patches blanked, encoded again, all tokens. *complement*: the "
-        "tokens that were not kept. *shuffled image*: another study's tokens. A blanked pixel takes the local mean of "
-        "what was not kept. *ratio*: to `kept`, paired. *changed*: share of answers that differ from those with "
-        "`kept`. *chance*: guessing among the choices. *evidence*: questions whose answer rests on a finding; "
-        "*positive*: those that a no, none or 0 would answer wrongly.",
+        "tokens that were not kept. *shuffled image*, *blank image*: what the stream keeps of another study, or of an "
+        "image of one grey. *no image*: the question alone. A blanked pixel takes the local mean of what was not kept. "
+        "*ratio*: to `kept`, paired. *changed*: share of answers that differ from those with `kept`. *chance*: of "
+        "guessing among the choices. *evidence*: questions whose answer rests on a finding; *positive*: those that a "
+        "no, none or 0 would answer wrongly.",
         "",
     ]
     for name, suite in report["suites"].items():
@@ -223,7 +261,7 @@ def _tests(report: Report, pictures: dict[str, str]) -> list[str]:
         ]
         if cells:
             head = ("stream", "test", "questions", "n", "accuracy", "ratio", "changed", "chance")
-            lines += [f"### {name}", "", *_table(head, cells), ""]
+            lines += [f"### {name}", "", *_table(head, cells), "", *_sensitivity(report, suite)]
         if suite.get("curves"):
             cells = [
                 [c["selector"], c["curve"], *(f"{p['p_right']:.3f}" for p in c["points"]), number(c["area"])]
@@ -234,6 +272,24 @@ def _tests(report: Report, pictures: dict[str, str]) -> list[str]:
             lines += [*_table(columns, cells), ""]
     file = "insertion-deletion.png"
     return [*lines, f"![{pictures[file]}](results/{file})", ""] if file in pictures else lines
+
+
+def _sensitivity(report: Report, suite: dict[str, Any]) -> list[str]:
+    """How much the image counts for each stream; policies as they were before reinforcement are marked."""
+    before = {policy["name"] for policy in report.get("policies", ()) if policy["stage"] == "warm"}
+    cells = [
+        [
+            f"{row['selector']} (before reinforcement)" if row["selector"] in before else row["selector"],
+            str(row["n"]),
+            value(row["changed"], row["changed_ci"]),
+            signed(row["ours_minus"], row["ours_minus_ci"] or ()),
+        ]
+        for row in suite.get("sensitivity", ())
+    ]
+    if not cells:
+        return []
+    head = ("image sensitivity: answers that change with another study", "n", "share", "ours - it, paired")
+    return [*_table(head, cells), ""]
 
 
 def _confidence(report: Report, pictures: dict[str, str]) -> list[str]:

@@ -35,6 +35,7 @@ PRESET = {"sim_long": "volume", "sim_pair": "pair"}  # of suites that have one o
 LONG = replace(PRESETS["volume"], depth=(16, 32))
 MASKED = ("sim_2d", "sim_ood", "sim_long", "sim_pair", "bccd", "ms_flair", "ms_followup")  # whose findings are known
 VAL = "val"  # the split of real sets that nothing was trained on
+CHOSEN_ON = "demo_t1"  # anatomy of the test split on which a part of the recipe was chosen (docs/lab-log.md)
 CASE_SEEDS = 3  # scenes are drawn with that many seeds in turn
 TEST_BUDGET = 0.1  # of the evidence tests and of what is read in full: what the product keeps by default
 LONG_BUDGETS = (0.005, 0.01, 0.02)  # of sim_long, whose tests are at the last

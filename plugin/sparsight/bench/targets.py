@@ -86,7 +86,15 @@ def _whole(report: Report) -> Target:
     row = _row(report, "sim_2d", "all", 1.0)
     if row is None:
         return Target(name, wanted, "-", "not measured")
-    return Target(name, wanted, value(row["accuracy"], row["accuracy_ci"]), _verdict(row["accuracy"] >= 0.9))
+    measured = value(row["accuracy"], row["accuracy_ci"])
+    if other := _row(report, "sim_ood", "all", 1.0):
+        measured += f"; in anatomy never trained on (sim_ood) {value(other['accuracy'], other['accuracy_ci'])}"
+    for stratum in report["suites"]["sim_2d"]["strata"]:
+        own = next((r for r in stratum["rows"] if r["selector"] == "all"), None)
+        if stratum["by"] == "without" and own:
+            measured += f"; without {stratum['value']}, on which the recipe was chosen, "
+            measured += f"{value(own['accuracy'], own['accuracy_ci'])}, n = {own['n']}"
+    return Target(name, wanted, measured, _verdict(row["accuracy"] >= 0.9))
 
 
 def _ratio(report: Report, budget: float, wanted: float) -> Target:

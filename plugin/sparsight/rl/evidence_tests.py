@@ -5,6 +5,7 @@
     pixel necessity     the pixels of the kept patches are blanked, the image encoded again: all tokens
     complement          all tokens but the kept ones, as many as a prompt holds, best first
     shuffled image      what the stream keeps of another study, asked the same
+    blank image         what the stream keeps of an image of one grey
     no image            the question alone
     insertion, deletion the best share of the tokens by the stream's scores, and all but them (Petsiuk et al. 2018)
 
@@ -26,7 +27,7 @@ from sparsight.imaging.grid import tokens_to_voxels
 from sparsight.model.protocols import Reader
 from sparsight.rl.evaluate import SelectorFor, finding_share, posed_as, tokens_at
 from sparsight.rl.scoring import Posed, Result, answered
-from sparsight.rl.statistics import bootstrap_mean, bootstrap_ratio
+from sparsight.rl.statistics import Interval, bootstrap_mean, bootstrap_ratio
 from sparsight.types import Case, ImageVolume, Selection, TokenGrid
 
 SHARES = (0.02, 0.05, 0.1, 0.25, 0.5)  # of the curves; their ends are `no image` and all tokens
@@ -100,10 +101,9 @@ def run_tests(
             "no image": (grid, insertion(selection, 0)),
         }
         if (another := _another(cases, i)) is not None:
-            volume, other = another
-            stranger = make(replace(case, volume=volume, finding=None), other)
-            taken = stranger.select(other, case.question, tokens_at(budget, other, reader))
-            changed["shuffled image"] = (other, taken)
+            changed["shuffled image"] = _instead(case, *another, make, budget, reader)
+        blank = without_kept(case.volume, grid, np.arange(grid.n))
+        changed["blank image"] = _instead(case, blank, reader.encode(blank), make, budget, reader)
         if curves:
             changed["all"] = (grid, deletion(selection, 0, most))
             changed |= {f"insertion {s:g}": (grid, insertion(selection, s)) for s in SHARES}
@@ -138,6 +138,29 @@ def summarise_tests(outcomes: Sequence[Outcome], findings: set[str], *, seed: in
             if own:
                 base = [kept[selector, r.case] for r in own]
                 rows.append({"selector": selector, "test": test, "questions": kind} | _row(own, base, seed))
+    return rows
+
+
+def sensitivity(outcomes: Sequence[Outcome], ours: str, *, seed: int = 0) -> list[dict[str, Any]]:
+    """How much each stream's answers depend on the image: the share that changes when another study is shown.
+
+    changed_ci: over groups; ours_minus: that of `ours` minus it on the same questions, paired, None for itself.
+    """
+    said = {(o.test, o.result.selector, o.result.case): o.result.said for o in outcomes}
+    changed: dict[str, dict[str, float]] = {}
+    groups: dict[str, str] = {}
+    for o in outcomes:
+        if o.test == "shuffled image":
+            r = o.result
+            changed.setdefault(r.selector, {})[r.case] = float(r.said != said["kept", r.selector, r.case])
+            groups[r.case] = r.group
+    rows = []
+    for selector, own in changed.items():
+        share = _over_groups(own, groups, seed)
+        row = {"selector": selector, "n": len(own), "changed": share.mean, "changed_ci": [share.low, share.high]}
+        both = {case: changed[ours][case] - x for case, x in own.items() if case in changed.get(ours, {})}
+        gap = _over_groups(both, groups, seed) if both and selector != ours else None
+        rows.append(row | {"ours_minus": gap and gap.mean, "ours_minus_ci": gap and [gap.low, gap.high]})
     return rows
 
 
@@ -176,6 +199,19 @@ def _row(own: Sequence[Result], base: Sequence[Result], seed: int) -> dict[str, 
         "changed": float(np.mean([a.said != b.said for a, b in zip(own, base, strict=True)])),
         "chance": float(np.mean([r.chance or 0.0 for r in own])),
     }
+
+
+def _over_groups(by_case: dict[str, float], groups: dict[str, str], seed: int) -> Interval:
+    numbers = np.unique([groups[case] for case in by_case], return_inverse=True)[1].astype(np.int64)
+    return bootstrap_mean(list(by_case.values()), groups=numbers, seed=seed)
+
+
+def _instead(
+    case: Case, volume: ImageVolume, grid: TokenGrid, make: SelectorFor, budget: float, reader: Reader
+) -> tuple[TokenGrid, Selection]:
+    """What the stream keeps for the same question of another volume."""
+    stream = make(replace(case, volume=volume, finding=None), grid)
+    return grid, stream.select(grid, case.question, tokens_at(budget, grid, reader))
 
 
 def _another(cases: Sequence[tuple[Case, TokenGrid]], i: int) -> tuple[ImageVolume, TokenGrid] | None:

@@ -33,6 +33,7 @@ from sparsight.rl.evidence_tests import (
     insertion,
     only_kept,
     run_tests,
+    sensitivity,
     summarise_tests,
     without_kept,
 )
@@ -399,6 +400,8 @@ def test_evidence_that_is_seen_where_it_is_kept_passes_the_pixel_tests(reader: S
     assert row["complement", "evidence"]["accuracy"] == 0
     assert row["no image", "evidence"]["n"] == 20
     assert row["shuffled image", "evidence"]["changed"] == 1  # the next study is one without a finding
+    assert row["blank image", "positive"]["accuracy"] == 0  # nothing bright: it says no
+    assert row["blank image", "all"]["accuracy"] == 0.5
     assert row["kept", "all"]["changed"] == 0
     assert row["kept", "all"]["chance"] == 0.5
 
@@ -408,6 +411,16 @@ def test_evidence_beside_the_finding_fails_them(reader: SeesOneToken) -> None:
     assert row["pixel sufficiency", "evidence"]["accuracy"] == 0
     assert row["pixel necessity", "positive"]["accuracy"] == 1  # it blanked what the answer does not rest on
     assert row["complement", "evidence"]["accuracy"] == 1
+
+
+def test_sensitivity_is_the_share_of_answers_that_another_study_changes(reader: SeesOneToken) -> None:
+    outcomes = outcomes_of(reader, "oracle") + outcomes_of(reader, "beside")
+    oracle, beside = sensitivity(outcomes, "oracle")
+    assert (oracle["selector"], oracle["n"], oracle["changed"]) == ("oracle", 40, 0.5)  # each yes becomes a no
+    assert oracle["ours_minus"] is None
+    assert beside["changed"] == 0.0  # it never sees the finding
+    assert beside["ours_minus"] == 0.5
+    assert 0.2 < beside["ours_minus_ci"][0] < 0.5 < beside["ours_minus_ci"][1] < 0.8
 
 
 def test_a_right_ranking_inserts_early_and_deletes_early(reader: SeesOneToken) -> None:
