@@ -86,6 +86,12 @@ def test_a_better_subset_is_no_credit_of_the_text_unless_it_is_shared() -> None:
     assert (moved[:, 0] < -0.05).all()
 
 
+def test_both_credits_tell_subsets_apart_alike() -> None:
+    rewards = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    own, shared = per_stream_credit(rewards).visual, shared_credit(rewards).visual
+    assert torch.allclose(own * (3 / 4) * (20 / 19), shared, atol=1e-6)
+
+
 def test_both_credits_are_leave_one_out_and_sum_to_nothing() -> None:
     rewards = rollouts()
     for credit in (per_stream_credit(rewards), shared_credit(rewards)):
