@@ -17,6 +17,7 @@ from sparsight.config import Config
 from sparsight.model.hf.proofs import pattern
 from sparsight.model.hf.tiny import save_tiny
 from sparsight.service import Service
+from sparsight.service.turn import Priority
 from sparsight.types import Feedback, ImageVolume, Question
 
 pytestmark = [pytest.mark.slow, pytest.mark.learning]
@@ -101,7 +102,7 @@ def test_who_asks_while_it_learns_is_answered_as_before(service: Service) -> Non
     held: list[float] = []
     give_way = service._turnstile.give_way
 
-    def asked_between(priority: object) -> None:
+    def asked_between(priority: Priority) -> None:
         if seen and not held:  # between two steps of the language stream
             policy, selector = service._policy()
             service._streams.take_on(policy.id)
@@ -109,8 +110,8 @@ def test_who_asks_while_it_learns_is_answered_as_before(service: Service) -> Non
             answer = service.reader.read(ASKED, grid, selector.select(grid, ASKED, grid.n))
             held.append(answer.confidence)
             assert answer.text == before.text
-        give_way(priority)  # type: ignore[arg-type]
+        give_way(priority)
 
-    service._turnstile.give_way = asked_between  # type: ignore[method-assign]
+    service._turnstile.give_way = asked_between  # type: ignore[method-assign]  # to be there between two steps
     service.learn(on_progress=step)
     assert held == [pytest.approx(before.confidence, abs=1e-4)]

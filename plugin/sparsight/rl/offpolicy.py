@@ -14,6 +14,7 @@ nothing should be concluded. A correction with an answer or a mark needs none of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,15 +70,16 @@ def estimate(logged: Logged, *, clip: float = 20.0, resamples: int = 2000, seed:
     """Value of the judged policy by all three. Raises DataError for arrays that do not belong together."""
     _check(logged, clip)
     w = logged.weights(clip)
-    how = {"groups": logged.group, "resamples": resamples, "seed": seed}
+    mean = partial(bootstrap_mean, groups=logged.group, resamples=resamples, seed=seed)
+    ratio = partial(bootstrap_ratio, groups=logged.group, resamples=resamples, seed=seed)
     dr = None
     if logged.q is not None and logged.q_pi is not None:
-        dr = bootstrap_mean(logged.q_pi + w * (logged.reward - logged.q), **how)  # type: ignore[arg-type]
+        dr = mean(logged.q_pi + w * (logged.reward - logged.q))
     kish = float(w.sum() ** 2 / (w**2).sum()) if w.size and w.any() else 0.0
     effective = min(kish, float(w.sum()))
     return Estimate(
-        ips=bootstrap_mean(w * logged.reward, **how),  # type: ignore[arg-type]
-        snips=bootstrap_ratio(w * logged.reward, w, **how),  # type: ignore[arg-type]
+        ips=mean(w * logged.reward),
+        snips=ratio(w * logged.reward, w),
         dr=dr,
         effective=effective,
         trusted=w.size > 0 and effective >= _FLOOR * w.size,

@@ -109,7 +109,8 @@ class Learner:
         train, held = split(pending, self.config.learn.held_out, never_held={c.study for c in known})
         if not train:
             return _nothing(f"{len(held)} corrections, all kept out of training: more studies are needed")
-        if tried := self._tried(live, {c.key for c in pending}):
+        keys = {c.key for c in pending}
+        if tried := self._tried(live, keys):
             return _nothing(f"these corrections were learned already: policy {tried.id} is {tried.state}")
         candidate = self._train(train, known, live_policy)
         said += self._write(train, known, candidate)
@@ -123,6 +124,7 @@ class Learner:
             record=lambda policy: self.store.mark_learned(
                 policy, train=[c.key for c in train], heldout=[c.key for c in held]
             ),
+            same=lambda policy: self.store.learned_keys([policy.id]) == keys,
         )
         version = self._decide(version, decision, live)
         seconds = time.perf_counter() - start

@@ -106,7 +106,7 @@ class Service:
         (serve.recheck_budget).
         Raises QuestionError, BudgetError, NotFoundError, ImageError, GeometryError, InputError, BusyError.
         """
-        tell = on_progress or (lambda progress: None)
+        tell = on_progress or _quiet
         start = time.perf_counter()
         serve = self.config.serve
         parse_question(question.text, choices=question.choices, max_chars=serve.max_question_chars)
@@ -123,11 +123,11 @@ class Service:
         volume = study_.volume
         check_region(question, study_.grid)
         recheck = recheck and bool(serve.recheck_budget)
-        policy, reading = self._answer(study_, question, share, tell, recheck=recheck and study_.whole)
+        policy, reading = self._answer(study_, question, share, on_progress, recheck=recheck and study_.whole)
         if recheck and not study_.whole and self._in_doubt(study_, question, reading):
             tell(Progress("recheck"))  # what was not looked at may say otherwise
             study_ = self._encoded.complete(study_, self.reader, self._turnstile.turn)
-            policy, reading = self._answer(study_, question, share, tell, recheck=True)
+            policy, reading = self._answer(study_, question, share, on_progress, recheck=True)
         grid = study_.grid
         if not study_.whole:
             self._finish(study_)
@@ -198,7 +198,7 @@ class Service:
 
         Asks go first: between two steps the machine is given to whoever waits.
         """
-        tell = on_progress or (lambda progress: None)
+        tell = on_progress or _quiet
         wait([rest for rest, _ in list(self._finishing.values())])  # not within our turn: it needs turns itself
         with self._turnstile.turn(Priority.LEARNING):
             live, selector = self._policy()
@@ -294,7 +294,7 @@ class Service:
         Raises NotFoundError (the study's tokens were not kept, or no such policy), WeightsError, BusyError.
         """
         grid = self._places(episode)
-        answering = Answering(self.reader, self.config.serve, None, grid, episode.question, lambda progress: None)
+        answering = Answering(self.reader, self.config.serve, None, grid, episode.question, _quiet)
         with self._turnstile.turn(Priority.BATCH):
             self._streams.take_on(policy)
             return answering.answer(self._streams.of(policy), episode.selection.fraction, recheck=False)
@@ -321,14 +321,15 @@ class Service:
 
     def _in_doubt(self, study: Encoded, question: Question, reading: Reading) -> bool:
         """Whether slices that were not looked at could change an answer."""
-        doubt = self._answering(study, question, lambda progress: None).doubt(reading)
+        doubt = self._answering(study, question).doubt(reading)
         return doubt is not None or is_of_all(question, reading.answer.text)
 
-    def _answering(self, study: Encoded, question: Question, tell: OnProgress) -> Answering:
-        return Answering(self.reader, self.config.serve, study.volume, study.grid, question, tell)
+    def _answering(self, study: Encoded, question: Question, tell: OnProgress | None = None) -> Answering:
+        heard = None if tell is None else study.volume  # where tokens lie is worked out for whoever listens
+        return Answering(self.reader, self.config.serve, heard, study.grid, question, tell or _quiet)
 
     def _answer(
-        self, study: Encoded, question: Question, share: Budget, tell: OnProgress, *, recheck: bool
+        self, study: Encoded, question: Question, share: Budget, tell: OnProgress | None, *, recheck: bool
     ) -> tuple[PolicyVersion, Reading]:
         """One answer with the policy that is live when it is our turn, or, for a canary's study, the candidate."""
         with self._turnstile.turn():
@@ -357,7 +358,7 @@ class Service:
             try:
                 with self._turnstile.turn(Priority.BATCH, bounded=False):
                     self._streams.take_on(candidate.id)
-                    answering = self._answering(study, episode.question, lambda progress: None)
+                    answering = self._answering(study, episode.question)
                     reading = answering.answer(self._streams.of(candidate.id), share, recheck=False)
                 self.store.save_shadow(shadow.shadow_of(episode, candidate, reading))
             except SparsightError as error:
@@ -428,6 +429,10 @@ class Service:
         extras = {name: torch.from_numpy(np.asarray(part, np.float32)) for name, part in kept.extras.items()}
         at = kept.patch, kept.uvw_to_ijk, kept.uvw_to_lps
         return TokenGrid(features, kept.shape, *at, episode.reader, extras=extras)
+
+
+def _quiet(_: Progress) -> None:
+    """Nobody listens."""
 
 
 def _patiently(complete: Callable[[], Encoded]) -> Encoded:

@@ -145,3 +145,18 @@ def test_the_same_corrections_less_one_that_was_withdrawn_are_learned_anew(servi
     again = service.learn()
     assert again.candidate is not None
     assert again.corrections + again.held_out == 6
+
+
+def test_the_same_training_judged_by_more_corrections_is_a_candidate_of_its_own(service: Service) -> None:
+    """The fourth study is kept out of training, so a correction there leaves the weights as they were."""
+    lessons(service, 3)
+    first = service.learn()
+    episode = service.ask(make_picture(3), QUESTION).episode
+    service.correct(feedback(episode, "kept-out", answer="yes"))
+    second = service.learn()
+    assert first.candidate is not None
+    assert second.candidate is not None
+    assert first.candidate.sha256 == second.candidate.sha256
+    assert (first.held_out, second.held_out) == (0, 1)
+    assert "kept-out" in service.store.learned_keys([second.candidate.id])
+    assert service.learn().candidate is None  # the same once more
