@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -131,11 +132,12 @@ def prepare_app(config: Config) -> Path:
 
 def environment(config: Config) -> dict[str, str]:
     """Variables with which another process loads the same Config; its settings are written out under config.home."""
-    folder = config.home / "configs" / config.sha256[:16]  # never changed under a server that runs
+    texts = {name: yaml.safe_dump(getattr(config, name).model_dump(mode="json"), sort_keys=False) for name in SECTIONS}
+    name = hashlib.sha256("".join(texts.values()).encode()).hexdigest()[:16]
+    folder = config.home / "configs" / name  # never changed under a server that runs
     make_folder(folder)
-    for section in SECTIONS:
-        values = getattr(config, section).model_dump(mode="json")
-        (folder / f"{section}.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    for section, text in texts.items():
+        (folder / f"{section}.yaml").write_text(text, encoding="utf-8")
     variables = {"SPARSIGHT_HOME": str(config.home), "SPARSIGHT_CONFIGS": str(folder)}
     return variables | ({"SPARSIGHT_DATABASE": config.database} if config.database else {})
 
