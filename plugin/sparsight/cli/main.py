@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import sparsight
-from sparsight.cli import clinical, dicom, exchange, keep, operate, records, research
+from sparsight.cli import clinical, dicom, exchange, keep, operate, records, research, settings
 from sparsight.cli.output import emit_json, refused, stderr
 from sparsight.cli.session import Session
 from sparsight.errors import SparsightError
@@ -48,7 +48,7 @@ def _common(
     context.obj = Session(home=home, configs=configs, reader=reader)
 
 
-for module in (clinical, records, keep, dicom, exchange, research, operate):
+for module in (clinical, records, keep, dicom, exchange, research, operate, settings):
     module.register(app)
 
 
