@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -65,6 +66,7 @@ def configure(form: Literal["text", "json"]) -> None:
         handler.setFormatter(formatter)
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="pydicom")  # they quote what tags hold
     logging.getLogger("uvicorn.access").disabled = True  # it logs addresses: ids of studies, which may be names
     logging.getLogger(ACCESS).setLevel(logging.INFO)
 

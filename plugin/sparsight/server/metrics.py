@@ -88,7 +88,7 @@ class Standing(Collector):
         yield _gauge("sparsight_stored_episodes", "Answers in the store.", counts["episodes"])
         yield _gauge("sparsight_stored_corrections", "Submitted corrections in the store.", counts["corrections"])
         policies = service.policies()
-        states = Count(policy.state for policy in policies)
+        states = Count(str(policy.state) for policy in policies)
         yield _gauges("sparsight_policies", "Policy versions.", "state", {s: float(states[s]) for s in _POLICY_STATES})
         live = GaugeMetricFamily(
             "sparsight_live_policy", "Which policy answers.", labels=("policy", "sha256", "reader")
@@ -133,7 +133,7 @@ def show() -> Response:
 def follow(service: Service | None) -> None:
     """Count what this service does from now on."""
     STANDING.service, STANDING._drift = service, (float("-inf"), [])
-    if service is not None:
+    if service is not None and count not in service.listeners:
         service.listeners.append(count)
 
 

@@ -64,7 +64,11 @@ _TABLE: dict[Role, tuple[str, ...]] = {
         "GET /model/{model}", "PUT /model/{model}", "DELETE /model/{model}", "GET /logs/", "GET /logs/gpu",
     ),
 }  # fmt: skip
-RULES = tuple(Rule(*route.split(" "), role) for role, routes in _TABLE.items() for route in routes)
+RULES = tuple(
+    Rule(method, path, role)
+    for role, routes in _TABLE.items()
+    for method, path in (route.split(" ") for route in routes)
+)
 _OTHER = Rule("*", "other", Role.ADMIN)
 _COMPILED = tuple((rule, compile_path(rule.path)[0]) for rule in RULES)
 

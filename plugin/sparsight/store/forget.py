@@ -73,7 +73,9 @@ def remove_arrays(folder: Path, hashes: Collection[str]) -> int:
 
 def _episodes(connection: Connection, studies: Collection[str]) -> tuple[list[str], set[str]]:
     """Ids of the answers about these studies, and the hashes of volumes that no other answer is about."""
-    gone, volumes, others = [], set(), set()
+    gone: list[str] = []
+    volumes: set[str] = set()
+    others: set[str] = set()
     wanted = set(studies) - {""}  # many images have no series
     for row in connection.execute(select(tables.episodes).order_by(tables.episodes.c.seq)):
         body = json.loads(row.body)

@@ -211,3 +211,14 @@ def test_the_answer_may_take_longer_than_the_question():
         return parts.pop()
 
     assert status(app=slow, receive=once, options={"body_timeout_s": 0.05}, host="localhost") == 200
+
+
+def test_a_websocket_is_closed():
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    entrance = Entrance(BEHIND, allowed=frozenset(), max_bytes=1000)
+    asyncio.run(entrance({"type": "websocket", "path": "/info/", "headers": []}, None, send))
+    assert sent == [{"type": "websocket.close", "code": 1008}]

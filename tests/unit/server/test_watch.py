@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -131,7 +132,8 @@ def test_every_handler_gets_the_form() -> None:
     quiet = {name: logging.getLogger(name).level for name in (*logs._TALKATIVE, logs.ACCESS)}
     others = [(h, h.formatter) for h in logs._handlers()]
     try:
-        logs.configure("json")
+        with warnings.catch_warnings():
+            logs.configure("json")
         assert isinstance(handler.formatter, logs.JsonLines)
         assert logging.getLogger("uvicorn.access").disabled
     finally:
