@@ -2,7 +2,7 @@
 
 `SPARSIGHT_TEST_STOCK=1 pytest tests/integration/test_stock_defects.py` asks the stock server the same, and each fails;
 the last test here does that. What is asked is worded for both: the model's name differs, and an app of a dozen lines
-(APP) stands where ours would. The empty mask (10) and the label's info (11) need a PACS: test_orthanc.
+(APP) stands where ours would.
 """
 
 import json
@@ -12,27 +12,32 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
+import nibabel
+import numpy as np
 import psutil
 import pytest
+from dicomweb_client import DICOMwebClient
 
+import orthanc
 from issuer import Issuer
 from sparsight.config import Config
 from sparsight.server.run import free_port, start, wait_until_ready
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.orthanc]
 
 STOCK = bool(os.environ.get("SPARSIGHT_TEST_STOCK"))
-DEFECTS = 13  # of them are asked about here
+DEFECTS = 15
+CT = "1.2.826.0.1.3680043.8.498.1"  # a series in the PACS
 COMMAND = (
     "from sparsight.compat import allow_monailabel; allow_monailabel(); from monailabel.main import Main; Main().run()"
 )
@@ -119,7 +124,9 @@ def stock(home: Path, studies: str, port: int, issuer: Issuer | None) -> subproc
     login |= {"MONAI_LABEL_AUTH_ROLE_ADMIN": "admin", "MONAI_LABEL_AUTH_ROLE_USER": "reader"} if issuer else {}
     command = [sys.executable, "-W", "ignore", "-c", COMMAND, "start_server", "--app", str(home / "app")]
     command += ["--studies", studies, "--host", "127.0.0.1", "--port", str(port)]
-    variables = os.environ | login | {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # dcmqi
+    login |= {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), "PATH": path, "OMP_NUM_THREADS": "1"}
+    variables = os.environ | login
     with (home / "log").open("wb") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=variables, cwd=home)
 
@@ -185,6 +192,35 @@ def pacs(tmp_path_factory: pytest.TempPathFactory, reader_folder: Path) -> Itera
         yield target
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="module")
+def archive(
+    tmp_path_factory: pytest.TempPathFactory, reader_folder: Path, absent: Callable[[str], NoReturn]
+) -> Iterator[Target]:
+    """A server on a real PACS with a CT of ten slices."""
+    folder, rng = tmp_path_factory.mktemp("archive"), np.random.default_rng(0)
+    with orthanc.running(folder, absent) as url:
+        slices = [orthanc.image(CT, f"{CT}.1", k, modality="CT", rng=rng) for k in range(10)]
+        DICOMwebClient(url).store_instances(slices)
+        with serving(folder / "home", url, reader_folder) as target:
+            yield target
+
+
+def submit(client: httpx.Client, tmp_path: Path, *, marked: bool, **params: Any) -> httpx.Response:
+    """A final label of the CT, on its own grid as the server gives it."""
+    volume = tmp_path / "ct.nii.gz"
+    volume.write_bytes(client.get("/datastore/image", params={"image": CT}).content)
+    image = nibabel.load(volume)
+    mask = np.zeros(image.shape, np.uint8)
+    mask[20:30, 20:30, 2:4] = marked
+    nibabel.save(nibabel.Nifti1Image(mask, image.affine), tmp_path / "label.nii.gz")
+    return client.put(
+        "/datastore/label",
+        params={"image": CT, "tag": "final"},
+        data={"params": json.dumps(params)},
+        files={"label": ("label.nii.gz", (tmp_path / "label.nii.gz").read_bytes())},
+    )
 
 
 def infer(client: httpx.Client, target: Target, image: str, **params: Any) -> httpx.Response:
@@ -261,6 +297,22 @@ def test_8_what_is_unknown_or_broken_is_the_clients_mistake(plain: Target, ask: 
 def test_9_every_modality_of_the_pacs_is_listed(pacs: Target) -> None:
     with pacs.client() as client:
         assert set(client.get("/datastore/", params={"output": "all"}).json()["objects"]) == set(SERIES)
+
+
+def test_10_an_empty_mask_says_that_nothing_is_there(archive: Target, tmp_path: Path) -> None:
+    with archive.client() as client:
+        reply = submit(client, tmp_path, marked=False)
+    assert reply.status_code == 200, reply.text
+
+
+def test_11_what_is_known_of_a_label_stays_when_the_pacs_is_read_again(archive: Target, tmp_path: Path) -> None:
+    with archive.client() as client:
+        given = {"label_info": [{"name": "nodule"}], "client_id": "user-1"}
+        assert submit(client, tmp_path, marked=True, **given).status_code == 200
+        assert client.get("/datastore/", params={"output": "train"}).status_code == 200
+        known = client.get("/datastore/label/info", params={"label": CT, "tag": "final"})
+    assert known.status_code == 200, known.text
+    assert "user-1" in known.text
 
 
 def test_12_a_search_of_the_pacs_keeps_its_question(pacs: Target) -> None:
