@@ -59,6 +59,10 @@ NECESSITY = Histogram(
     registry=REGISTRY,
 )
 CORRECTIONS = Counter("sparsight_corrections", "Corrections, by verdict.", ("verdict",), registry=REGISTRY)
+for _value in ("true", "false"):  # from 0 on: a rate has no first value else
+    ASKS.labels(_value)
+for _value in ("accept", "amend", "reject"):
+    CORRECTIONS.labels(_value)
 ProcessCollector(registry=REGISTRY)
 
 
