@@ -65,7 +65,7 @@ def stock_app() -> ASGIApp:
         allowed=allowed,
         max_bytes=app.max_body_size,
         access=Access(config.site) if config.site.issuer else None,
-        hosts=frozenset(config.site.hosts),
+        hosts=frozenset(host.lower() for host in config.site.hosts),
         body_timeout_s=config.site.body_timeout_s,
     )
     return Watch(entrance)
