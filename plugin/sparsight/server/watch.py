@@ -22,7 +22,7 @@ _ID = re.compile(r"[A-Za-z0-9._-]{8,64}")  # of a proxy in front; anything else 
 _SAFE = {  # where the reply has none of its own: nothing runs, nothing frames it, nothing keeps it
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # not `no-referrer`: then a form of our own page would say `Origin: null`
     "Cache-Control": "no-store",
 }
 _HSTS = "max-age=31536000"

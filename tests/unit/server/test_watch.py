@@ -60,7 +60,7 @@ def test_replies_are_not_run_framed_sniffed_or_kept() -> None:
     found = headers(JSONResponse({}))
     assert found["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
     assert (found["x-content-type-options"], found["cache-control"]) == ("nosniff", "no-store")
-    assert found["referrer-policy"] == "no-referrer"
+    assert found["referrer-policy"] == "same-origin"
     assert "strict-transport-security" not in found
     assert "strict-transport-security" in headers(JSONResponse({}), scheme="https")
     own = PlainTextResponse("", headers={"Content-Security-Policy": "default-src 'self'", "Cache-Control": "no-cache"})
