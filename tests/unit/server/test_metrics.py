@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -154,3 +155,14 @@ def test_the_dashboard_asks_for_metrics_that_are_there(service: Service) -> None
     asked = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ()))
     used = {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"sparsight_\w+", asked)}
     assert used == names()
+
+
+def test_the_alerts_ask_for_metrics_and_labels_that_are_there(service: Service, client: TestClient) -> None:
+    groups = yaml.safe_load((ROOT / "deploy" / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
+    expressions = [rule["expr"] for group in groups for rule in group["rules"]]
+    for expression in expressions:
+        for name in re.findall(r"sparsight_\w+", expression):
+            assert re.sub(r"_(bucket|sum|count)$", "", name) in names(), expression
+    told = scrape(client)
+    for name, label, value in re.findall(r'(sparsight_\w+)\{(\w+)="(\w+)"\}', " ".join(expressions)):
+        assert f"{name} {label}={value}" in told
