@@ -79,8 +79,8 @@ def backup(url_or_path: str | Path, home: Path, out: Path) -> Backup:
             finally:
                 source.close()
             files = {"store.db": folder / "store.db"} | {name: home / name for name in _names(home)}
-            for name in [name for name in files if name.startswith("datastore/") or name.endswith("/live.json")]:
-                files[name] = _copied(home / name, folder / name)  # all else never changes
+            for name in [name for name in files if name != "store.db" and not name.endswith(".safetensors")]:
+                files[name] = _copied(home / name, folder / name)  # arrays and weights never change
         manifest: dict[str, Any] = {
             "format": _FORMAT,
             "release": sparsight.__version__,
