@@ -6,11 +6,13 @@ READY := $(VENV)/.ready
 VIEWERS := $(VENV)/.viewers
 PORT ?= 8000
 PYTEST_ARGS ?= -n 2 --dist loadfile
+WHEELHOUSE ?= wheelhouse
+PIP := $(BIN)/python -m pip install --quiet --no-deps $(if $(OFFLINE),--no-index --find-links $(WHEELHOUSE))
 
 OHIF := plugin/clients/ohif
 VIEWER := plugin/sparsight/server/static/ohif/extension.mjs
 
-.PHONY: demo test test-viewers check setup wheel clean
+.PHONY: demo test test-viewers check setup wheel wheelhouse clean
 
 demo: setup  ## start the server on sample studies; ONCE=1: the whole loop once, print JSON, exit
 	@$(BIN)/sparsight demo --port $(PORT) $(if $(ONCE),--once)
@@ -36,6 +38,11 @@ wheel: setup  ## a wheel with the OHIF extension in it: who installs it needs no
 	test -f $(VIEWER)
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
+wheelhouse: wheel  ## everything for a machine without a network: there, `make setup OFFLINE=1` or docs/deployment.md
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(WHEELHOUSE) -r requirements.lock
+	cp dist/*.whl requirements.lock $(WHEELHOUSE)
+	cd $(WHEELHOUSE) && sha256sum *.whl > SHA256SUMS
+
 # The OHIF extension is built, not committed. Without npm all else works, and /ohif/ is the viewer without our panel.
 $(VIEWER): $(filter-out %.d.ts,$(wildcard $(OHIF)/src/*.ts)) $(OHIF)/package-lock.json $(OHIF)/vite.config.ts docs/openapi.json
 	@if command -v npm >/dev/null; \
@@ -45,8 +52,8 @@ $(VIEWER): $(filter-out %.d.ts,$(wildcard $(OHIF)/src/*.ts)) $(OHIF)/package-loc
 # Every package is listed in the lock, so nothing is resolved: MONAI Label's own metadata cannot be satisfied (README).
 $(READY): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-deps -r requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(PIP) -r requirements.lock
+	$(PIP) --no-build-isolation -e .
 	touch $@
 
 # Slicer's library serves only the tests of its client: servers do without its 800 MB.

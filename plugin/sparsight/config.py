@@ -11,11 +11,16 @@ import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sparsight.errors import ConfigError
+
+SECTIONS = ("serve", "learn", "gate", "site")  # one file each
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})  # hosts that reach this machine only
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 
 
 def default_home() -> Path:
@@ -127,6 +132,45 @@ class GateConfig(_Strict):
     canary: float = Field(0.0, ge=0, le=0.5, description="share of the studies that the candidate answers itself")
 
 
+class SiteConfig(_Strict):
+    """Who may reach the server, and how it logs. configs/site.yaml, docs/security.md."""
+
+    issuer: str | None = Field(None, description="OpenID Connect issuer (URL); null: nobody logs in, this machine only")
+    jwks_url: str | None = Field(None, description="its public keys; null: where the issuer's own discovery says")
+    audience: str = Field("sparsight", min_length=1, description="`aud` that a token must have")
+    algorithms: tuple[Algorithm, ...] = Field(("RS256", "ES256"), min_length=1, description="of tokens' signatures")
+    roles_claim: str = Field("roles", min_length=1, description="where a token has its roles, realm_access.roles say")
+    leeway_s: float = Field(30.0, ge=0, le=300, description="by which clocks may differ, seconds")
+    hosts: tuple[str, ...] = Field((), description="names beside localhost that requests may name this server by")
+    tls_certificate: Path | None = Field(None, description="PEM file; beside `tls_key`, else plain HTTP")
+    tls_key: Path | None = Field(None, description="PEM file, not encrypted; readable by this user alone")
+    behind_proxy: bool = Field(False, description="plain HTTP off this machine: a proxy in front speaks TLS")
+    changes_per_minute: int = Field(600, ge=1, description="of one person who logged in; GETs are not counted")
+    body_timeout_s: float = Field(300.0, gt=0, le=86_400, description="within which a request must have arrived")
+    log: Literal["text", "json"] = Field("text", description="form of the server's log lines")
+
+    @field_validator("issuer", "jwks_url")
+    @classmethod
+    def _https(cls, url: str | None) -> str | None:
+        """Keys that came over plain HTTP could be anybody's, but on this machine."""
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
+            raise ValueError("not an https URL")
+        return url
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together")
+        if self.issuer is None and (self.hosts or self.behind_proxy or self.jwks_url):
+            raise ValueError(
+                "hosts, behind_proxy and jwks_url need an issuer: without a login only this machine is served"
+            )
+        return self
+
+
 class ModelConfig(_Strict):
     """How a vision-language model of one's own becomes a reader. configs/model/*.yaml."""
 
@@ -169,16 +213,17 @@ class Config(_Strict):
     serve: ServeConfig = ServeConfig()
     learn: LearnConfig = LearnConfig()
     gate: GateConfig = GateConfig()
+    site: SiteConfig = SiteConfig()
 
     @property
     def sha256(self) -> str:
-        """Hash of every setting that can change an answer or a policy (not of where things are kept)."""
-        text = json.dumps(self.model_dump(mode="json", exclude={"home", "database"}), sort_keys=True)
+        """Hash of every setting that can change an answer or a policy (not of places and people)."""
+        text = json.dumps(self.model_dump(mode="json", exclude={"home", "database", "site"}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @classmethod
     def load(cls, folder: Path | None = None, **overrides: Any) -> Self:
-        """Read serve.yaml, learn.yaml and gate.yaml from `folder` (or SPARSIGHT_CONFIGS), each of them optional.
+        """Read SECTIONS, one YAML file each and all optional, from `folder` (or SPARSIGHT_CONFIGS).
 
         overrides: `home`, `database`, or a whole section as a dict of the keys to change. Raises ConfigError.
         """
@@ -186,7 +231,7 @@ class Config(_Strict):
         values: dict[str, Any] = {}
         if url := os.environ.get("SPARSIGHT_DATABASE"):
             values["database"] = url
-        for section in ("serve", "learn", "gate"):
+        for section in SECTIONS:
             values[section] = _read_yaml(folder / f"{section}.yaml") if folder else {}
         for key, value in overrides.items():
             values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sparsight.config import Config, GateConfig, LearnConfig, ServeConfig
+from sparsight.config import Config, GateConfig, LearnConfig, ServeConfig, SiteConfig
 from sparsight.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SECTIONS = {"serve": ServeConfig, "learn": LearnConfig, "gate": GateConfig}
+SECTIONS = {"serve": ServeConfig, "learn": LearnConfig, "gate": GateConfig, "site": SiteConfig}
 
 
 @pytest.mark.parametrize("name", SECTIONS)
@@ -38,6 +38,7 @@ def test_a_bad_file_is_a_config_error(tmp_path: Path, text: str | bytes) -> None
 def test_hash_follows_what_changes_answers_only(tmp_path: Path) -> None:
     base = Config.load()
     assert Config.load(home=tmp_path).sha256 == base.sha256
+    assert Config.load(site={"log": "json"}).sha256 == base.sha256
     assert Config.load(serve={"budget": 0.2}).sha256 != base.sha256
 
 
@@ -55,3 +56,23 @@ def test_many_corrections_are_drawn_as_often_as_a_few(corrections, steps):
 def test_learning_that_could_not_be_is_refused(tmp_path, learn):
     with pytest.raises(ConfigError):
         Config.load(home=tmp_path, learn=learn)
+
+
+@pytest.mark.parametrize(
+    "site",
+    [
+        {"issuer": "http://id.example"},
+        {"issuer": "id.example"},
+        {"issuer": "https://id.example", "jwks_url": "ftp://id.example/keys"},
+        {"issuer": "https://id.example", "algorithms": ["HS256"]},
+        {"issuer": "https://id.example", "algorithms": ["none"]},
+        {"issuer": "https://id.example", "algorithms": []},
+        {"issuer": "https://id.example", "tls_key": "key.pem"},
+        {"hosts": ["viewer.example"]},
+        {"behind_proxy": True},
+        {"isuer": "https://id.example"},
+    ],
+)
+def test_an_unsafe_site_is_refused(tmp_path, site):
+    with pytest.raises(ConfigError):
+        Config.load(home=tmp_path, site=site)

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import sparsight
-from sparsight.cli import clinical, dicom, exchange, operate, records, research
+from sparsight.cli import clinical, dicom, exchange, keep, operate, records, research, settings
 from sparsight.cli.output import emit_json, refused, stderr
 from sparsight.cli.session import Session
 from sparsight.errors import SparsightError
@@ -37,7 +37,8 @@ def _common(
         Path | None, typer.Option(help="Folder of store, policies and cache.", envvar="SPARSIGHT_HOME")
     ] = None,
     configs: Annotated[
-        Path | None, typer.Option(help="Folder with serve.yaml, learn.yaml, gate.yaml.", envvar="SPARSIGHT_CONFIGS")
+        Path | None,
+        typer.Option(help="Folder with serve.yaml, learn.yaml, gate.yaml, site.yaml.", envvar="SPARSIGHT_CONFIGS"),
     ] = None,
     reader: Annotated[
         str | None, typer.Option(help="nano, one of configs/model/*.yaml, or a folder of weights.")
@@ -47,7 +48,7 @@ def _common(
     context.obj = Session(home=home, configs=configs, reader=reader)
 
 
-for module in (clinical, records, dicom, exchange, research, operate):
+for module in (clinical, records, keep, dicom, exchange, research, operate, settings):
     module.register(app)
 
 

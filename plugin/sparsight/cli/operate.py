@@ -21,7 +21,9 @@ def register(app: typer.Typer) -> None:
 def serve(
     context: typer.Context,
     studies: Annotated[str, typer.Option(help="Folder with images or DICOM, or a DICOMweb URL.")],
-    host: Annotated[str, typer.Option(help="Loopback address: 127.0.0.1, ::1 or localhost.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; off this machine only with login and TLS.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port.", min=1, max=65535)] = 8000,
     json: Json = False,
 ) -> None:
@@ -29,7 +31,8 @@ def serve(
     from sparsight.server.run import serve as run
 
     session: Session = context.obj
-    url = page_url(host, port)
+    config = session.config()
+    url = page_url(host, port, secure=config.site.tls_certificate is not None)
 
     def started() -> None:
         if json:
@@ -37,12 +40,12 @@ def serve(
         else:
             console.print(f"starting; then open {url}")
 
-    raise typer.Exit(run(session.config(), studies, host=host, port=port, on_start=started))
+    raise typer.Exit(run(config, studies, host=host, port=port, on_start=started))
 
 
-def page_url(host: str, port: int) -> str:
+def page_url(host: str, port: int, *, secure: bool = False) -> str:
     """Where the page is; a URL has an IPv6 address in brackets (RFC 3986, 3.2.2)."""
-    return f"http://[{host}]:{port}/sparsight/" if ":" in host else f"http://{host}:{port}/sparsight/"
+    return f"{'https' if secure else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/sparsight/"
 
 
 def doctor(

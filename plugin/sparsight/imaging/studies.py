@@ -24,6 +24,7 @@ from sparsight.imaging import stow
 from sparsight.imaging.dicom import NOT_IMAGES, SLICED, is_image, read_header, volume_from_datasets
 from sparsight.imaging.files import image_stem, read_image_file
 from sparsight.imaging.load import is_dicom_file, is_image_file, walk_files
+from sparsight.imaging.pacs_login import pacs_login, pacs_session
 from sparsight.types import ImageVolume
 
 UID = re.compile(r"[0-9.]{1,64}")
@@ -88,9 +89,9 @@ class StudySource(Protocol):
 
 
 def open_studies(location: str | Path, *, headers: Mapping[str, str] | None = None) -> StudySource:
-    """A DICOMweb server for http(s)://, else a folder. headers: sent with every request, for instance a token."""
+    """A DICOMweb server for http(s)://, else a folder. headers: sent with every request; default: `pacs_login`."""
     if str(location).startswith(("http://", "https://")):
-        return DicomWebStudies(str(location), headers=headers)
+        return DicomWebStudies(str(location), headers=pacs_login() if headers is None else headers)
     return FolderStudies(Path(location))
 
 
@@ -220,7 +221,7 @@ class DicomWebStudies:
     ) -> None:
         """auth: anything `requests` takes. Nothing is asked of the server before the first call."""
         self.url, self.sent = url.rstrip("/"), dict(headers or {})  # headers of every request
-        session = requests.Session()
+        session = pacs_session()
         session.auth = auth
         made = {"url": url, "session": session, "headers": self.sent, "timeout": timeout_s}
         self._client: Any = DICOMwebClient(**made)

@@ -12,6 +12,7 @@ from monailabel.datastore.dicom import DICOMwebClientX
 from monailabel.datastore.utils.convert import nifti_to_dicom_seg
 from monailabel.datastore.utils.dicom import dicom_web_download_series, dicom_web_upload_dcm
 
+from sparsight.imaging.pacs_login import pacs_login, pacs_session
 from sparsight.imaging.studies import StudyInfo
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,8 @@ class Pacs:
             qido_url_prefix=settings.MONAI_LABEL_QIDO_PREFIX,
             wado_url_prefix=settings.MONAI_LABEL_WADO_PREFIX,
             stow_url_prefix=settings.MONAI_LABEL_STOW_PREFIX,
+            session=pacs_session(),
+            headers=pacs_login(),
         )
 
     def store_segmentation(self, study: StudyInfo, label: Path, info: dict[str, Any]) -> dict[str, Any]:

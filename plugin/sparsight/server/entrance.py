@@ -1,19 +1,29 @@
 """What is refused before any route sees it, and the form that errors leave in.
 
-Other machines and names, foreign pages, bodies too large, ids that could leave their folder.
+Other machines and names, who did not log in or may not, foreign pages, bodies too large or too slow, ids that could
+leave their folder.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 from urllib.parse import parse_qsl, urlsplit
 
+from anyio import to_thread
+from starlette._utils import get_route_path  # private, but what the routes themselves match by
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sparsight.errors import InputError
+from sparsight.config import LOOPBACK
+from sparsight.errors import InputError, SparsightError
 from sparsight.server import guard
-from sparsight.server.problems import by_status, reply
+from sparsight.server.access import Access, RefusedError
+from sparsight.server.problems import by_status, code_of, reply
+from sparsight.server.rules import Role, rule_of
+
+CALLER = "sparsight.caller"  # in a request's scope: who sent it, where they logged in
 
 _SAFE = {"GET", "HEAD", "OPTIONS"}
 _IDS = {"image", "id", "label", "session_id"}  # query parameters that stock code joins to a path
@@ -22,35 +32,84 @@ _IDS = {"image", "id", "label", "session_id"}  # query parameters that stock cod
 class Entrance:
     """ASGI middleware that answers for the routes where they must not be reached.
 
-    421 for another machine or name, 403 for what another origin's page sends, 413 for a large body, 422 for unsafe ids.
+    421 for another machine or name, 401 and 403 for whom the route is not, 403 for what another origin's page sends,
+    413 for a large body, 408 for one that does not end, 422 for unsafe ids.
     allowed: origins beside this server's own. max_bytes: of a body that says its length; Starlette bounds the others.
+    access: who logs in; None: nobody has to, and only this machine is served. hosts: names beside the loopback's.
     """
 
-    def __init__(self, app: ASGIApp, *, allowed: frozenset[str], max_bytes: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        allowed: frozenset[str],
+        max_bytes: int,
+        access: Access | None = None,
+        hosts: frozenset[str] = frozenset(),
+        body_timeout_s: float = 300.0,
+    ) -> None:
         self.app, self._allowed, self._max_bytes = app, allowed, max_bytes
+        self._access, self._hosts, self._body_timeout_s = access, hosts, body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check, then pass on."""
+        if scope["type"] == "websocket":  # no route has one: none gets past what is checked below
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
-        elif refusal := self._refusal(scope, Headers(scope=scope)):
+            return
+        headers = Headers(scope=scope)
+        refusal = self._refusal(scope, headers) or await self._no_admission(scope, headers) or _unsafe(scope)
+        if refusal:
             await refusal(scope, receive, send)
         else:
-            await self.app(scope, receive, _errors_as_json(scope, receive, send))
+            body = _Body(receive, self._body_timeout_s)
+            await self.app(scope, body.receive, _errors_as_json(scope, receive, send, body))
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
-        if not _for_this_machine(scope, headers):
-            return reply(421, "misdirected", "a request for another host", "a loopback address", "use 127.0.0.1")
+        if not self._served_here(scope, headers):
+            todo = "use 127.0.0.1, or add the name to `hosts` of site.yaml"
+            return reply(421, "misdirected", "a request for another host", "a name of this server", todo)
         if scope["method"] not in _SAFE and not self._same_origin(headers):
             return reply(403, "forbidden", "a request of another origin's page", "this server's own pages", "allow it")
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self._max_bytes:
             return reply(413, "too_large", f"{length} bytes", f"at most {self._max_bytes}", "send less")
+        return None
+
+    async def _no_admission(self, scope: Scope, headers: Headers) -> Response | None:
+        """Why whoever sent this may not use the route; None where they may, or nobody has to log in."""
+        role = rule_of(scope["method"], get_route_path(scope)).role
+        if self._access is None or role is Role.NOBODY or scope["method"] == "OPTIONS":  # browsers ask without a token
+            return None
         try:
-            _check_ids(scope)
-        except InputError as error:
+            caller = await to_thread.run_sync(self._access.caller, headers.get("authorization"))
+            scope[CALLER] = caller
+            self._access.admit(caller, role, changes=scope["method"] not in _SAFE)
+        except RefusedError as error:
+            refused = reply(error.status, code_of(error.status), error.given, "a token with the role", error.todo)
+            if error.status == 401:
+                refused.headers["WWW-Authenticate"] = "Bearer"
+            return refused
+        except SparsightError as error:
             return reply(error.status, error.code, error.given, error.expected, error.todo)
         return None
+
+    def _served_here(self, scope: Scope, headers: Headers) -> bool:
+        """Whether it names this server and, where nobody logs in, arrived at a loopback address, whoever started it.
+
+        A page whose own name was made to resolve to this machine (DNS rebinding) is of the same origin, but says its
+        name.
+        """
+        arrived_at = scope.get("server")  # (address, port); None of a server that does not know
+        try:
+            named = urlsplit(f"//{headers.get('host', 'localhost')}").hostname  # browsers and HTTP/1.1 always say it
+        except ValueError:
+            return False
+        if self._access is not None:
+            return named in LOOPBACK or named in self._hosts
+        return named in LOOPBACK and (not arrived_at or arrived_at[0] in LOOPBACK)
 
     def _same_origin(self, headers: Headers) -> bool:
         """No Origin header means no browser; a form or script of another page always sends one."""
@@ -63,20 +122,28 @@ class Entrance:
             return False
 
 
-def _for_this_machine(scope: Scope, headers: Headers) -> bool:
-    """Whether it arrived at a loopback address, whoever started the server, and names one.
+class _Body:
+    """A `receive` that stops waiting for a body which does not end, so that nobody holds a connection for nothing."""
 
-    A page whose own name was made to resolve to this machine (DNS rebinding) is of the same origin, but says its name.
-    """
-    arrived_at = scope.get("server")  # (address, port); None of a server that does not know
-    try:
-        named = urlsplit(f"//{headers.get('host', 'localhost')}").hostname  # browsers and HTTP/1.1 always say it
-    except ValueError:
-        return False
-    return named in guard.LOOPBACK and (not arrived_at or arrived_at[0] in guard.LOOPBACK)
+    def __init__(self, receive: Receive, timeout_s: float) -> None:
+        self._receive, self._ends, self._whole = receive, time.monotonic() + timeout_s, False
+        self.late = False
+
+    async def receive(self) -> Message:
+        """The next part; when time is up, as if the client had left."""
+        if self._whole:  # from here on only its leaving can come
+            return await self._receive()
+        try:
+            async with asyncio.timeout(max(0.0, self._ends - time.monotonic())):
+                message = await self._receive()
+        except TimeoutError:
+            self.late = True
+            return {"type": "http.disconnect"}
+        self._whole = not message.get("more_body", False)
+        return message
 
 
-def _errors_as_json(scope: Scope, receive: Receive, send: Send) -> Send:
+def _errors_as_json(scope: Scope, receive: Receive, send: Send, body: _Body) -> Send:
     """A `send` that gives an error the platform words itself, such as a range beyond a file, the body of all others."""
     replaced = False
 
@@ -84,11 +151,14 @@ def _errors_as_json(scope: Scope, receive: Receive, send: Send) -> Send:
         nonlocal replaced
         if message["type"] == "http.response.start" and message["status"] >= 400:
             headers = Headers(raw=message["headers"])
-            if not headers.get("content-type", "").startswith("application/json"):
+            if body.late:
+                replaced = True
+                await by_status(408)(scope, receive, send)
+            elif not headers.get("content-type", "").startswith("application/json"):
                 replaced = True
                 response = by_status(message["status"])
-                body = {"content-type", "content-length", "content-encoding"}
-                response.headers.update({name: value for name, value in headers.items() if name not in body})
+                own = {"content-type", "content-length", "content-encoding"}
+                response.headers.update({name: value for name, value in headers.items() if name not in own})
                 await response(scope, receive, send)
         if not replaced:
             await send(message)
@@ -96,9 +166,14 @@ def _errors_as_json(scope: Scope, receive: Receive, send: Send) -> Send:
     return pass_on
 
 
-def _check_ids(scope: Scope) -> None:
-    for name, value in parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True):
-        if name in _IDS and value:
-            guard.safe_id(value, name)
-        elif name == "tag":
-            guard.safe_tag(value)
+def _unsafe(scope: Scope) -> Response | None:
+    """The refusal of a query that names what could leave its folder."""
+    try:
+        for name, value in parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True):
+            if name in _IDS and value:
+                guard.safe_id(value, name)
+            elif name == "tag":
+                guard.safe_tag(value)
+    except InputError as error:
+        return reply(error.status, error.code, error.given, error.expected, error.todo)
+    return None

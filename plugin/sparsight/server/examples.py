@@ -245,8 +245,19 @@ FAILURES = {
     "bad_request": Failure(
         400, "the body cannot be parsed", "bad request", "a request as in /openapi.json", "see docs/api.md"
     ),
+    "unauthorized": Failure(
+        401,
+        "no token, where people log in",
+        "no bearer token",
+        "a token with the role",
+        "log in, then send Authorization: Bearer TOKEN",
+    ),
     "forbidden": Failure(
-        403, "another origin's page", "a request of another origin's page", "this server's own pages", "allow it"
+        403,
+        "a token without the role, or another origin's page",
+        "a token without the role",
+        "a token with the role",
+        "ask for the role reviewer or trainer or admin",
     ),
     "not_found": Failure(
         404,
@@ -269,9 +280,27 @@ FAILURES = {
         "the sha256 of manifest.json",
         "reinstall sparsight, or train the reader again",
     ),
+    "too_slow": Failure(
+        408,
+        "the body did not arrive in time",
+        "request timeout",
+        "a request as in /openapi.json",
+        "see docs/api.md",
+    ),
+    "too_many_requests": Failure(
+        429,
+        "too many changes of one person",
+        "too many changes in a minute",
+        "a token with the role",
+        "wait and try again",
+    ),
     "too_large": Failure(413, "the body is too large", "600000000 bytes", "at most 269484032", "send less"),
     "misdirected": Failure(
-        421, "another machine or name", "a request for another host", "a loopback address", "use 127.0.0.1"
+        421,
+        "another machine or name",
+        "a request for another host",
+        "a name of this server",
+        "use 127.0.0.1, or add the name to `hosts` of site.yaml",
     ),
     "bad_input": Failure(
         422,

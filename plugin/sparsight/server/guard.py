@@ -14,7 +14,6 @@ MASK_EXTENSIONS = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".png", ".tif", ".ti
 RESERVED_PARAMS = frozenset(  # the URL names these; `params` must not name them again (defect 7), or runs foreign code
     {"model", "image", "images", "method", "strategy", "study", "session", "bundle_path", "local_rank", "file"}
 )
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})  # hosts that reach this machine only
 _ID_LIMIT = 256  # characters; a DICOM UID has at most 64
 _TAG = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]")  # control characters and the other path separator

@@ -16,6 +16,7 @@ from sparsight.errors import ConflictError
 _TASK = "sparsight"
 STARTING = threading.Lock()  # held from the look whether learning runs to its start, by whoever starts it
 IN_PLACE = threading.Lock()  # held while learning runs in the server's own process (stock `run_sync`)
+STATES = ("idle", "running", "done", "failed", "stopped")
 _STATES = {"SUBMITTED": "running", "RUNNING": "running", "DONE": "done", "ERROR": "failed", "STOPPED": "stopped"}
 
 
@@ -44,6 +45,11 @@ class LearningJob:
                 raise ConflictError("learning is running", expected="one job at a time", todo="GET /sparsight/learn")
             AsyncTask.run("train", request={"model": _TASK}, enqueue=True)
         return self.status()
+
+    def state(self) -> str:
+        """One of STATES, of the latest one."""
+        task, _ = AsyncTask.status("train")
+        return "idle" if task is None else _STATES.get(task["status"], "running")
 
     def status(self) -> dict[str, Any]:
         """The latest one: running, done, failed, stopped; or idle."""

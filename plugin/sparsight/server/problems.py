@@ -24,6 +24,7 @@ _CODES = {  # of a status alone: the entrance's, FastAPI's, MONAI Label's
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
+    408: "too_slow",
     409: "conflict",
     413: "too_large",
     421: "misdirected",

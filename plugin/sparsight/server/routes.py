@@ -70,8 +70,10 @@ def _file(media_type: str) -> Responses:
     return {200: {"content": {media_type: {"schema": {"type": "string", "format": "binary"}}}}}
 
 
-_READS = ("misdirected", "bad_config", "bad_weights", "busy")  # of every route that asks the service
-_SENDS = (*_READS, "bad_request", "forbidden", "too_large")  # of those with a body, or that change something
+_DOOR = ("unauthorized", "forbidden", "misdirected")  # of every route but those that probes ask
+_PROBED = ("misdirected", "bad_config", "bad_weights", "busy")
+_READS = (*_DOOR[:2], *_PROBED)  # of every route that asks the service
+_SENDS = (*_READS, "bad_request", "too_slow", "too_large", "too_many_requests")  # that have a body or change something
 _MARKED = ("not_found", "conflict", "bad_input", "bad_feedback", "bad_geometry", "bad_question")
 _OPENED = ("not_found", "bad_input", "bad_image", "bad_geometry")
 
@@ -357,7 +359,7 @@ def learn(job: Learning) -> dict[str, Any]:
     return job.start()
 
 
-@router.get("/learn", response_model=LearnReply, responses=_errors("misdirected"), tags=["Learn"])
+@router.get("/learn", response_model=LearnReply, responses=_errors(*_DOOR), tags=["Learn"])
 def learning(job: Learning) -> dict[str, Any]:
     """The latest learning job."""
     return job.status()
@@ -383,7 +385,9 @@ def live() -> dict[str, Any]:
     return {"state": "live"}
 
 
-@router.get("/health/ready", response_model=StateReply, responses=_errors(*_READS) | {503: _NOT_READY}, tags=["Health"])
+@router.get(
+    "/health/ready", response_model=StateReply, responses=_errors(*_PROBED) | {503: _NOT_READY}, tags=["Health"]
+)
 def ready() -> Any:
     """Weights are loaded: a question is answered without waiting for them; `failed` comes with the error."""
     if failure := state.failure():

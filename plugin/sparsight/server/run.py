@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,10 +18,9 @@ from pathlib import Path
 import yaml
 
 from sparsight.compat import allow_monailabel
-from sparsight.config import Config
+from sparsight.config import LOOPBACK, SECTIONS, Config, SiteConfig
 from sparsight.errors import BusyError, ConfigError, NotFoundError, WeightsError
 from sparsight.server import state
-from sparsight.server.guard import LOOPBACK
 from sparsight.store.files import make_folder
 
 
@@ -34,14 +34,11 @@ def serve(
 ) -> int:
     """Serve `studies` (folder or DICOMweb URL) until Ctrl-C or SIGTERM; returns the exit code.
 
-    on_start: called when all checks have passed. host: a loopback address, for nobody has to log in.
+    on_start: called when all checks have passed. host: a loopback address, unless site.yaml says who may log in.
     Raises NotFoundError (no such folder), BusyError (port taken), ConflictError (a server on this store), ConfigError.
     """
     studies = _checked_studies(studies)
-    if host not in LOOPBACK:  # MONAI Label's authentication does not cover our routes
-        raise ConfigError(
-            f"host {host} without authentication", expected="a loopback address", todo="use 127.0.0.1 and a tunnel"
-        )
+    check_exposure(config.site, host)
     _check_port(host, port)
     with state.locked(config.home):  # the application would refuse it too, but later and less clearly
         app = prepare_app(config)
@@ -54,6 +51,8 @@ def serve(
             on_start()
         arguments = ["start_server", "--app", str(app), "--studies", studies, "--host", host, "--port", str(port)]
         arguments += ["--uvicorn_app", "sparsight.server:app"]
+        if config.site.tls_certificate:
+            arguments += ["--ssl_certfile", str(config.site.tls_certificate), "--ssl_keyfile", str(config.site.tls_key)]
         try:
             main.action_start_server(main.args_parser().parse_args(arguments))
         except SystemExit as stopped:  # uvicorn says so when the application does not start
@@ -133,11 +132,12 @@ def prepare_app(config: Config) -> Path:
 
 def environment(config: Config) -> dict[str, str]:
     """Variables with which another process loads the same Config; its settings are written out under config.home."""
-    folder = config.home / "configs" / config.sha256[:16]  # never changed under a server that runs
+    texts = {name: yaml.safe_dump(getattr(config, name).model_dump(mode="json"), sort_keys=False) for name in SECTIONS}
+    name = hashlib.sha256("".join(texts.values()).encode()).hexdigest()[:16]
+    folder = config.home / "configs" / name  # never changed under a server that runs
     make_folder(folder)
-    for section in ("serve", "learn", "gate"):
-        values = getattr(config, section).model_dump(mode="json")
-        (folder / f"{section}.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    for section, text in texts.items():
+        (folder / f"{section}.yaml").write_text(text, encoding="utf-8")
     variables = {"SPARSIGHT_HOME": str(config.home), "SPARSIGHT_CONFIGS": str(folder)}
     return variables | ({"SPARSIGHT_DATABASE": config.database} if config.database else {})
 
@@ -149,6 +149,30 @@ def app_source() -> Path:
         if (folder / "main.py").is_file():
             return folder
     raise NotFoundError("no app folder", expected="sparsight/apps/radiology", todo="install the package again")
+
+
+def check_exposure(site: SiteConfig, host: str) -> None:
+    """Refuse to listen where others could reach the server without login or encryption. Raises ConfigError."""
+    if host not in LOOPBACK and site.issuer is None:  # MONAI Label's authentication does not cover our routes
+        raise ConfigError(
+            f"host {host} without authentication",
+            expected="a loopback address, or `issuer` in site.yaml",
+            todo="use 127.0.0.1 and a tunnel, or see docs/security.md",
+        )
+    if host not in LOOPBACK and not (site.tls_certificate or site.behind_proxy):
+        raise ConfigError(
+            f"host {host} without encryption",
+            expected="tls_certificate and tls_key, or behind_proxy in site.yaml",
+            todo="see docs/deployment.md",
+        )
+    for name in ("tls_certificate", "tls_key"):
+        path = getattr(site, name)
+        if path is not None and not os.access(path, os.R_OK):
+            raise ConfigError(f"setting site.{name}", expected="a file this user may read", todo="check its path")
+    if site.tls_key is not None and site.tls_key.stat().st_mode & 0o077:
+        raise ConfigError(
+            "setting site.tls_key: a key that other users may read", expected="mode 600", todo="chmod 600 the file"
+        )
 
 
 def _checked_studies(studies: str) -> str:
@@ -178,6 +202,7 @@ def _set_environment(config: Config, app: Path, studies: str, port: int) -> None
             **environment(config),
             "PYTHONPATH": os.environ.get("PYTHONPATH", ""),  # background jobs fail where it is not set at all
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),  # dcmqi
+            "MONAI_LABEL_AUTH_ENABLE": "false",  # it rejects every token and covers few routes; ours is access.py
             "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # else a second model is loaded at start
             "MONAI_LABEL_SESSION_PATH": str(config.home / "sessions"),
             "MONAI_LABEL_APP_DIR": str(app),

@@ -19,10 +19,12 @@ from starlette.types import ASGIApp
 from sparsight.compat import allow_monailabel
 from sparsight.config import Config
 from sparsight.errors import SparsightError
-from sparsight.server import problems, state, viewer
+from sparsight.server import logs, metrics, problems, state, viewer
+from sparsight.server.access import Access
 from sparsight.server.entrance import Entrance
 from sparsight.server.page import add_page
 from sparsight.server.routes import router
+from sparsight.server.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +35,6 @@ _DROPPED = {
     "/docs/oauth2-redirect": "of the same",
     "/reload": "builds the app anew for whoever asks, without a token",
 }
-_TALKATIVE = (  # at INFO they log the clinician's question: requests, and what a background job prints
-    "monailabel.endpoints", "monailabel.interfaces", "monailabel.utils.async_tasks",
-    "task_train", "task_scoring", "task_batch_infer",
-)  # fmt: skip
 _SPARE_THREADS = 32  # for everything that is not a question
 
 
@@ -59,9 +57,18 @@ def stock_app() -> ASGIApp:
     problems.install(app)
     app.include_router(router)
     app.include_router(viewer.router)
+    app.include_router(metrics.router)
     add_page(app)
     app.add_api_route("/", lambda: RedirectResponse("/sparsight/"), include_in_schema=False)
-    return Entrance(app, allowed=allowed, max_bytes=app.max_body_size)
+    entrance = Entrance(
+        app,
+        allowed=allowed,
+        max_bytes=app.max_body_size,
+        access=Access(config.site) if config.site.issuer else None,
+        hosts=frozenset(host.lower() for host in config.site.hosts),
+        body_timeout_s=config.site.body_timeout_s,
+    )
+    return Watch(entrance)
 
 
 def _with_our_lifespan(stock_lifespan: object, config: Config) -> object:
@@ -69,8 +76,7 @@ def _with_our_lifespan(stock_lifespan: object, config: Config) -> object:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        for name in _TALKATIVE:
-            logging.getLogger(name).setLevel(logging.WARNING)
+        logs.configure(config.site.log)
         # waiting questions hold a thread each; the rest of the server must still find one
         anyio.to_thread.current_default_thread_limiter().total_tokens = config.serve.max_waiting + _SPARE_THREADS
         with state.locked(config.home):  # the stock command takes it here

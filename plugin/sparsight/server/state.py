@@ -41,15 +41,23 @@ class _Holder:
                     )
                     raise
                 self.failure = None
+                _count(self._service)
             return self._service
 
     def put(self, service: Service | None) -> None:
         with self._lock:
             self._service = service
+            _count(service)
 
     @property
     def ready(self) -> bool:
         return self._service is not None
+
+
+def _count(service: Service | None) -> None:
+    from sparsight.server import metrics  # imports torch
+
+    metrics.follow(service)
 
 
 _HOLDER = _Holder()

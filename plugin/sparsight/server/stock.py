@@ -57,6 +57,7 @@ _OWN_ONLY = (  # what OHIF does: scripts in the page, workers of blobs, WebAssem
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' blob: data:; object-src 'none'; base-uri 'self'; "
     "frame-ancestors 'self'"
 )
+_HEADERS = {"Content-Security-Policy": _OWN_ONLY, "Cache-Control": "no-cache"}
 
 
 def apply() -> None:
@@ -313,7 +314,7 @@ def ohif_file(path: str) -> Response:
         settings = (own / path).read_text(encoding="utf-8")
         if not (own / "extension.mjs").is_file():  # a checkout that was set up without npm
             settings += "window.config.extensions = window.config.modes = [];\n"
-        return Response(settings, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
+        return Response(settings, media_type="text/javascript", headers=_HEADERS)
     root = Path(ohif.__file__).resolve().parent / "static" / "ohif"
     file = (root / path).resolve() if path else root / "index.html"
     if not file.is_relative_to(root):
@@ -323,8 +324,8 @@ def ohif_file(path: str) -> Response:
             raise HTTPException(404, "no such file")
         file = root / "index.html"
     if kind := _WITH_FONTS.get(file.name):
-        return Response(_without_fonts(file), media_type=kind, headers={"Content-Security-Policy": _OWN_ONLY})
-    return FileResponse(file)
+        return Response(_without_fonts(file), media_type=kind, headers=_HEADERS)
+    return FileResponse(file, headers=_HEADERS)  # a worker may do what its own file's policy says
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sparsight.errors import NotFoundError
+from sparsight.errors import BusyError, NotFoundError
 from sparsight.imaging.load import load
 from sparsight.imaging.pair import pair_of
 from sparsight.imaging.studies import StudySource
@@ -252,3 +252,12 @@ def _path_fingerprint(path: Path) -> str:
 
 def _ms_since(start: float) -> float:
     return (time.perf_counter() - start) * 1000
+
+
+def patiently(complete: Callable[[], Encoded]) -> Encoded:
+    """Complete a study. Whoever was at it already, and was refused a turn, refused us, too: then it is our work."""
+    while True:
+        try:
+            return complete()
+        except BusyError:
+            continue

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sparsight import evidence
 from sparsight.config import Config
-from sparsight.errors import BusyError, InputError, NotFoundError, SparsightError
+from sparsight.errors import InputError, NotFoundError, SparsightError
 from sparsight.imaging.grid import Grid
 from sparsight.imaging.studies import open_studies
 from sparsight.model import PolicySelector, load_reader
@@ -30,7 +30,7 @@ from sparsight.rl.acquisition import acquire
 from sparsight.rl.answers import is_of_all
 from sparsight.service import corrections, promotion, shadow
 from sparsight.service.answering import Answering, Asked, OnProgress, Progress, Reading, new_id, shown, tokens_at
-from sparsight.service.encoded import Encoded, EncodedStudies
+from sparsight.service.encoded import Encoded, EncodedStudies, patiently
 from sparsight.service.learning import Learned, Learner
 from sparsight.service.promotion import install_shipped, registry_of
 from sparsight.service.question import check_budget, check_pair, check_region, parse_question
@@ -80,6 +80,7 @@ class Service:
         self._turnstile = Turnstile(config.serve.max_waiting)
         self._tokens_kept: set[str] = set()  # hashes of volumes whose tokens this process has stored
         self._streams = Streams(self.registry, self.reader)
+        self.listeners: list[Callable[[Episode | Feedback], object]] = []  # told of what is new in the store
         self._rest = ThreadPoolExecutor(1, "sparsight-rest")  # what nobody waits for
         self._finishing: dict[str, tuple[Future[None], TokenGrid]] = {}  # by hash of the volume
 
@@ -163,6 +164,8 @@ class Service:
             slices=None if grid.encoded is None else int(grid.encoded.sum()),
         )
         self.store.save_episode(episode)
+        for tell_of in self.listeners:
+            tell_of(episode)
         self._shadow(study_, episode, share)
         return Asked(episode, volume, grid)
 
@@ -179,6 +182,8 @@ class Service:
             self.reader.check(episode.question, feedback.answer)
         reward = corrections.reward_of(feedback, episode, self._places(episode) if feedback.marks else None)
         new = self.store.save_feedback(feedback, reward, draft=draft)
+        for tell_of in self.listeners if new else ():
+            tell_of(feedback)
         return reward if new else self.store.reward(feedback.key)
 
     def revise(self, key: str, change: Change, *, by: str, change_key: str | None = None) -> FeedbackState:
@@ -308,6 +313,10 @@ class Service:
         """Numbers for a status page."""
         return {"reader": self.reader.id, "policy": self.registry.live().id, **self.store.counts()}
 
+    def waiting(self) -> dict[Priority, int]:
+        """How many wait for the models, of each priority."""
+        return self._turnstile.waiting()
+
     def close(self) -> None:
         """Encode what is left of the studies that were asked about, and release the store."""
         self._rest.shutdown()
@@ -391,7 +400,7 @@ class Service:
             give_way = partial(self._turnstile.give_way, Priority.BATCH)
             turn = partial(self._turnstile.turn, Priority.BATCH, bounded=False)
             try:
-                self._keep_tokens(_patiently(lambda: self._encoded.complete(study, self.reader, turn, give_way)))
+                self._keep_tokens(patiently(lambda: self._encoded.complete(study, self.reader, turn, give_way)))
             except SparsightError as error:  # the next question about the study tries again
                 _LOG.warning("the tokens of a study were not kept: %s", error.code)
             except Exception:
@@ -433,15 +442,6 @@ class Service:
 
 def _quiet(_: Progress) -> None:
     """Nobody listens."""
-
-
-def _patiently(complete: Callable[[], Encoded]) -> Encoded:
-    """Complete a study. Whoever was at it already, and was refused a turn, refused us, too: then it is our work."""
-    while True:
-        try:
-            return complete()
-        except BusyError:
-            continue
 
 
 def _half(features: torch.Tensor) -> NDArray[np.float16]:

@@ -44,6 +44,11 @@ class Turnstile:
         self._release()
         self._acquire(priority, bounded=False)
 
+    def waiting(self) -> dict[Priority, int]:
+        """How many wait, of each priority."""
+        with self._changed:
+            return {p: sum(ticket[0] == p for ticket in self._waiting) for p in Priority}
+
     def _acquire(self, priority: Priority, *, bounded: bool = True) -> None:
         with self._changed:
             if bounded and len(self._waiting) >= self._max_waiting:

@@ -26,7 +26,7 @@ from sparsight.store.records import canonical, sha256_of
 from sparsight.types import PolicyVersion
 
 Decision = Literal["gate", "promote", "rollback", "export", "import"]  # about one policy
-Kind = Literal["ask", "feedback", "change", "learn", "results"] | Decision
+Kind = Literal["ask", "feedback", "change", "learn", "results", "forget"] | Decision
 Head = tuple[int, str]  # number and hash of the last entry
 GENESIS: Head = (0, "0" * 64)
 
@@ -123,8 +123,21 @@ def _chain(connection: Connection, hashes: dict[int, str], recorded: dict[str, d
                 recorded["change"][body["change"]] = body["sha256"]
             elif kind == "learn" and body["corrections"]:
                 recorded["list learned by policy"][body["policy"]] = body["corrections_sha256"]
+            elif kind == "forget":
+                _forgotten(body, recorded)
         except (ValueError, KeyError, TypeError):
             yield f"entry {row.seq} cannot be read"
+
+
+def _forgotten(body: dict[str, Any], recorded: dict[str, dict[str, str]]) -> None:
+    """What was erased is not missing, and a list of corrections that lost some is what was left (forget.py)."""
+    for name, ids in (("episode", "episodes"), ("correction", "corrections"), ("change", "changes")):
+        for key in body[ids]:
+            recorded[name].pop(key, None)
+    for policy, left in body["learned"].items():
+        recorded["list learned by policy"].pop(policy, None)
+        if left is not None:
+            recorded["list learned by policy"][policy] = left
 
 
 _FEEDBACK = select(tables.feedback)

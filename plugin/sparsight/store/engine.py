@@ -67,6 +67,16 @@ class Database:
             connection.execute(select(tables.schema_version).with_for_update())  # SQLite ignores FOR UPDATE
             yield connection
 
+    def compact(self) -> None:
+        """Write a SQLite file anew, so that what was deleted is no longer in it; PostgreSQL vacuums by itself."""
+        if not self._sqlite:
+            return
+        with _errors(), self._engine.connect() as connection:
+            raw = connection.connection.dbapi_connection
+            assert raw is not None
+            raw.execute("VACUUM")  # outside a transaction, as SQLite demands
+            raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def close(self) -> None:
         """Give back the connections."""
         self._engine.dispose()

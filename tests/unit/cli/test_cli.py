@@ -314,7 +314,7 @@ def test_every_command_and_option_is_documented() -> None:
     text = (Path(__file__).parents[3] / "docs" / "cli.md").read_text()
     group = typer.main.get_command(app)
     commands = dict(group.commands)  # type: ignore[attr-defined]
-    for above in ("bench", "audit"):
+    for above in ("bench", "audit", "config"):
         commands |= {f"{above} {name}": sub for name, sub in commands.pop(above).commands.items()}
     for name, command in commands.items():
         assert f"## `sparsight {name}" in text, name

@@ -16,7 +16,7 @@ import pydicom
 import pytest
 from PIL import Image
 
-from sparsight.errors import BusyError, GeometryError, ImageError, NotFoundError
+from sparsight.errors import BusyError, ConfigError, GeometryError, ImageError, NotFoundError
 from sparsight.imaging.studies import DicomWebStudies, FolderStudies, open_studies
 
 DATA = Path(data_store.__file__).parent / "data"
@@ -140,6 +140,7 @@ class Pacs:
         self.objects = [pydicom.dcmread(p) for p in (CT, MR)]
         self.spoil: Callable[[str], tuple[int, str, bytes] | None] = lambda _: None
         self.pages, self.page = True, 1000
+        self.location: str | None = None
         self.seen: list[tuple[str, str | None]] = []
 
     def reply(self, target: str) -> tuple[int, str, bytes]:
@@ -185,7 +186,9 @@ def pacs() -> Iterator[tuple[Pacs, str]]:
         def do_GET(self) -> None:
             model.seen.append((self.path, self.headers.get("Authorization")))
             status, kind, body = model.reply(self.path)
-            self.send_response(status)
+            self.send_response(302 if model.location else status)
+            if model.location:
+                self.send_header("Location", model.location)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -260,6 +263,36 @@ def test_a_server_that_lies(pacs: tuple[Pacs, str], spoil: Callable[[str], Any],
     with pytest.raises(ImageError, match=reason) as caught:
         DicomWebStudies(url).load(model.objects[0].SeriesInstanceUID)
     assert "name" not in caught.value.given
+
+
+def test_a_server_that_leads_elsewhere_is_not_followed(pacs: tuple[Pacs, str]) -> None:
+    model, url = pacs
+    model.location = url.replace("/dicom-web", "/elsewhere")
+    with pytest.raises(ImageError, match="TooManyRedirects"):
+        DicomWebStudies(url).list()
+    assert not any("elsewhere" in path for path, _ in model.seen)
+
+
+def test_the_login_is_of_a_file_that_nobody_else_reads(
+    pacs: tuple[Pacs, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, url = pacs
+    file = tmp_path / "login"
+    monkeypatch.setenv("SPARSIGHT_PACS_AUTHORIZATION_FILE", str(file))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        open_studies(url)
+    file.touch(mode=0o600)
+    for text in ("", "Basic qqsecretqq\nx", "Bearer qqsecretqq\u00e9", "qqsecretqq" * 2000):
+        file.write_text(text)
+        with pytest.raises(ConfigError) as fault:
+            open_studies(url)
+        assert "qqsecretqq" not in str(fault.value)
+    file.write_text("Basic amFuZTpqYW5l\n")
+    open_studies(url).list()
+    assert {login for _, login in model.seen} == {"Basic amFuZTpqYW5l"}
+    file.chmod(0o644)
+    with pytest.raises(ConfigError, match="other users"):
+        open_studies(url)
 
 
 def test_a_server_that_sends_another_series(pacs: tuple[Pacs, str]) -> None:

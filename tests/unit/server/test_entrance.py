@@ -4,26 +4,33 @@ import json
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse
 
+from sparsight.config import SiteConfig
+from sparsight.errors import BusyError
+from sparsight.server.access import Access, Caller, RefusedError
 from sparsight.server.entrance import Entrance
+from sparsight.server.rules import RULES, Role
 
 BEHIND = PlainTextResponse("in")
 
 
-def sent_back(method="GET", query="", server=("127.0.0.1", 8000), app=BEHIND, **headers):
+def sent_back(
+    method="GET", query="", server=("127.0.0.1", 8000), app=BEHIND, path="/", receive=None, options=None, **headers
+):
     """The messages a request gets through the entrance; 200 from the application behind it."""
     sent = []
 
     async def send(message):
         sent.append(message)
 
-    async def receive():
+    async def nothing():
         return {"type": "http.request", "body": b""}
 
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    scope = {"type": "http", "method": method, "path": "/", "query_string": query.encode(), "headers": raw}
+    scope = {"type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": raw}
     scope["server"] = server
-    entrance = Entrance(app, allowed=frozenset({"https://viewer.example"}), max_bytes=1000)
-    asyncio.run(entrance(scope, receive, send))
+    allowed = frozenset({"https://viewer.example"})
+    entrance = Entrance(app, allowed=allowed, max_bytes=1000, **(options or {}))
+    asyncio.run(entrance(scope, receive or nothing, send))
     return sent
 
 
@@ -112,3 +119,106 @@ def test_errors_that_the_platform_words_itself_get_our_form():
     assert b"Jane" not in body["body"]
     for passed in (BEHIND, JSONResponse({"error": {"code": "x"}}, 409)):
         assert sent_back(app=passed)[1]["body"] == passed.body
+
+
+class Known(Access):
+    """Knows tokens by the names of roles; test_access has real ones."""
+
+    def __init__(self, per_minute=600):
+        super().__init__(SiteConfig(issuer="https://id.example", changes_per_minute=per_minute))
+
+    def caller(self, authorization):
+        if authorization == "down":
+            raise BusyError("an issuer", expected="its keys", todo="wait")
+        if authorization is None:
+            raise RefusedError(401, "no bearer token", "log in")
+        return Caller(authorization, Role[authorization])
+
+
+def asks(role, rule, access):
+    path = rule.path
+    for name in ("{path:path}", "{model}", "{strategy}", "{method}", "{session_id}", "{episode}", "{key}", "{policy}"):
+        path = path.replace(name, "x")
+    token = {} if role is None else {"authorization": role.name}
+    return status(rule.method, path=path, options={"access": access}, host="localhost", **token)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.method} {rule.path}")
+def test_every_route_by_every_role(rule):
+    access = Known()
+    assert asks(None, rule, access) == (200 if rule.role is Role.NOBODY else 401)
+    for role in Role:
+        assert asks(role, rule, access) == (200 if role >= rule.role else 403), role
+
+
+def test_who_is_not_let_in_hears_why():
+    refused, body = sent_back(path="/info/", options={"access": Known()}, host="localhost")
+    assert (refused["status"], dict(refused["headers"])[b"www-authenticate"]) == (401, b"Bearer")
+    assert json.loads(body["body"])["error"]["code"] == "unauthorized"
+    assert status(path="/info/", options={"access": Known()}, host="localhost", authorization="down") == 423
+
+
+def test_without_an_issuer_nobody_has_to_log_in():
+    assert status("POST", path="/sparsight/learn", host="localhost") == 200
+
+
+def test_too_many_changes_in_a_minute():
+    access = Known(per_minute=2)
+    given = {"path": "/sparsight/ask", "options": {"access": access}, "host": "localhost", "authorization": "READER"}
+    assert [status("POST", **given) for _ in range(3)] == [200, 200, 429]
+    assert status("GET", **{**given, "path": "/info/"}) == 200
+
+
+def test_names_and_addresses_where_people_log_in():
+    options = {"access": Known(), "hosts": frozenset({"vqa.hospital.example"})}
+    given = {"path": "/sparsight/health/live", "options": options, "server": ("192.0.2.1", 8000)}
+    assert status(host="vqa.hospital.example", **given) == 200
+    assert status(host="evil.example", **given) == 421
+
+
+def test_a_browser_may_ask_before_it_has_a_token():
+    assert status("OPTIONS", path="/info/", options={"access": Known()}, host="localhost") == 200
+
+
+def test_a_body_that_does_not_end_is_given_up():
+    async def reads(scope, receive, send):
+        message = await receive()
+        reply = PlainTextResponse("in") if message["type"] == "http.request" else JSONResponse({"error": {}}, 400)
+        await reply(scope, receive, send)
+
+    async def never():
+        await asyncio.sleep(60)
+
+    start, body = sent_back("POST", app=reads, receive=never, options={"body_timeout_s": 0.05}, host="localhost")
+    assert start["status"] == 408
+    assert json.loads(body["body"])["error"]["code"] == "too_slow"
+    assert sent_back("POST", app=reads, options={"body_timeout_s": 0.05}, host="localhost")[0]["status"] == 200
+
+
+def test_the_answer_may_take_longer_than_the_question():
+    async def slow(scope, receive, send):
+        await receive()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await receive()  # waits for the client to leave
+        await BEHIND(scope, receive, send)
+
+    parts = [{"type": "http.request", "body": b""}]
+
+    async def once():
+        if not parts:
+            await asyncio.sleep(60)
+        return parts.pop()
+
+    assert status(app=slow, receive=once, options={"body_timeout_s": 0.05}, host="localhost") == 200
+
+
+def test_a_websocket_is_closed():
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    entrance = Entrance(BEHIND, allowed=frozenset(), max_bytes=1000)
+    asyncio.run(entrance({"type": "websocket", "path": "/info/", "headers": []}, None, send))
+    assert sent == [{"type": "websocket.close", "code": 1008}]

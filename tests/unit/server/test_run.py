@@ -2,9 +2,9 @@ import socket
 
 import pytest
 
-from sparsight.config import Config
+from sparsight.config import Config, SiteConfig
 from sparsight.errors import BusyError, ConfigError
-from sparsight.server.run import environment, prepare_app, serve
+from sparsight.server.run import check_exposure, environment, prepare_app, serve
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "viewer.example"])
@@ -28,3 +28,42 @@ def test_a_home_that_the_server_makes_is_private(tmp_path):
     prepare_app(config)
     made = [tmp_path / "new", config.home, config.home / "app", *(config.home / "configs").rglob("*")]
     assert {path.stat().st_mode & 0o777 for path in made if path.is_dir() and path.name != "app"} == {0o700}
+
+
+ISSUER = "https://id.example"
+
+
+@pytest.mark.parametrize(
+    ("host", "site", "fault"),
+    [
+        ("127.0.0.1", {}, None),
+        ("0.0.0.0", {"issuer": ISSUER}, "encryption"),
+        ("0.0.0.0", {"issuer": ISSUER, "behind_proxy": True}, None),
+        ("127.0.0.1", {"issuer": ISSUER}, None),
+        ("0.0.0.0", {"issuer": ISSUER, "tls_certificate": "none.pem", "tls_key": "none.key"}, "tls_certificate"),
+    ],
+)
+def test_what_others_can_reach_needs_a_login_and_encryption(host, site, fault):
+    if fault is None:
+        check_exposure(SiteConfig(**site), host)
+    else:
+        with pytest.raises(ConfigError, match=fault):
+            check_exposure(SiteConfig(**site), host)
+
+
+def test_a_key_that_others_may_read_is_refused(tmp_path):
+    for name, mode in (("c.pem", 0o644), ("k.pem", 0o640)):
+        (tmp_path / name).touch(mode=mode)
+        (tmp_path / name).chmod(mode)
+    site = SiteConfig(issuer=ISSUER, tls_certificate=tmp_path / "c.pem", tls_key=tmp_path / "k.pem")
+    with pytest.raises(ConfigError, match="other users"):
+        check_exposure(site, "0.0.0.0")
+    (tmp_path / "k.pem").chmod(0o600)
+    check_exposure(site, "0.0.0.0")
+
+
+def test_another_process_gets_the_same_settings(tmp_path, monkeypatch):
+    config = Config.load(home=tmp_path, site={"issuer": ISSUER, "hosts": ["a.example"], "log": "json"})
+    for name, value in environment(config).items():
+        monkeypatch.setenv(name, value)
+    assert Config.load() == config

@@ -1,0 +1,46 @@
+"""How we come to a PACS: with what login, and that it leads us nowhere else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import requests
+
+from sparsight.errors import ConfigError
+
+VARIABLE = "SPARSIGHT_PACS_AUTHORIZATION_FILE"  # a file, so that neither `ps` nor a dump of the environment shows it
+_CHARS = 16_384
+
+
+def pacs_login() -> dict[str, str]:
+    """Headers of every request to the PACS: `Authorization` with the text of the file that VARIABLE names; else none.
+
+    Raises ConfigError: not there, readable by others, or no header's value.
+    """
+    name = os.environ.get(VARIABLE)
+    if not name:
+        return {}
+    try:
+        path = Path(name)
+        mode, text = path.stat().st_mode, path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise _fault("a file that cannot be read") from error
+    if mode & 0o077:
+        raise _fault("a file that other users may read")
+    if not (0 < len(text) <= _CHARS and text.isprintable()):
+        raise _fault("a file without one line of text")
+    return {"Authorization": text}
+
+
+def pacs_session() -> requests.Session:
+    """A session that follows no redirect: a PACS that lies could name any address that only we can reach."""
+    session = requests.Session()
+    session.max_redirects = 0
+    return session
+
+
+def _fault(given: str) -> ConfigError:
+    return ConfigError(
+        f"{VARIABLE}: {given}", expected="one line such as `Basic …` or `Bearer …`, mode 600", todo="correct the file"
+    )

@@ -1,0 +1,143 @@
+"""A server as a hospital runs it: TLS, logins, roles, a JSON log. One real server, a real issuer, real certificates."""
+
+import ipaddress
+import json
+import ssl
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from prometheus_client.parser import text_string_to_metric_families
+
+from issuer import Issuer
+from sparsight.config import Config
+from sparsight.server.run import free_port, start
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 and its key, as PEM files."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    now = datetime.now(UTC)
+    names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    made = made.serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(hours=1))
+    made = made.not_valid_after(now + timedelta(hours=1))
+    made = made.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    pem = serialization.Encoding.PEM
+    (folder / "c.pem").write_bytes(made.sign(key, hashes.SHA256()).public_bytes(pem))
+    (folder / "k.pem").touch(mode=0o600)
+    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (folder / "k.pem").write_bytes(key.private_bytes(pem, *plain))
+    return folder / "c.pem", folder / "k.pem"
+
+
+class Hospital:
+    """A server with a login. `as_`: a client with a token of some roles."""
+
+    def __init__(self, url: str, issuer: Issuer, ca: Path, log: Path) -> None:
+        self.url, self.issuer, self.ca, self.log = url, issuer, ca, log
+
+    def as_(self, *roles: str, **claims: Any) -> httpx.Client:
+        token = self.issuer.token(roles=list(roles), **claims)
+        return self.anybody({"Authorization": f"Bearer {token}"})
+
+    def anybody(self, headers: dict[str, str] | None = None) -> httpx.Client:
+        context = ssl.create_default_context(cafile=str(self.ca))
+        return httpx.Client(base_url=self.url, headers=headers, verify=context, trust_env=False, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def hospital(tmp_path_factory: pytest.TempPathFactory, studies_folder: Path, reader_folder: Path) -> Iterator[Hospital]:
+    folder = tmp_path_factory.mktemp("hospital")
+    pem, key = certificate(folder)
+    issuer = Issuer()
+    site = {"issuer": issuer.url, "tls_certificate": pem, "tls_key": key, "log": "json", "changes_per_minute": 40}
+    config = Config.load(home=folder / "home", serve={"reader": str(reader_folder)}, site=site)
+    port = free_port()
+    process = start(config, str(studies_folder), port=port, log=folder / "log")
+    hospital = Hospital(f"https://127.0.0.1:{port}", issuer, pem, folder / "log")
+    try:
+        deadline = time.monotonic() + 120
+        with hospital.anybody() as client:
+            while time.monotonic() < deadline and process.poll() is None:
+                try:
+                    if client.get("/sparsight/health/ready").status_code == 200:
+                        break
+                except httpx.TransportError:
+                    pass
+                time.sleep(0.2)
+            else:
+                pytest.fail((folder / "log").read_text()[-3000:])
+        yield hospital
+    finally:
+        process.terminate()
+        process.wait(30)
+        issuer.close()
+
+
+def test_nobody_gets_in_without_a_token_or_without_tls(hospital: Hospital) -> None:
+    with hospital.anybody() as client:
+        for path in ("/info/", "/sparsight/", "/ohif/", "/openapi.json", "/static/x", "/nowhere", "/sparsight/metrics"):
+            assert client.get(path).status_code == 401, path
+        assert client.get("/sparsight/health/live").status_code == 200
+        assert "strict-transport-security" in client.get("/sparsight/health/live").headers
+    with pytest.raises(httpx.TransportError):
+        httpx.get(hospital.url.replace("https", "http") + "/sparsight/health/live", trust_env=False)
+
+
+def test_each_does_what_their_role_allows(hospital: Hospital) -> None:
+    with hospital.as_("reader") as reader, hospital.as_("reviewer") as reviewer, hospital.as_("admin") as admin:
+        asked = reader.post("/sparsight/ask", json={"study": "chest", "question": "Is there a nodule?"})
+        assert asked.status_code == 200, asked.text
+        given = {"episode": asked.json()["episode"], "verdict": "accept"}
+        assert reader.post("/sparsight/feedback", json=given).status_code == 403
+        assert reviewer.post("/sparsight/feedback", json=given).status_code == 200
+        assert reviewer.post("/sparsight/learn").status_code == 403
+        assert reviewer.get("/logs/", params={"html": False}).status_code == 403
+        assert admin.get("/logs/", params={"html": False}).status_code == 200
+        assert admin.get("/info/").status_code == 200
+        stock = reader.post("/infer/sparsight", params={"image": "chest", "output": "json"})
+        assert stock.status_code == 200, stock.text
+    with hospital.as_() as nobody:
+        assert nobody.get("/info/").status_code == 403
+    with hospital.as_("admin", exp=time.time() - 3600) as late:
+        assert late.get("/info/").status_code == 401
+
+
+def test_one_person_cannot_flood_the_others(hospital: Hospital) -> None:
+    with hospital.as_("reader", sub="flood") as one, hospital.as_("reader", sub="other") as other:
+        codes = [one.post("/sparsight/ask", json={}).status_code for _ in range(45)]
+        assert codes.count(429) >= 3
+        assert one.get("/info/").status_code == 200
+        assert other.post("/sparsight/ask", json={}).status_code == 422
+
+
+def test_the_log_is_json_with_ids_and_without_names(hospital: Hospital) -> None:
+    with hospital.as_("reader", sub="qqsubjectqq") as client:
+        reply = client.get("/datastore/image", params={"image": "qqimageqq"})
+    assert reply.status_code == 404
+    time.sleep(0.5)
+    text = hospital.log.read_text(errors="replace")
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    [mine] = [line for line in lines if line.get("request") == reply.headers["x-request-id"] and "route" in line]
+    assert (mine["method"], mine["route"], mine["status"], mine["role"]) == ("GET", "/datastore/image", 404, "reader")
+    assert "qqimageqq" not in text
+    assert "qqsubjectqq" not in text
+
+
+def test_numbers_for_those_who_may_see_them(hospital: Hospital) -> None:
+    with hospital.as_("reader") as client:
+        reply = client.get("/sparsight/metrics")
+    samples = {s.name: s.value for f in text_string_to_metric_families(reply.text) for s in f.samples}
+    assert samples["sparsight_ready"] == 1
+    assert samples["process_resident_memory_bytes"] > 0
