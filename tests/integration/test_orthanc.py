@@ -1,13 +1,9 @@
 """A real PACS (Orthanc) behind a real server: ask, label, and find the label in the PACS again."""
 
 import json
-import shutil
 import subprocess
 import tarfile
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import httpx
 import nibabel
@@ -22,50 +18,6 @@ from sparsight.config import Config
 from sparsight.server.run import free_port, start, wait_until_ready
 
 pytestmark = [pytest.mark.server, pytest.mark.orthanc, pytest.mark.slow]
-
-PLUGIN = "libOrthancDicomWeb.so"
-
-
-@pytest.fixture(scope="module")
-def pacs(tmp_path_factory: pytest.TempPathFactory, absent: Callable[[str], NoReturn]) -> Iterator[str]:
-    """The DICOMweb URL of an empty Orthanc."""
-    program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
-    plugins = [
-        p for p in (Path("/usr/share/orthanc/plugins"), Path("/usr/lib/orthanc/plugins")) if (p / PLUGIN).exists()
-    ]
-    if program is None or not plugins:
-        absent("no Orthanc with DICOMweb: apt-get install orthanc orthanc-dicomweb")
-    folder = tmp_path_factory.mktemp("orthanc")
-    port = free_port()
-    settings = {
-        "HttpPort": port,
-        "DicomPort": free_port(),
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "DicomServerEnabled": False,
-        "StorageDirectory": str(folder / "storage"),
-        "IndexDirectory": str(folder / "index"),
-        "Plugins": [str(plugins[0] / PLUGIN)],
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-    }
-    (folder / "orthanc.json").write_text(json.dumps(settings))
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}/dicom-web"
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                httpx.get(f"{url}/studies", timeout=5).raise_for_status()
-                break
-            except httpx.HTTPError:
-                assert process.poll() is None, (folder / "log").read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 def image(series_uid: str, study_uid: str, k: int, *, modality: str, rng: np.random.Generator) -> Dataset:
