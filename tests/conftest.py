@@ -5,7 +5,7 @@ import shutil
 import struct
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,6 +16,8 @@ from PIL import Image
 from pydicom import Dataset, dcmread
 from pydicom.data import get_testdata_file
 from pydicom.sequence import Sequence
+
+import orthanc
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads that contend for a core are several times slower
 settings.register_profile("shared_cores", deadline=None)  # a busy machine is no defect of the code
@@ -90,6 +92,13 @@ def hard_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "huge.png").write_bytes(png + chunk(b"IEND", b""))
     Image.fromarray(rng.integers(0, 255, (8, 20_000), dtype=np.uint8)).save(folder / "strip.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def pacs(tmp_path_factory: pytest.TempPathFactory, absent: Callable[[str], NoReturn]) -> Iterator[str]:
+    """The DICOMweb URL of an empty Orthanc."""
+    with orthanc.running(tmp_path_factory.mktemp("orthanc"), absent) as url:
+        yield url
 
 
 @pytest.hookimpl(trylast=True)

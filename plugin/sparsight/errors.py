@@ -11,6 +11,7 @@ SparsightError                 what was given, what was expected, what to do; a 
 │   └── BundleError            a bundle of another site that is not whole, or holds what a bundle does not
 ├── NotFoundError         404  study, episode or policy
 ├── ConflictError         409  the same key with other content, a second server on one store, nothing to roll back to
+│   └── BlindedError           an answer that is kept back until a reader has given their own
 ├── BusyError             423  the store is locked, the disk is full, the queue is full: try again
 ├── WeightsError          409  weights missing, altered (hash), or of another model
 ├── TrainingError         409  NaN loss, collapsed reward or entropy
@@ -113,6 +114,12 @@ class ConflictError(SparsightError):
 
     code = "conflict"
     status = 409
+
+
+class BlindedError(ConflictError):
+    """The answer is kept back until a reader has given their own."""
+
+    code = "blinded"
 
 
 class BusyError(SparsightError):

@@ -15,6 +15,19 @@ def ask_json(asked: Asked) -> dict[str, Any]:
     return episode_json(asked.episode)
 
 
+def withheld_json(episode: Episode) -> dict[str, Any]:
+    """What may be told of an answer that is kept back until a reader has given their own."""
+    return {
+        "withheld": True,
+        "episode": episode.id,
+        "created": episode.created.isoformat(),
+        "study": episode.study,
+        "prior": episode.prior,
+        "series_uid": episode.series_uid,
+        "question": episode.question.text,
+    }
+
+
 def episode_json(episode: Episode) -> dict[str, Any]:
     """One question answered. Boxes in LPS mm as [[min x, y, z], [max x, y, z]]; times in ms.
 

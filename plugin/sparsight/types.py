@@ -250,6 +250,7 @@ class Episode:
     recheck: Recheck | None = None
     prior: str | None = None  # the id of the study it was compared with; slice 0 is then the prior, slice 1 the study
     slices: int | None = None  # how many were encoded, chosen by a first look at all; None: all of them
+    blinded: bool = False  # the answer is kept back until a reader has given their own (service/blinded.py)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,9 +3,7 @@
 import json
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import httpx
 import nibabel
@@ -20,13 +18,6 @@ from sparsight.config import Config
 from sparsight.server.run import free_port, start, wait_until_ready
 
 pytestmark = [pytest.mark.server, pytest.mark.orthanc, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def pacs(tmp_path_factory: pytest.TempPathFactory, absent: Callable[[str], NoReturn]) -> Iterator[str]:
-    """The DICOMweb URL of an empty Orthanc."""
-    with orthanc.running(tmp_path_factory.mktemp("orthanc"), absent) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")

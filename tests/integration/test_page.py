@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytestmark = [pytest.mark.server, pytest.mark.browser, pytest.mark.slow]
@@ -162,6 +163,93 @@ def test_the_whole_loop(browser, server, client, tmp_path):
     assert not faults, faults
     asked = {e["params"]["request"]["url"] for e in browser.events if e.get("method") == "Network.requestWillBeSent"}
     assert all(url.startswith((server.url, "about:", "blob:")) for url in asked), asked
+
+
+def asked(browser, server, study, *, blinded=False):
+    """Ask about a study by hand, and wait for its picture."""
+    browser.call("Page.navigate", url=f"{server.url}/sparsight/")
+    browser.wait("document.querySelectorAll('#study option').length >= 3")
+    browser.run(f"document.getElementById('study').value = '{study}'")
+    browser.run("document.getElementById('question').value = 'Is there a nodule?'")
+    if blinded:
+        browser.run("document.getElementById('blinded').click()")
+    browser.run("document.getElementById('ask').click()")
+    browser.wait("!document.getElementById('feedback').hidden && document.getElementById('canvas').width > 200")
+    browser.run("document.activeElement.blur()")
+
+
+def drag(browser, *shares):
+    """Press at the first point of the canvas, shares of its size, and release at the last."""
+    x, y, width, height = browser.run(
+        "(({x, y, width, height}) => [x, y, width, height])(document.getElementById('canvas').getBoundingClientRect())"
+    )
+    kinds = ["mousePressed", *["mouseMoved"] * (len(shares) - 1), "mouseReleased"]
+    for kind, (u, v) in zip(kinds, [*shares, shares[-1]], strict=True):
+        browser.mouse(kind, x + u * width, y + v * height)
+
+
+def test_every_kind_of_correction(browser, server, client):
+    asked(browser, server, "head")
+    browser.key("4")  # a stroke
+    browser.run("document.getElementById('pen').value = 4")
+    browser.key("2")
+    drag(browser, (0.3, 0.3), (0.4, 0.5), (0.6, 0.5))
+    browser.key("4")  # points
+    browser.key("1")
+    drag(browser, (0.5, 0.25))
+    browser.wait("document.getElementById('marks').textContent === 'Marked: 1 relevant, 1 missed.'")
+    browser.run(
+        "document.getElementById('difficulty').value = 'hard'; document.getElementById('comment').value = 'rim'"
+    )
+    browser.run("document.activeElement.blur()")
+    browser.key("d")
+    browser.wait("document.querySelector('#reviews [data-state=draft]')")
+    assert browser.run("document.getElementById('reward').textContent").startswith("Kept as a draft.")
+    for change, state in (("submit", "submitted"), ("withdraw", "withdrawn"), ("undo", "submitted")):
+        browser.run(f"document.querySelector('#reviews [data-change={change}]').click()")
+        browser.wait(f"document.querySelector('#reviews [data-state={state}]')")
+    browser.key("t")
+    browser.key("c")
+    browser.wait("document.querySelectorAll('#reviews > li').length === 2")
+    assert "the image cannot tell" in browser.run("document.getElementById('reviews').textContent")
+
+    episode = client.get("/sparsight/episodes").json()[0]["episode"]
+    first, second = client.get(f"/sparsight/episodes/{episode}/feedback").json()
+    assert (first["difficulty"], first["comment"], first["verdict"]) == ("hard", "rim", "amend")
+    assert [one["change"] for one in first["changes"]] == ["draft", "submit", "withdraw", "undo"]
+    stroke, point = first["marks"]
+    assert (stroke["kind"], stroke["radius_mm"], point["kind"], len(point["path_mm"])) == ("missed", 2, "relevant", 1)
+    geometry = client.get(f"/sparsight/episodes/{episode}/geometry").json()
+    to_ijk = np.linalg.inv(np.array(geometry["ijk_to_lps"]))
+    _, rows, columns = geometry["shape"]
+    found = (to_ijk @ np.c_[np.array(stroke["path_mm"] + point["path_mm"]), np.ones(4)].T).T[:, :2] + 0.5
+    wanted = np.array([(0.3, 0.3), (0.4, 0.5), (0.6, 0.5), (0.5, 0.25)]) * [columns, rows]
+    assert found == pytest.approx(wanted, abs=0.6)
+    assert (second["cannot_tell"], second["answer"]) == (True, None)
+    assert not [e for e in browser.events if e.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded")]
+
+
+def test_a_blinded_reading_comes_before_the_answer(browser, server, client):
+    asked(browser, server, "chest", blinded=True)
+    shown = "document.querySelector('main').innerText"
+    assert "kept back" in browser.run(shown)
+    assert browser.run("document.querySelector('#answer .said') === null")
+    hidden = "[...document.querySelectorAll('.sighted')].every((part) => part.offsetParent === null)"
+    assert browser.run(hidden), "nothing to judge yet"
+    browser.key("a")  # no verdict on what was not seen
+    browser.run("document.getElementById('right').value = 'no'")
+    browser.key("c")
+    browser.wait("document.getElementById('own')")
+    assert browser.run("document.getElementById('own').textContent") == "You said before you saw it: no"
+    assert browser.run("document.querySelector('#answer .said') !== null")
+    browser.wait("document.querySelectorAll('#reviews > li').length === 1")
+    episode = client.get("/sparsight/episodes").json()[0]["episode"]
+    [given] = client.get(f"/sparsight/episodes/{episode}/feedback").json()
+    assert (given["blinded"], given["answer"]) == (True, "no")
+    urls = [e["params"]["request"]["url"] for e in browser.events if e.get("method") == "Network.requestWillBeSent"]
+    before = urls[: next(n for n, url in enumerate(urls) if url.endswith("/feedback"))]
+    assert not [url for url in before if "evidence=true" in url or "overlay" in url]
+    assert not [e for e in browser.events if e.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded")]
 
 
 def test_the_page_loads_nothing_from_elsewhere_and_says_so(client):

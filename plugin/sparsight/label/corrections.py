@@ -16,7 +16,10 @@ from sparsight.imaging.export import read_mask
 from sparsight.imaging.grid import resample_mask
 from sparsight.reply import reward_json
 from sparsight.service import Asked, Service
+from sparsight.service.blinded import kept_back
 from sparsight.types import Feedback, ImageVolume, Mark, MarkKind, Question
+
+_RECENT = 20  # answers among which the newest that was shown is looked for
 
 
 class Labels(Protocol):
@@ -41,7 +44,8 @@ def submitted(service: Callable[[], Service], labels: Labels, image_id: str, lab
         return {"correction": None, "why": f"a label tagged {tag} is kept, but only a final one is a correction"}
     served = service()
     info = labels.get_label_info(label_id, tag)
-    newest = served.store.episodes(1, study=image_id)
+    recent = served.store.episodes(_RECENT, study=image_id)
+    newest = [episode for episode in recent if not kept_back(served.store, episode)][:1]
     if named := info.get("episode"):
         newest = [served.episode(str(named))]
         if newest[0].study != image_id:

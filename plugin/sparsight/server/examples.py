@@ -76,6 +76,10 @@ EVENTS = "".join(
         ("done", ASK_REPLY),
     )
 )
+WITHHELD_REPLY: dict[str, Any] = {
+    "withheld": True,
+    **{name: ASK_REPLY[name] for name in ("episode", "created", "study", "prior", "series_uid", "question")},
+}
 MARK: dict[str, Any] = {
     "kind": "missed",
     "box_mm": [[8.0, 20.0, -6.0], [32.0, 44.0, 2.0]],
@@ -186,13 +190,14 @@ LEARN: dict[str, Any] = {
     "ended": None,
     "stats": {"stage": "step", "done": 12, "total": 40, "started": "2026-03-02T18:00:05+00:00"},
 }
-NEXT_CASE_REQUEST: dict[str, Any] = {"exclude": ["chest-1"]}
-NEXT_CASE_REPLY: dict[str, Any] = {
+NEXT_CASE_REQUEST: dict[str, Any] = {"exclude": ["chest-1"], "count": 5}
+CASE: dict[str, Any] = {
     "study": "chest-2",
     "question": "Is there a nodule?",
     "score": 0.031,
     "reason": "'yes' with 54%, disagreement 0.031 nats over 8 looks",
 }
+NEXT_CASE_REPLY: dict[str, Any] = {**CASE, "queue": [CASE]}
 STUDY: dict[str, Any] = {
     "id": "chest-1",
     "modality": "DX",
@@ -272,6 +277,13 @@ FAILURES = {
         "a correction that is already recorded with other content",
         "the same content, or a new one",
         "use a new key for new content",
+    ),
+    "blinded": Failure(
+        409,
+        "the answer is kept back until a reader has given their own",
+        "an answer that is kept back",
+        "a reader's own answer first",
+        "send it with blinded: true, verdict amend and answer or cannot_tell, not as a draft",
     ),
     "bad_weights": Failure(
         409,

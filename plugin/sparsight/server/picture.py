@@ -22,9 +22,10 @@ _AMBER = np.array([255.0, 176.0, 32.0])  # stands out from grey, and for readers
 _STRONGEST = 0.45  # opacity of the heaviest token: the tissue below stays readable
 
 
-def geometry(asked: Asked) -> dict[str, Any]:
-    """Where the pixels of `slice_png` are in the patient."""
-    slices = dict.fromkeys(region.slice_index for region in asked.episode.evidence.regions)
+def geometry(asked: Asked, *, kept_back: bool = False) -> dict[str, Any]:
+    """Where the pixels of `slice_png` are in the patient. kept_back: nothing is told of the evidence."""
+    regions = () if kept_back else asked.episode.evidence.regions
+    slices = dict.fromkeys(region.slice_index for region in regions)
     volume = asked.volume
     return {
         "shape": volume.shape,
@@ -49,11 +50,11 @@ def tokens(asked: Asked) -> dict[str, Any]:
     }
 
 
-def slice_png(asked: Asked, k: int | None, *, evidence: bool = True) -> bytes:
-    """Slice k (default: the heaviest evidence) as an RGB PNG, one pixel per voxel. Raises InputError."""
+def slice_png(asked: Asked, k: int | None, *, evidence: bool = True, kept_back: bool = False) -> bytes:
+    """Slice k (default: the heaviest evidence, or the middle) as an RGB PNG, one pixel per voxel. Raises InputError."""
     depth = asked.volume.shape[0]
     if k is None:
-        k = geometry(asked)["slices"][0]
+        k = geometry(asked, kept_back=kept_back)["slices"][0]
     if k >= depth:
         raise InputError(f"slice {k}", expected=f"0 to {depth - 1}", todo="see /geometry")
     picture = np.repeat(grey(asked.volume, k)[..., None], 3, axis=2)  # (H, W, 3)

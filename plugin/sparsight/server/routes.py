@@ -6,6 +6,7 @@ import logging
 import shutil
 import tempfile
 import uuid
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 
 from sparsight.errors import FeedbackError
 from sparsight.imaging.export import read_mask
-from sparsight.reply import ask_json, corrected_json, episode_json, feedback_json, policy_json
+from sparsight.reply import ask_json, corrected_json, episode_json, feedback_json, policy_json, withheld_json
 from sparsight.server import examples, guard, picture, state, stream
 from sparsight.server.jobs import LearningJob
 from sparsight.server.schemas import (
@@ -40,8 +41,10 @@ from sparsight.server.schemas import (
     StateReply,
     StudyReply,
     TokensReply,
+    WithheldReply,
 )
 from sparsight.service import OnProgress, Service, new_id, parse_question
+from sparsight.service.blinded import kept_back
 from sparsight.store.files import disk_errors, make_folder
 from sparsight.types import Feedback, Mark, Question
 
@@ -74,8 +77,10 @@ _DOOR = ("unauthorized", "forbidden", "misdirected")  # of every route but those
 _PROBED = ("misdirected", "bad_config", "bad_weights", "busy")
 _READS = (*_DOOR[:2], *_PROBED)  # of every route that asks the service
 _SENDS = (*_READS, "bad_request", "too_slow", "too_large", "too_many_requests")  # that have a body or change something
-_MARKED = ("not_found", "conflict", "bad_input", "bad_feedback", "bad_geometry", "bad_question")
+_MARKED = ("not_found", "conflict", "blinded", "bad_input", "bad_feedback", "bad_geometry", "bad_question")
 _OPENED = ("not_found", "bad_input", "bad_image", "bad_geometry")
+_SHOWN = ("not_found", "blinded", "bad_input")  # of those that show an answer
+_PICTURED = (*_SHOWN, "bad_image", "bad_geometry")
 
 _NOT_READY: dict[str, Any] = {
     "model": StateReply,
@@ -87,7 +92,8 @@ _EVENTS: Responses = {
     200: {
         "description": "the answer; or its events, `done` with the same body",
         "content": {stream.MEDIA_TYPE: {"schema": {"type": "string"}, "example": examples.EVENTS}},
-    }
+    },
+    202: {"model": WithheldReply, "description": "asked blinded: recorded, and kept back until a blinded reading"},
 }
 
 router = APIRouter(prefix="/sparsight")
@@ -103,6 +109,7 @@ async def ask(request: AskRequest, service: Served, http: Request) -> Any:
     """Ask a question about a study: the answer, its reasoning and the few regions it rests on.
 
     With `Accept: text/event-stream` as events: start, progress, kept, token, answer, evidence, then done or error.
+    blinded: the answer is kept back, on every route, until a blinded correction of it (a reader's own answer) came.
     """
     question = parse_question(
         request.question, choices=tuple(request.choices), max_chars=service.config.serve.max_question_chars
@@ -120,14 +127,17 @@ async def ask(request: AskRequest, service: Served, http: Request) -> Any:
             prior=request.prior,
             budget=request.budget,
             recheck=request.recheck,
+            blinded=request.blinded,
             episode_id=episode,
             on_progress=tell,
         )
-        return ask_json(asked)
+        return withheld_json(asked.episode) if request.blinded else ask_json(asked)
 
     if stream.wants_events(http):
-        return await stream.stream(run, episode, http, pair=request.prior is not None)
-    return await run_in_threadpool(run)
+        pair = request.prior is not None
+        return await stream.stream(run, episode, http, pair=pair, blinded=request.blinded)
+    told = await run_in_threadpool(run)
+    return JSONResponse(told, status_code=202) if request.blinded else told
 
 
 @router.post("/feedback", response_model=FeedbackReply, responses=_errors(*_SENDS, *_MARKED), tags=["Correct"])
@@ -203,7 +213,7 @@ def change(key: str, request: ChangeRequest, service: Served) -> dict[str, Any]:
 @router.get(
     "/episodes/{episode}/feedback",
     response_model=list[GivenReply],
-    responses=_errors(*_READS, "not_found", "bad_input"),
+    responses=_errors(*_READS, *_SHOWN),
     tags=["Correct"],
 )
 def given(episode: str, service: Served) -> list[dict[str, Any]]:
@@ -219,14 +229,12 @@ def episodes(
     study: Annotated[str | None, Query(max_length=256)] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> list[dict[str, Any]]:
-    """Earlier answers, newest first; one that was altered on the disk is left out, and the log says so."""
+    """Earlier answers, newest first, but those kept back; one that was altered on the disk is left out and logged."""
     found = service.store.episodes(limit, study=study, on_fault=lambda fault: logger.error("left out: %s", fault))
-    return [episode_json(episode) for episode in found]
+    return [episode_json(episode) for episode in found if not kept_back(service.store, episode)]
 
 
-@router.get(
-    "/episodes/{episode}", response_model=AskReply, responses=_errors(*_READS, "not_found", "bad_input"), tags=["Ask"]
-)
+@router.get("/episodes/{episode}", response_model=AskReply, responses=_errors(*_READS, *_SHOWN), tags=["Ask"])
 def one_episode(episode: str, service: Served) -> dict[str, Any]:
     """One earlier answer."""
     return episode_json(service.episode(episode))
@@ -237,12 +245,12 @@ def one_episode(episode: str, service: Served) -> dict[str, Any]:
 )
 def geometry(episode: str, service: Served) -> dict[str, Any]:
     """Where the pixels of slice.png are in the patient."""
-    asked = service.reopen(episode)
-    return picture.geometry(asked)
+    asked = service.reopen(episode, images_only=True)
+    return picture.geometry(asked, kept_back=kept_back(service.store, asked.episode))
 
 
 @router.get(
-    "/episodes/{episode}/tokens", response_model=TokensReply, responses=_errors(*_READS, *_OPENED), tags=["Ask"]
+    "/episodes/{episode}/tokens", response_model=TokensReply, responses=_errors(*_READS, *_PICTURED), tags=["Ask"]
 )
 def tokens(episode: str, service: Served) -> dict[str, Any]:
     """Each token of the evidence with its weight and place, for a viewer that draws them on any plane."""
@@ -252,7 +260,7 @@ def tokens(episode: str, service: Served) -> dict[str, Any]:
 @router.get(
     "/episodes/{episode}/overlay.png",
     response_class=Response,
-    responses=_file("image/png") | _errors(*_READS, *_OPENED),
+    responses=_file("image/png") | _errors(*_READS, *_PICTURED),
     tags=["Ask"],
 )
 def overlay(
@@ -265,7 +273,7 @@ def overlay(
 @router.get(
     "/episodes/{episode}/slice.png",
     response_class=Response,
-    responses=_file("image/png") | _errors(*_READS, *_OPENED),
+    responses=_file("image/png") | _errors(*_READS, *_PICTURED),
     tags=["Ask"],
 )
 def one_slice(
@@ -274,15 +282,19 @@ def one_slice(
     slice_index: Annotated[int | None, Query(alias="slice", ge=0, le=100_000)] = None,
     evidence: bool = True,
 ) -> Response:
-    """One slice, a pixel per voxel, for a viewer that draws on it. slice: default the one with most evidence."""
-    shown = picture.slice_png(service.reopen(episode), slice_index, evidence=evidence)
-    return Response(shown, media_type="image/png")
+    """One slice, a pixel per voxel, for a viewer that draws on it. slice: default the one with most evidence.
+
+    Of an answer that is kept back without evidence alone; slice: then by default the middle one.
+    """
+    asked = service.reopen(episode, images_only=not evidence)
+    hidden = kept_back(service.store, asked.episode)
+    return Response(picture.slice_png(asked, slice_index, evidence=evidence, kept_back=hidden), media_type="image/png")
 
 
 @router.get(
     "/episodes/{episode}/labelmap.nii.gz",
     response_class=Response,
-    responses=_file("application/gzip") | _errors(*_READS, *_OPENED),
+    responses=_file("application/gzip") | _errors(*_READS, *_PICTURED),
     tags=["Ask"],
 )
 def labelmap(episode: str, service: Served) -> Response:
@@ -293,7 +305,7 @@ def labelmap(episode: str, service: Served) -> Response:
 @router.post(
     "/episodes/{episode}/dicom",
     response_model=DicomReply,
-    responses=_errors(*_SENDS, *_OPENED, "conflict", "not_stored"),
+    responses=_errors(*_SENDS, *_PICTURED, "conflict", "not_stored"),
     tags=["Correct"],
 )
 def dicom(episode: str, service: Served, request: DicomRequest | None = None) -> dict[str, Any]:
@@ -372,11 +384,10 @@ def learning(job: Learning) -> dict[str, Any]:
     tags=["Learn"],
 )
 def next_case(service: Served, request: NextCaseRequest | None = None) -> dict[str, Any]:
-    """The study where one more correction would teach most, and a question to ask about it."""
-    case = service.next_case(exclude=frozenset(request.exclude if request else ()))
-    if case is None:
-        return {"study": None}
-    return {"study": case.study, "question": case.question, "score": case.score, "reason": case.reason}
+    """The study where one more correction would teach most, and a question to ask about it; and those that follow."""
+    wanted = request or NextCaseRequest()
+    cases = [asdict(case) for case in service.next_cases(wanted.count, exclude=frozenset(wanted.exclude))]
+    return {"study": None, **(cases[0] if cases else {}), "queue": cases}
 
 
 @router.get("/health/live", response_model=StateReply, responses=_errors("misdirected"), tags=["Health"])

@@ -44,6 +44,7 @@ class AskRequest(_Request):
         None, description="share of the visual tokens to keep; auto: the policy decides"
     )
     recheck: bool = Field(True, description="read a negative or ungrounded answer again from more tokens")
+    blinded: bool = Field(False, description="keep the answer back until a blinded correction (a reader's own) came")
 
     @model_validator(mode="after")
     def _choices_for_a_choice(self) -> Self:
@@ -133,6 +134,20 @@ class AskReply(_Reply):
     policy: PolicyUsed
     reader: str
     timings_ms: dict[str, float]
+
+
+class WithheldReply(_Reply):
+    """A question that was asked blinded. Its answer is recorded, and shown after a blinded correction of it."""
+
+    model_config = _shown(examples.WITHHELD_REPLY)
+
+    withheld: Literal[True]
+    episode: str = Field(description="to correct with blinded: true")
+    created: str = Field(description="ISO 8601")
+    study: str
+    prior: str | None = None
+    series_uid: str = Field(description="of DICOM, else empty")
+    question: str
 
 
 class MarkRequest(_Request):
@@ -337,6 +352,18 @@ class NextCaseRequest(_Request):
     model_config = _shown(examples.NEXT_CASE_REQUEST)
 
     exclude: list[Identifier] = Field(default_factory=list, max_length=10_000)
+    count: int = Field(1, ge=1, le=16, description="how many to name in the queue")
+
+
+class CaseReply(BaseModel):
+    """One study to correct, and a question to ask about it."""
+
+    model_config = _shown(examples.CASE)
+
+    study: str
+    question: str
+    score: float = Field(description="higher teaches more")
+    reason: str
 
 
 class NextCaseReply(BaseModel):
@@ -348,6 +375,7 @@ class NextCaseReply(BaseModel):
     question: str | None = None
     score: float | None = None
     reason: str | None = None
+    queue: list[CaseReply] = Field(description="it and those that follow, as many as were asked for, best first")
 
 
 class StudyReply(_Reply):

@@ -11,6 +11,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from anyio import to_thread
@@ -26,6 +27,7 @@ from sparsight.service import OnProgress, Progress
 MEDIA_TYPE = "text/event-stream"
 HEARTBEAT_S = 10.0  # of silence, then a comment: proxies close what is silent for a minute
 _STAGES = {"load": "loading", "encode": "encoding", "select": "selecting", "read": "reading", "recheck": "rechecking"}
+_BLIND = {"load", "encode", "select", "read"}  # of an answer that is kept back; a re-check would tell of doubt
 _READ = {"answer", "evidence"}  # from here on it is finished and recorded, whoever has left
 
 Run = Callable[[OnProgress], dict[str, Any]]
@@ -40,13 +42,13 @@ def wants_events(request: Request) -> bool:
     return MEDIA_TYPE in request.headers.get("accept", "")
 
 
-async def stream(run: Run, episode: str, request: Request, *, pair: bool) -> StreamingResponse:
+async def stream(run: Run, episode: str, request: Request, *, pair: bool, blinded: bool = False) -> StreamingResponse:
     """Start `run` and reply with its events; what it raises before its first one is raised here.
 
     run: computes the JSON reply in a thread and tells what it does; episode: the id it will be recorded under; pair: it
-    compares a study with its prior.
+    compares a study with its prior; blinded: nothing is told of the answer on the way.
     """
-    asking = _Asking(run, pair)
+    asking = _Asking(run, pair, blinded)
     first = await asking.events.get()
     if isinstance(first, Exception):
         raise first
@@ -56,10 +58,11 @@ async def stream(run: Run, episode: str, request: Request, *, pair: bool) -> Str
 class _Asking:
     """A computation in a thread and the events it made; at the end None, or what it raised."""
 
-    def __init__(self, run: Run, pair: bool) -> None:
+    def __init__(self, run: Run, pair: bool, blinded: bool) -> None:
         self.events = asyncio.Queue[bytes | Exception | None]()
         self.left = threading.Event()
-        self._run, self._pair, self._loop = run, pair, asyncio.get_running_loop()
+        self._run, self._pair, self._blinded = run, pair, blinded
+        self._loop = asyncio.get_running_loop()
         self._thread = asyncio.create_task(to_thread.run_sync(self._work, abandon_on_cancel=True))
 
     def _work(self) -> None:
@@ -74,6 +77,10 @@ class _Asking:
     def _tell(self, progress: Progress) -> None:
         if (self.left.is_set() or self._loop.is_closed()) and progress.stage not in _READ:
             raise _ClientLeftError
+        if self._blinded:
+            if progress.stage not in _BLIND:
+                return
+            progress = replace(progress, evidence=None)
         for name, data in _told(progress, self._pair):
             self._put(event(name, data))
 

@@ -2,7 +2,8 @@
 
 from sparsight.service.answering import Asked, OnProgress, Progress, new_id
 from sparsight.service.learning import Learned
+from sparsight.service.next_case import NextCase
 from sparsight.service.question import parse_question
-from sparsight.service.service import NextCase, Service
+from sparsight.service.service import Service
 
 __all__ = ["Asked", "Learned", "NextCase", "OnProgress", "Progress", "Service", "new_id", "parse_question"]

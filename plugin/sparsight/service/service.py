@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,19 +18,21 @@ from numpy.typing import NDArray
 
 from sparsight import evidence
 from sparsight.config import Config
-from sparsight.errors import InputError, NotFoundError, SparsightError
+from sparsight.errors import NotFoundError, SparsightError
 from sparsight.imaging.grid import Grid
-from sparsight.imaging.studies import open_studies
+from sparsight.imaging.studies import StudyInfo, open_studies
 from sparsight.model import PolicySelector, load_reader
 from sparsight.model.completions import rank_of
 from sparsight.model.policy import FOVEA
 from sparsight.model.protocols import Reader, Where
 from sparsight.rl.acquisition import acquire
 from sparsight.rl.answers import is_of_all
+from sparsight.service import blinded as blind
 from sparsight.service import corrections, promotion, shadow
 from sparsight.service.answering import Answering, Asked, OnProgress, Progress, Reading, new_id, shown, tokens_at
 from sparsight.service.encoded import Encoded, EncodedStudies, patiently
 from sparsight.service.learning import Learned, Learner
+from sparsight.service.next_case import NextCase, ranked
 from sparsight.service.promotion import install_shipped, registry_of
 from sparsight.service.question import check_budget, check_pair, check_region, parse_question
 from sparsight.service.streams import Streams
@@ -52,17 +53,6 @@ from sparsight.types import (
 
 _LOG = logging.getLogger(__name__)
 _UNFINISHED = 2  # studies whose other slices wait to be encoded: they are held in memory beside the cache
-_LOOKED_AT = 16  # studies of which the next case is the best: each must be loaded and encoded
-
-
-@dataclass(frozen=True)
-class NextCase:
-    """What to look at next, which question to ask about it, and why. score: higher teaches more."""
-
-    study: str
-    question: str
-    score: float
-    reason: str
 
 
 class Service:
@@ -94,6 +84,7 @@ class Service:
         prior: str | ImageVolume | None = None,
         budget: Budget | None = None,
         recheck: bool = True,
+        blinded: bool = False,
         episode_id: str | None = None,
         on_progress: OnProgress | None = None,
     ) -> Asked:
@@ -104,7 +95,7 @@ class Service:
         study: an id of the served studies, a path where none are served, or a volume. prior: an earlier image to
         compare with, likewise (imaging/pair.py says which pairs can be). budget: share of the tokens to keep, in
         (0, 1], or "auto": the policy decides. recheck: read a negative or ungrounded answer again from more tokens
-        (serve.recheck_budget).
+        (serve.recheck_budget). blinded: `episode` and `reopen` keep the answer back until a reader has given their own.
         Raises QuestionError, BudgetError, NotFoundError, ImageError, GeometryError, InputError, BusyError.
         """
         tell = on_progress or _quiet
@@ -162,6 +153,7 @@ class Service:
             recheck=reading.recheck,
             prior=study_.prior,
             slices=None if grid.encoded is None else int(grid.encoded.sum()),
+            blinded=blinded,
         )
         self.store.save_episode(episode)
         for tell_of in self.listeners:
@@ -174,9 +166,10 @@ class Service:
 
         draft: nothing is learned from it until `revise` submits it. The same key with the same content is the same
         correction, and its reward the one that was told the first time.
-        Raises NotFoundError, ConflictError, FeedbackError.
+        Raises NotFoundError, ConflictError, BlindedError (a blinded reading has to come first), FeedbackError.
         """
         episode = self.store.episode(feedback.episode)
+        blind.check_reading(self.store, feedback, episode, draft=draft)
         corrections.check(feedback, episode)
         if feedback.answer is not None:
             self.reader.check(episode.question, feedback.answer)
@@ -239,10 +232,13 @@ class Service:
         return promotion.promote(self.registry, self.store, policy, sign_off, always_signed=self.config.gate.sign_off)
 
     def next_case(self, *, exclude: frozenset[str] = frozenset()) -> NextCase | None:
-        """The study where one more correction would teach most, with a question to ask; None when all were seen.
+        """The study where one more correction would teach most, with a question to ask; None when all were seen."""
+        return next(iter(self.next_cases(1, exclude=exclude)), None)
 
-        At most 16 studies that were not corrected are looked at, drawn anew when the store has grown; a study that
-        cannot be read is passed over.
+    def next_cases(self, count: int, *, exclude: frozenset[str] = frozenset()) -> list[NextCase]:
+        """The `count` studies where one more correction would teach most, best first; fewer when fewer were not seen.
+
+        At most 16 studies that were not corrected are looked at, drawn anew when the store has grown.
         """
         if self.studies is None:
             raise NotFoundError(
@@ -251,23 +247,7 @@ class Service:
         offered = [info for info in self.studies.list() if info.id not in exclude]
         seen = self.store.corrected(info.id for info in offered)
         offered = [info for info in offered if info.id not in seen]
-        drawn = np.random.default_rng(self.store.counts()["corrections"]).permutation(len(offered))[:_LOOKED_AT]
-        in_turn = partial(self._turnstile.turn, Priority.BATCH)
-        best: NextCase | None = None
-        for info in (offered[i] for i in sorted(drawn)):
-            text = self.suggest(info.modality)
-            try:
-                study = self._encoded.get(info.id, self.reader, lambda stage: None, in_turn)
-            except (InputError, NotFoundError):
-                continue
-            with in_turn():
-                policy, selector = self._policy()
-                self._streams.take_on(policy.id)
-                k = tokens_at(self.config.serve.share, study.grid, self.reader)
-                worth = acquire(self.reader, selector, study.grid, parse_question(text), k)
-            case = NextCase(info.id, text, worth.score, worth.reason)
-            best = case if best is None or case.score > best.score else best
-        return best
+        return ranked(offered, self.store.counts()["corrections"], self._worth)[:count]
 
     # --- and what is around them ---
 
@@ -280,12 +260,19 @@ class Service:
         return self.registry.list()
 
     def episode(self, episode_id: str) -> Episode:
-        """Raises NotFoundError."""
-        return self.store.episode(episode_id)
-
-    def reopen(self, episode_id: str) -> Asked:
-        """An earlier episode with its study again. Raises NotFoundError, also where the study is gone."""
+        """Raises NotFoundError, BlindedError (its answer is kept back)."""
         episode = self.store.episode(episode_id)
+        blind.check_shown(self.store, episode)
+        return episode
+
+    def reopen(self, episode_id: str, *, images_only: bool = False) -> Asked:
+        """An earlier episode with its study again. Raises NotFoundError, also where the study is gone; BlindedError.
+
+        images_only: the caller shows nothing of the answer, so that one which is kept back may be opened, too.
+        """
+        episode = self.store.episode(episode_id)
+        if not images_only:
+            blind.check_shown(self.store, episode)
         volume = self._encoded.volume(episode.study, episode.prior)
         if volume.sha256 != episode.volume_sha256:
             raise NotFoundError(
@@ -376,6 +363,18 @@ class Service:
                 _LOG.exception("a candidate did not answer silently")
 
         self._rest.submit(answer)
+
+    def _worth(self, info: StudyInfo) -> NextCase:
+        """How much a correction of this study would teach the live policy. Raises InputError, NotFoundError."""
+        in_turn = partial(self._turnstile.turn, Priority.BATCH)
+        text = self.suggest(info.modality)
+        study = self._encoded.get(info.id, self.reader, lambda stage: None, in_turn)
+        with in_turn():
+            policy, selector = self._policy()
+            self._streams.take_on(policy.id)
+            k = tokens_at(self.config.serve.share, study.grid, self.reader)
+            worth = acquire(self.reader, selector, study.grid, parse_question(text), k)
+        return NextCase(info.id, text, worth.score, worth.reason)
 
     def _usual_budget(self) -> Budget:
         """Where the caller names none: serve.budget; all tokens while the visual stream has learned nothing yet."""

@@ -202,6 +202,12 @@ class Store:
         mine = tables.feedback.c.episode_id == (episode if is_id(episode) else "")
         return self._feedback_where(mine, on_fault, submitted=submitted)
 
+    def has_feedback(self, episode: str) -> bool:
+        """Whether anybody has said anything of an answer yet, also what was withdrawn since."""
+        with self._database.read() as connection:
+            query = select(tables.feedback.c.seq).filter_by(episode_id=episode if is_id(episode) else "").limit(1)
+            return connection.execute(query).one_or_none() is not None
+
     def all_feedback(self, *, submitted: bool = True, on_fault: OnFault | None = None) -> list[Feedback]:
         """Every correction, oldest first; in any state, unless `submitted`. on_fault: as in `unlearned`."""
         return self._feedback_where(true(), on_fault, submitted=submitted)

@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from dicomweb_client import DICOMwebClient
+from pydicom import dcmread
 
 from sparsight.config import Config
 from sparsight.demo import make_studies
 from sparsight.server.run import free_port, start, wait_until_ready
+from sparsight.sim.dicom import write_dicom
+from sparsight.types import ImageVolume
 
 ROOT = Path(__file__).parents[3]
 CLIENT = ROOT / "plugin/clients/ohif"
@@ -34,14 +39,54 @@ class Server:
         reply.raise_for_status()
         return reply.json()
 
+    def post(self, path: str, **body: Any) -> Any:
+        with httpx.Client(base_url=self.url, trust_env=False, timeout=60) as client:
+            reply = client.post(path, json=body)
+        reply.raise_for_status()
+        return reply.json()
+
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("ohif")
     make_studies(folder / "studies", 2)
+    make_ct(folder / "studies" / "ct")
     port = free_port()
     config = Config.load(home=folder / "home")
     process = start(config, str(folder / "studies"), port=port, log=folder / "server.log")
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}", process=process)
+        yield Server(f"http://127.0.0.1:{port}", process)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def make_ct(folder: Path) -> str:
+    """A CT of 24 slices with bright bodies in it, as DICOM; its series UID."""
+    voxels = np.random.default_rng(3).normal(40, 25, (24, 72, 80)).astype(np.float32)
+    voxels[6:12, 20:34, 44:60] += 220
+    voxels[14:20, 44:56, 14:30] += 180
+    ijk_to_lps = np.array([[2.5, 0, 0, -100], [0, 2.5, 0, -90], [0, 0, 4, -48], [0, 0, 0, 1.0]])
+    return write_dicom(ImageVolume(voxels, ijk_to_lps, "CT", (100.0, 500.0)), folder, "ct")
+
+
+@pytest.fixture(scope="module")
+def hospital(pacs: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose studies are a PACS, and where a person signs each promotion.
+
+    The gate's thresholds are open: whether a candidate is better is tested elsewhere.
+    """
+    folder = tmp_path_factory.mktemp("hospital")
+    make_studies(folder / "sent", 3)
+    DICOMwebClient(pacs).store_instances([dcmread(path) for path in sorted((folder / "sent").rglob("*.dcm"))])
+    config = Config.load(
+        home=folder / "home",
+        learn={"steps": 6, "passes": 0, "batch": 4, "group": 4, "held_out": 0.5, "lr": 0.02},
+        gate={"sentinel": 20, "bootstrap": 100, "margin": 1, "min_gain": -2, "min_feedback": 1, "sign_off": True},
+    )
+    port = free_port()
+    process = start(config, pacs, port=port, log=folder / "server.log")
     try:
         wait_until_ready(f"http://127.0.0.1:{port}", process=process)
         yield Server(f"http://127.0.0.1:{port}", process)
@@ -61,7 +106,7 @@ def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def drive(server: Server, artefacts: Path) -> Callable[..., Any]:
-    """Run a flow of flows.mjs in OHIF; what it saw."""
+    """Run a flow of flows.mjs in OHIF, of `server` or another `url`; what it saw."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     node = shutil.which("node")
     if chromium is None or node is None or not BUILT.is_file() or not (CLIENT / "node_modules").is_dir():

@@ -31,6 +31,16 @@ const place = () => page.locator(EVIDENCE).first().evaluate(canvas => {
 /** The slice on screen, as the viewer knows it. */
 const onScreen = () => page.locator('sparsight-panel').evaluate(panel => panel.session.screen.shown());
 
+/** Region n in each viewport that shows it: the box drawn, as OHIF itself says where it is in the patient. */
+const inMillimetres = n => page.locator('sparsight-panel').evaluate((panel, region) => panel.session.screen.viewports().map(([id, viewport]) => {
+  const canvas = viewport.element.querySelector('canvas.sparsight-evidence');
+  const box = JSON.parse(canvas?.dataset.boxes ?? '[]').find(([number]) => number === region);
+  const { viewPlaneNormal, focalPoint } = viewport.getCamera();
+  const { x, y } = viewport.element.getBoundingClientRect();
+  const corners = box ? [[box[1], box[2]], [box[3], box[4]]].map(point => [...viewport.canvasToWorld(point)]) : null;
+  return { id, type: viewport.type, normal: [...viewPlaneNormal], focal: [...focalPoint], corners, box, x, y };
+}), n);
+
 async function openStudy() {
   await page.goto(`${settings.url}/ohif/sparsight?StudyInstanceUIDs=${settings.study}`, SLOW);
   await page.locator('sparsight-panel #ask:not([disabled])').waitFor(SLOW);
@@ -134,6 +144,163 @@ const flows = {
     }
     await shot('ohif-6-series');
     return { jumps };
+  },
+
+  async mpr() {
+    await openStudy();
+    await ask(settings.question);
+    await page.locator('#regions li').first().waitFor(SLOW);
+    await page.locator('[data-cy="Layout"]').click();
+    await page.getByText('MPR', { exact: true }).first().click();
+    await page.waitForFunction(() => [...document.querySelector('sparsight-panel').session.screen.viewports()].length === 3, null, SLOW);
+    await page.waitForTimeout(3000);
+    const planes = [];
+    for (let n = 0; n < (await page.locator('#regions li').count()); n++) {
+      await page.locator('#regions button').nth(n).click();
+      await page.waitForTimeout(1500);
+      planes.push({ n, viewports: await inMillimetres(n) });
+    }
+    await page.locator('#regions button').first().click();
+    await page.waitForTimeout(1500);
+    await shot('ohif-8-mpr');
+    return { planes };
+  },
+
+  async kinds() {
+    await openStudy();
+    await ask(settings.question);
+    await page.locator('#result').waitFor(SLOW);
+    await page.evaluate(() => document.activeElement?.blur());
+    await page.keyboard.press('e'); // nothing in the way
+    const found = { place: await place(), stroke: [], point: null };
+    const { x, y, width, height } = found.place;
+    const at = (u, v) => ({ x: x + width / 2 + u, y: y + height / 2 + v });
+    await page.keyboard.press('4');
+    await page.locator('button[data-tool=stroke][aria-pressed=true]').waitFor(SLOW);
+    await page.locator('#pen').fill('4');
+    await page.evaluate(() => document.activeElement?.blur());
+    await page.keyboard.press('2');
+    found.stroke = [at(-70, 30), at(-20, -30), at(30, -35), at(70, 20)];
+    await page.mouse.move(found.stroke[0].x, found.stroke[0].y);
+    await page.mouse.down();
+    for (const point of found.stroke.slice(1)) await page.mouse.move(point.x, point.y, { steps: 12 });
+    await page.mouse.up();
+    await page.locator('#marks li').waitFor(SLOW);
+    await page.keyboard.press('4');
+    await page.keyboard.press('1');
+    found.point = at(10, 60);
+    await page.mouse.click(found.point.x, found.point.y);
+    await page.locator('#marks li').nth(1).waitFor(SLOW);
+    found.marks = await page.locator('#marks li b').allInnerTexts();
+    await page.keyboard.press('c');
+    await page.evaluate(() => document.activeElement?.blur());
+    for (let n = 0; n < 3; n++) await page.keyboard.press('f');
+    await page.locator('button[data-difficulty=hard][aria-pressed=true]').waitFor(SLOW);
+    await page.locator('#review').scrollIntoViewIfNeeded();
+    await shot('ohif-9-kinds');
+    found.states = [];
+    const becomes = async (state, work) => {
+      await work();
+      await page.locator(`#given li[data-state=${state}]`).waitFor(SLOW);
+      found.states.push(state);
+    };
+    await becomes('draft', () => page.keyboard.press('d'));
+    await becomes('submitted', () => page.locator('#given button[data-change=submit]').click());
+    await page.evaluate(() => document.activeElement?.blur());
+    await becomes('withdrawn', () => page.keyboard.press('w'));
+    await becomes('submitted', () => page.keyboard.press('u'));
+    await page.locator('#given').scrollIntoViewIfNeeded();
+    await shot('ohif-10-life');
+    await page.locator('#again').click();
+    await page.evaluate(() => document.activeElement?.blur());
+    await page.keyboard.press('t');
+    await page.keyboard.press('s');
+    await page.locator('#given li').nth(1).waitFor(SLOW);
+    return found;
+  },
+
+  async blinded() {
+    await openStudy();
+    await page.evaluate(() => document.activeElement?.blur());
+    await page.keyboard.press('b');
+    await page.locator('#blind[aria-pressed=true]').waitFor(SLOW);
+    await page.locator('#question').fill(settings.question);
+    await page.keyboard.press('Control+Enter');
+    await page.locator('#blinded').waitFor(SLOW);
+    await shot('ohif-11-blinded');
+    const { episode } = await page.locator('sparsight-panel').evaluate(panel => panel.session.withheld);
+    const found = { episode, before: await page.locator('#result, #regions, #review').count(), boxes: await boxes() };
+    found.status = await page.evaluate(async id => (await fetch(`/sparsight/episodes/${id}`)).status, episode);
+    await page.reload(SLOW);
+    await page.locator('#blinded').waitFor(SLOW); // a reload keeps it back
+    await page.locator('#answer').fill(settings.right);
+    await page.evaluate(() => document.activeElement?.blur());
+    await page.keyboard.press('s');
+    await page.locator('#own').waitFor(SLOW);
+    found.own = await text('#own');
+    found.result = await text('#result');
+    await page.waitForTimeout(1000);
+    await shot('ohif-12-revealed');
+    return found;
+  },
+
+  async policies() {
+    await openStudy();
+    await ask(settings.question);
+    await page.locator('#result').waitFor(SLOW);
+    const found = { first: await text('#result') };
+    await page.evaluate(() => document.activeElement?.blur());
+    await page.keyboard.press('1');
+    const { x, y, width, height } = await place();
+    await drag({ x: x + width / 2 - 60, y: y + height / 2 - 40 }, { x: x + width / 2 + 40, y: y + height / 2 + 50 });
+    await page.locator('#marks li').waitFor(SLOW);
+    await page.keyboard.press('c');
+    await page.keyboard.type(settings.right);
+    await page.evaluate(() => document.activeElement?.blur());
+    await page.keyboard.press('s');
+    await page.locator('#reward').waitFor(SLOW);
+    await page.locator('#queue summary').click();
+    await page.locator('#queue li').first().waitFor(SLOW);
+    found.queue = await page.locator('#queue li').allInnerTexts();
+    await page.locator('#learning summary').click();
+    await page.locator('#policies li').first().waitFor(SLOW);
+    await page.locator('#learn').click();
+    await page.locator('#policies li[data-state=candidate]').waitFor(SLOW);
+    await page.locator('#learning').scrollIntoViewIfNeeded();
+    await shot('ohif-13-candidate');
+    await page.locator('#policies li[data-state=candidate] button').click();
+    await page.locator('#policies li[data-state=retired]').waitFor(SLOW);
+    found.live = await page.locator('#policies li[data-state=live]').getAttribute('data-policy');
+    await page.locator('#question').scrollIntoViewIfNeeded();
+    await ask(settings.question);
+    await page.locator('#result').waitFor(SLOW);
+    found.second = await text('#result');
+    await shot('ohif-14-promoted');
+
+    await page.getByText(/^Earlier answers/).click();
+    await page.locator('#earlier li').nth(1).locator('button').click();
+    await page.locator('#given li').first().waitFor(SLOW);
+    found.learned = await text('#given');
+    await page.evaluate(() => document.activeElement?.blur());
+    await page.keyboard.press('p');
+    await page.locator('#stored').waitFor(SLOW);
+    found.stored = await text('#stored');
+    await page.reload(SLOW);
+    await page.locator('.cornerstone-canvas').first().waitFor(SLOW);
+    const others = page.locator('[data-cy="study-browser-thumbnail-no-image"]');
+    await others.first().waitFor(SLOW);
+    await page.waitForTimeout(2000);
+    found.series = await others.allInnerTexts();
+    await shot('ohif-15-series');
+    await others.filter({ hasText: 'SR' }).first().dblclick();
+    await page.waitForTimeout(6000);
+    await shot('ohif-16-report');
+    await page.goto(`${settings.url}/ohif/`, SLOW);
+    await page.getByText(/SR/).first().waitFor(SLOW);
+    await page.waitForTimeout(1500);
+    found.list = await page.locator('body').innerText();
+    await shot('ohif-17-list');
+    return found;
   },
 
   async cancel() {

@@ -90,7 +90,7 @@ def test_the_whole_loop(server, drive, pictures, artefacts: Path):
 
 def test_a_region_leads_to_its_slice(server, drive, studies, pictures):
     single = {study["id"] for study, *_ in pictures}
-    [series] = [study for study in studies.values() if study["id"] not in single]
+    [series] = [study for study in studies.values() if study["id"] not in single and study["modality"] != "CT"]
     found = drive("slices", study=series["study_uid"], question=QUESTION)
     answer = server.get("/sparsight/episodes", study=series["id"])[0]
     assert len(found["jumps"]) == len(answer["evidence"])

@@ -80,6 +80,20 @@ def test_replies_have_the_fields_of_their_examples(client: TestClient) -> None:
         assert set(reply) == set(example), name
 
 
+def test_the_queue_is_as_long_as_was_asked_for(client: TestClient) -> None:
+    [first] = client.post("/sparsight/next_case", json={}).json()["queue"]
+    reply = client.post("/sparsight/next_case", json={"count": 2}).json()
+    assert [case["study"] for case in reply["queue"]] == list(dict.fromkeys(case["study"] for case in reply["queue"]))
+    assert len(reply["queue"]) == 2
+    assert reply["queue"][0] == first == {name: reply[name] for name in first}
+    every = ["now", "before", "stack"]
+    assert client.post("/sparsight/next_case", json={"exclude": every}).json() == {
+        "study": None, "question": None, "score": None, "reason": None, "queue": [],
+    }  # fmt: skip
+    for count in (0, 17, "two"):
+        assert client.post("/sparsight/next_case", json={"count": count}).status_code == 422
+
+
 def test_the_life_of_a_correction(client: TestClient) -> None:
     episode = client.post("/sparsight/ask", json={"study": "now", "question": "Is there a ring?"}).json()["episode"]
     marks = [{"kind": "missed", "path_mm": [[10, 10, 0], [30, 12, 0]], "radius_mm": 2}]

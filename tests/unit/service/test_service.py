@@ -569,8 +569,13 @@ def test_next_case_skips_what_was_corrected(config: Config, tmp_path: Path) -> N
         Image.fromarray(make_picture(n).voxels[0].astype(np.uint8)).save(studies / f"s{n}.png")
     (studies / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     service = Service(config, studies)
+    queue = service.next_cases(9)
+    assert {case.study for case in queue} == {"s0", "s1", "s2"}, "the broken one is passed over"
+    assert [case.score for case in queue] == sorted((case.score for case in queue), reverse=True)
+    assert service.next_cases(2) == queue[:2]
     first = service.next_case()
     assert first is not None
+    assert first == queue[0]
     assert first.score >= 0
     episode = service.ask(first.study, parse_question(first.question)).episode
     service.correct(feedback(episode, verdict="accept"))

@@ -13,12 +13,21 @@ export type FeedbackRequest = Sent<Omit<Schemas['FeedbackRequest'], 'marks'>, 'b
   marks?: Mark[];
 };
 export type Feedback = Schemas['FeedbackReply'];
+export type Given = Schemas['GivenReply'];
+export type Change = Schemas['ChangeRequest']['change'];
 export type NextCase = Schemas['NextCaseReply'];
+export type Case = Schemas['CaseReply'];
 export type Mark = Sent<Schemas['MarkRequest'], 'radius_mm'>;
+export type Policy = Schemas['PolicyReply'];
+export type Learning = Schemas['LearnReply'];
+export type Results = Schemas['DicomReply'];
+/** An answer that the server keeps back until a reader has given their own. */
+export type Withheld = Pick<Schemas['WithheldReply'], 'episode' | 'study' | 'question' | 'withheld'>;
 
 export interface Question {
   study: string;
   question: string;
+  blinded?: boolean;
   budget?: number | 'auto';
 }
 
@@ -50,6 +59,10 @@ export class Refused extends Error {
   }
 }
 
+export function isWithheld(reply: Answer | Withheld): reply is Withheld {
+  return 'withheld' in reply;
+}
+
 const AWAY = () => new Refused('away', 'the server does not answer', 'a running server', 'try again; your draft is kept');
 const TRIES = 3;
 
@@ -77,20 +90,57 @@ export class Client {
     return this.get(`/episodes/${encodeURIComponent(episode)}/geometry`);
   }
 
+  answer(episode: string): Promise<Answer> {
+    return this.patiently(() => this.get(`/episodes/${encodeURIComponent(episode)}`));
+  }
+
   /** Sent again where nobody answered: its key makes it the same correction. */
   feedback(request: FeedbackRequest): Promise<Feedback> {
     return this.patiently(() => this.call('/feedback', request));
   }
 
-  nextCase(exclude: string[]): Promise<NextCase> {
-    return this.call('/next_case', { exclude });
+  /** All corrections of an answer, of every reader, oldest first. */
+  given(episode: string): Promise<Given[]> {
+    return this.get(`/episodes/${encodeURIComponent(episode)}/feedback`);
+  }
+
+  /** Submit a draft, withdraw a correction or undo its last change; `changeKey` makes it the same change when sent again. */
+  change(key: string, change: Change, reviewer: string, changeKey: string): Promise<unknown> {
+    const body = { change, reviewer, key: changeKey };
+    return this.patiently(() => this.call(`/feedback/${encodeURIComponent(key)}/change`, body));
+  }
+
+  /** The studies where one more correction would teach most: the first, and `count` in all as a queue. */
+  nextCase(exclude: string[], count = 1): Promise<NextCase> {
+    return this.call('/next_case', { exclude, count });
+  }
+
+  /** Write an answer and its corrections as DICOM into the PACS that the studies come from. */
+  store(episode: string): Promise<Results> {
+    return this.call(`/episodes/${encodeURIComponent(episode)}/dicom`, { store: true });
+  }
+
+  policies(): Promise<Policy[]> {
+    return this.get('/policies');
+  }
+
+  learn(): Promise<Learning> {
+    return this.call('/learn', {});
+  }
+
+  learning(): Promise<Learning> {
+    return this.get('/learn');
+  }
+
+  promote(policy: string, signOff: string): Promise<Policy> {
+    return this.call(`/policies/${encodeURIComponent(policy)}/promote`, { sign_off: signOff });
   }
 
   /**
    * Ask, hearing the answer as it comes. Aborting `signal` ends the work on the server, too.
    * A stream that is cut is looked up by its episode: the answer, where it was read by then.
    */
-  async ask(question: Question, listener: Listener, signal: AbortSignal): Promise<Answer> {
+  async ask(question: Question, listener: Listener, signal: AbortSignal): Promise<Answer | Withheld> {
     const response = await this.fetch('/ask', {
       method: 'POST',
       body: JSON.stringify(question),
@@ -109,14 +159,16 @@ export class Client {
         else if (name === 'kept') listener.kept?.(body);
         else if (name === 'token') listener.token?.(body.text);
         else if (name === 'answer') listener.answer?.(body.answer);
-        else if (name === 'done') return body as Answer;
+        else if (name === 'done') return body as Answer | Withheld;
         else if (name === 'error') throw detailed(body);
       }
     } catch (error) {
       if (signal.aborted || error instanceof Refused) throw error;
     }
     if (!episode) throw AWAY();
-    return this.patiently(() => this.get<Answer>(`/episodes/${episode}`), 'not_found').catch(() => {
+    return this.patiently(() => this.get<Answer>(`/episodes/${episode}`), 'not_found').catch((error: unknown) => {
+      const { study, question: text } = question;
+      if (error instanceof Refused && error.code === 'blinded') return { withheld: true, episode, study, question: text };
       throw new Refused('cut', 'the connection was lost before the answer was read', 'an answer', 'ask again');
     });
   }

@@ -18,6 +18,9 @@ export const KEYS: Key[] = [
   { key: ']', shown: ']', says: 'stronger', run: session => session.fade(0.15) },
   { key: ',', shown: ',', says: 'region before', run: session => session.step(-1) },
   { key: '.', shown: '.', says: 'next region', run: session => session.step(1) },
+  { key: '<', shown: '<', says: 'tokens of the reading before', run: session => session.stepReading(-1) },
+  { key: '>', shown: '>', says: 'tokens of the next reading', run: session => session.stepReading(1) },
+  { key: 'b', shown: 'B', says: 'read blinded first, or not', run: session => session.toggleBlinded() },
   { key: 'a', shown: 'A', says: 'accept', run: session => session.judge('accept') },
   { key: 'x', shown: 'X', says: 'reject', run: session => session.judge('reject') },
   {
@@ -29,11 +32,28 @@ export const KEYS: Key[] = [
       focus('answer');
     },
   },
+  { key: 't', shown: 'T', says: 'this image cannot tell', run: session => session.tellNothing() },
+  { key: 'f', shown: 'F', says: 'how hard it is: easy, moderate, hard', run: session => session.rateNext() },
   { key: '1', shown: '1', says: 'draw what is relevant', run: session => session.mark('relevant') },
   { key: '2', shown: '2', says: 'draw what was missed', run: session => session.mark('missed') },
   { key: '3', shown: '3', says: 'draw what is irrelevant', run: session => session.mark('irrelevant') },
+  { key: '4', shown: '4', says: 'draw boxes, strokes or points', run: session => session.take() },
   { key: 'z', ctrl: true, shown: 'Ctrl Z', says: 'undo', run: session => session.undo() },
   { key: 's', shown: 'S', says: 'submit', run: session => void session.submit() },
+  { key: 'd', shown: 'D', says: 'keep as a draft on the server', run: session => void session.submit(true) },
+  {
+    key: 'w',
+    shown: 'W',
+    says: 'withdraw your last review',
+    run: session => void session.given.change(session.given.newest('withdraw'), 'withdraw'),
+  },
+  {
+    key: 'u',
+    shown: 'U',
+    says: 'undo its last change',
+    run: session => void session.given.change(session.given.newest('undo'), 'undo'),
+  },
+  { key: 'p', shown: 'P', says: 'store the result in the PACS', run: session => void session.storeResults() },
   { key: 'n', shown: 'N', says: 'next case', run: session => void session.nextCase() },
 ];
 

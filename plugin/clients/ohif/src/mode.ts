@@ -25,7 +25,7 @@ function toolGroups({ extensionManager, servicesManager }: Manager): void {
     ...(mouseButton === undefined ? {} : { bindings: [{ mouseButton }] }),
   });
   const active = [tool('WindowLevel', Primary), tool('Pan', Auxiliary), tool('Zoom', Secondary), tool('StackScroll', Wheel)];
-  const passive = ['Length', 'Bidirectional', 'RectangleROI', 'EllipticalROI', 'CircleROI', 'Angle', 'Probe', 'Magnify', 'ArrowAnnotate'];
+  const passive = ['Length', 'Bidirectional', 'RectangleROI', 'PlanarFreehandROI', 'EllipticalROI', 'CircleROI', 'Angle', 'Probe', 'Magnify', 'ArrowAnnotate'];
   const drawn = { active, passive: passive.map(name => tool(name)) };
   const { toolGroupService } = servicesManager.services;
   toolGroupService.createToolGroupAndAddTools('default', { ...drawn, enabled: [tool('ImageOverlayViewer'), tool('ReferenceLines')] });

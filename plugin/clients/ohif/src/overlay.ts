@@ -1,5 +1,5 @@
 /** Evidence drawn over every viewport that shows its images, on whatever plane: tokens as heat, regions as boxes. */
-import { apply, corners, cut, multiply, type Box, type Mat4, type Vec3 } from './geometry';
+import { apply, corners, cut, dot, minus, multiply, type Box, type Mat4, type Vec3 } from './geometry';
 import type { Region, Tokens } from './client';
 import type { Viewport } from './ohif';
 import type { Drawn, Kind } from './review';
@@ -96,12 +96,19 @@ export class Overlay {
       boxes.push([n, left, top, Math.max(...points.map(p => p[0])), Math.max(...points.map(p => p[1]))]);
     });
     context.setLineDash([6, 4]);
-    for (const { kind, box } of this.drawing?.marks ?? []) {
-      const points = outline(corners(thick(box)));
-      if (!points.length) continue;
-      context.strokeStyle = MARKS[kind];
+    const near = (point: Vec3, reach: number) => Math.abs(dot(minus(point, focalPoint), viewPlaneNormal)) <= reach;
+    for (const mark of this.drawing?.marks ?? []) {
+      context.strokeStyle = MARKS[mark.kind];
       context.lineWidth = 2;
-      trace(context, points);
+      if ('box' in mark) {
+        const points = outline(corners(thick(mark.box)));
+        if (!points.length) continue;
+        trace(context, points);
+      } else {
+        const there = mark.path.map(point => apply(moved, point)).filter(point => near(point, Math.max(FLAT_MM / 2, mark.radius)));
+        if (!there.length) continue;
+        follow(context, there.map(point => viewport.worldToCanvas(point)));
+      }
       context.stroke();
     }
     context.setLineDash([]);
@@ -128,6 +135,13 @@ function trace(context: CanvasRenderingContext2D, points: [number, number][]): v
   context.beginPath();
   points.forEach(([x, y], n) => (n ? context.lineTo(x, y) : context.moveTo(x, y)));
   context.closePath();
+}
+
+/** Along a stroke; round a single point. */
+function follow(context: CanvasRenderingContext2D, points: [number, number][]): void {
+  context.beginPath();
+  if (points.length === 1) context.arc(points[0]![0], points[0]![1], 5, 0, 2 * Math.PI);
+  else points.forEach(([x, y], n) => (n ? context.lineTo(x, y) : context.moveTo(x, y)));
 }
 
 function caption(context: CanvasRenderingContext2D, text: string, x: number, y: number): void {

@@ -1,14 +1,13 @@
 /** The panel beside the image. It shows a session and hands on what is done; texts are texts, never markup. */
 import { html, LitElement, nothing, type TemplateResult } from 'lit';
 import { KEYS, keyOf } from './keys';
-import type { Kind, Verdict } from './review';
+import { learning, queue } from './panel-learning';
+import { firstRead, recorded, review, reward } from './panel-review';
 import type { Session } from './session';
 import { style } from './style';
 import * as words from './words';
 
 const LIGHT = 'sparsight:light';
-const VERDICTS: [Verdict, string, string][] = [['accept', 'Accept', 'A'], ['amend', 'Amend', 'C'], ['reject', 'Reject', 'X']];
-const KINDS: [Kind, string, string][] = [['relevant', 'Relevant', '1'], ['missed', 'Missed', '2'], ['irrelevant', 'Irrelevant', '3']];
 
 export class Panel extends LitElement {
   static override styles = style;
@@ -54,7 +53,9 @@ export class Panel extends LitElement {
       ${this.asks(s)}
       <div aria-live="polite">${s.asking ? this.comes(s) : s.answer ? this.answers(s) : nothing}</div>
       <div role="alert">${s.trouble ? html`<p class="bad" id="trouble">${s.trouble}</p>` : nothing}</div>
-      ${s.answer && !s.asking ? html`${this.shows(s)}${this.reviews(s)}` : nothing} ${this.lists(s)}
+      ${s.withheld ? firstRead(s) : nothing}
+      ${s.answer && !s.asking ? html`${this.shows(s)} ${s.recorded ? reward(s) : review(s)} ${recorded(s)}` : nothing}
+      ${queue(s)} ${s.withheld ? nothing : this.history(s)} ${learning(s)} ${this.settings(s)}
     `;
   }
 
@@ -84,6 +85,8 @@ export class Panel extends LitElement {
         ${s.asking
           ? html`<button id="cancel" @click=${() => s.cancel()}>Stop<kbd>Esc</kbd></button>`
           : html`<button id="ask" class="main" ?disabled=${!s.shown} @click=${() => s.ask()}>Ask<kbd>Ctrl ⏎</kbd></button>`}
+        <button id="blind" aria-pressed=${s.unread.wanted} title="the answer is kept back until you have given yours" @click=${() => s.toggleBlinded()}
+        >Blinded<kbd>B</kbd></button>
         <span class="grow"></span>
         <button id="next" ?disabled=${!!s.busy} @click=${() => s.nextCase()}>Next case<kbd>N</kbd></button>
       </div>
@@ -98,7 +101,7 @@ export class Panel extends LitElement {
       <p class="quiet">${question}</p>
       <p class="said">${answer || '…'}</p>
       <p class="reasoning">${reasoning}</p>
-      <p class="quiet" aria-live="off">${words.stage(stage)}, ${seconds} s${kept ? `: ${words.kept(kept.kept, kept.total)}` : ''}</p>
+      <p class="quiet" aria-live="off">${words.stage(stage)}, ${seconds} s${kept?.total ? `: ${words.kept(kept.kept, kept.total)}` : ''}</p>
     </section>`;
   }
 
@@ -109,6 +112,7 @@ export class Panel extends LitElement {
       <p class="said">${words.said(answer)}</p>
       ${answer.abstained && answer.answer ? html`<p class="quiet">It leaned towards: ${answer.answer}</p>` : nothing}
       ${answer.reasoning ? html`<p class="reasoning">${answer.reasoning}</p>` : nothing}
+      ${s.own === null ? nothing : html`<p id="own">You said before you saw it: <b>${s.own}</b></p>`}
       <dl>
         ${words.facts(answer).map(
           fact => html`<dt>${fact.name}</dt><dd class=${fact.warn ? 'warn' : ''}>${fact.text}</dd>`,
@@ -143,67 +147,24 @@ export class Panel extends LitElement {
             )}
           </ol>`
         : html`<p class="warn">No region stands out.</p>`}
+      ${s.readings.length > 1 ? this.readings(s) : nothing}
     </section>`;
   }
 
-  private reviews(s: Session): TemplateResult {
-    const review = s.review!;
-    if (s.recorded) {
-      const { total, parts } = words.reward(s.recorded);
-      return html`<section id="reward" aria-live="polite">
-        <h2>Recorded. Worth to the policy that answered</h2>
-        <p class="reward">${total}</p>
-        <dl>${parts.map(part => html`<dt>${part.name}</dt><dd>${part.text}</dd>`)}</dl>
-        <div class="row"><button class="main" @click=${() => s.nextCase()}>Next case<kbd>N</kbd></button></div>
-      </section>`;
-    }
-    return html`<section id="review">
-      <h2>Is it right?</h2>
-      <div class="row">
-        ${VERDICTS.map(
-          ([verdict, text, key]) => html`<button
-            data-verdict=${verdict} aria-pressed=${review.verdict === verdict} @click=${() => s.judge(verdict)}
-          >${text}<kbd>${key}</kbd></button>`,
-        )}
-      </div>
-      <div class="row">
-        <input
-          id="answer" maxlength="2000" placeholder="The right answer" aria-label="The right answer" .value=${review.answer}
-          @input=${(event: InputEvent) => s.write((event.target as HTMLInputElement).value)}
-        />
-      </div>
-      <div class="row">
-        <span class="quiet">Draw what is</span>
-        ${KINDS.map(
-          ([kind, text, key]) => html`<button
-            class=${kind} data-kind=${kind} aria-pressed=${s.drawing === kind} @click=${() => s.mark(kind)}
-          >${text}<kbd>${key}</kbd></button>`,
-        )}
-      </div>
-      ${s.drawing ? html`<p class="quiet">Drag a rectangle over the image; Esc: no.</p>` : nothing}
-      <ol id="marks">
-        ${review.marks.map(
-          (mark, n) => html`<li class="row"><b class=${mark.kind}>${mark.kind} region ${n + 1}</b>
-            <button aria-label="Remove" @click=${() => s.unmark(mark.id)}>Remove</button></li>`,
-        )}
+  /** A question may be read more than once: the tokens that each reading kept, and what was reasoned from them. */
+  private readings(s: Session): TemplateResult {
+    const step = (n: number, text: string) => html`<li>
+      <button data-reading=${n} aria-pressed=${n === s.reading} @click=${() => s.showReading(n)}>${text}</button>
+    </li>`;
+    const read = s.readings[s.reading];
+    return html`<h2>Read ${s.readings.length} times<kbd>&lt;</kbd><kbd>&gt;</kbd></h2>
+      <ol id="readings">
+        ${step(-1, 'Evidence')} ${s.readings.map((one, n) => step(n, `${n + 1}: ${one.kept} of ${one.total} tokens`))}
       </ol>
-      <div class="row">
-        <input
-          id="comment" maxlength="2000" placeholder="Remark" aria-label="Remark" .value=${review.comment}
-          @input=${(event: InputEvent) => s.remark((event.target as HTMLInputElement).value)}
-        />
-      </div>
-      <div class="row">
-        <button @click=${() => s.undo()}>Undo<kbd>Ctrl Z</kbd></button>
-        <button ?disabled=${review.empty} @click=${() => s.discard()}>Discard</button>
-        <span class="grow"></span>
-        <button id="submit" class="main" ?disabled=${!!s.busy} @click=${() => s.submit()}>Submit<kbd>S</kbd></button>
-      </div>
-      <p class="quiet">A draft is kept in this browser until it is submitted.</p>
-    </section>`;
+      ${read ? html`<p class="reasoning">${read.reasoning || 'nothing was said'}</p>` : nothing}`;
   }
 
-  private lists(s: Session): TemplateResult {
+  private history(s: Session): TemplateResult {
     return html`<section>
         <details>
           <summary>Earlier answers (${s.earlier.length})</summary>
@@ -217,8 +178,11 @@ export class Panel extends LitElement {
             )}
           </ol>
         </details>
-      </section>
-      <section>
+      </section>`;
+  }
+
+  private settings(s: Session): TemplateResult {
+    return html`<section>
         <details>
           <summary>Keys and reviewer</summary>
           <div class="row">

@@ -1,25 +1,27 @@
 /** One review: verdict, answer, marks, undo; kept in the browser until it is recorded. Knows nothing of OHIF. */
 import type { Answer, FeedbackRequest, Mark } from './client';
-import type { Box } from './geometry';
+import type { Box, Vec3 } from './geometry';
 
 export type Kind = Mark['kind'];
 export type Verdict = FeedbackRequest['verdict'];
+export type Difficulty = NonNullable<FeedbackRequest['difficulty']>;
 
-export interface Drawn {
-  id: string; // of the measurement in the viewer
-  kind: Kind;
-  box: Box;
-}
+export const DIFFICULTIES: Difficulty[] = ['easy', 'moderate', 'hard'];
+
+/** A marked region: a box, or a path with half a pen's width in mm; one point is a click. id: of its measurement. */
+export type Drawn = { id: string; kind: Kind } & ({ box: Box } | { path: Vec3[]; radius: number });
 
 interface Draft {
   verdict: Verdict | null;
   answer: string;
+  cannotTell: boolean;
+  difficulty: Difficulty | null;
   comment: string;
   marks: Drawn[];
   sent: { content: string; key: string } | null;
 }
 
-const EMPTY: Draft = { verdict: null, answer: '', comment: '', marks: [], sent: null };
+const EMPTY: Draft = { verdict: null, answer: '', cannotTell: false, difficulty: null, comment: '', marks: [], sent: null };
 const PREFIX = 'sparsight:draft:';
 
 /** The part of Storage that is needed; a browser may refuse it. */
@@ -46,6 +48,12 @@ export class Review {
   get answer(): string {
     return this.draft.answer;
   }
+  get cannotTell(): boolean {
+    return this.draft.cannotTell;
+  }
+  get difficulty(): Difficulty | null {
+    return this.draft.difficulty;
+  }
   get comment(): string {
     return this.draft.comment;
   }
@@ -53,8 +61,8 @@ export class Review {
     return this.draft.marks;
   }
   get empty(): boolean {
-    const { verdict, answer, comment, marks } = this.draft;
-    return !verdict && !answer && !comment && !marks.length;
+    const { verdict, answer, cannotTell, difficulty, comment, marks } = this.draft;
+    return !verdict && !answer && !cannotTell && !difficulty && !comment && !marks.length;
   }
 
   judge(verdict: Verdict): void {
@@ -63,7 +71,24 @@ export class Review {
 
   /** Typing is one step: what is undone is the last thing that was done, not the last letter. */
   write(answer: string): void {
-    this.change({ answer, ...(answer.trim() ? { verdict: 'amend' as const } : {}) }, !!this.draft.answer);
+    const amended = answer.trim() ? { verdict: 'amend' as const, cannotTell: false } : {};
+    this.change({ answer, ...amended }, !!this.draft.answer);
+  }
+
+  /** That this image does not answer the question, in place of an answer; the same again takes it back. */
+  tellNothing(): void {
+    const cannotTell = !this.draft.cannotTell;
+    this.change({ cannotTell, ...(cannotTell ? { verdict: 'amend' as const, answer: '' } : {}) });
+  }
+
+  rate(difficulty: Difficulty): void {
+    this.change({ difficulty: this.draft.difficulty === difficulty ? null : difficulty });
+  }
+
+  /** One step harder; from hard back to not said. */
+  rateNext(): void {
+    const { difficulty } = this.draft;
+    this.change({ difficulty: difficulty ? (DIFFICULTIES[DIFFICULTIES.indexOf(difficulty) + 1] ?? null) : 'easy' });
   }
 
   remark(comment: string): void {
@@ -75,9 +100,9 @@ export class Review {
   }
 
   /** A region that was moved or stretched. */
-  move(id: string, box: Box): void {
+  move(id: string, shape: { box: Box } | { path: Vec3[] }): void {
     if (!this.draft.marks.some(mark => mark.id === id)) return;
-    this.change({ marks: this.draft.marks.map(mark => (mark.id === id ? { ...mark, box } : mark)) }, true);
+    this.change({ marks: this.draft.marks.map(mark => (mark.id === id ? ({ ...mark, ...shape } as Drawn) : mark)) }, true);
   }
 
   unmark(id: string): void {
@@ -101,26 +126,32 @@ export class Review {
 
   /** Why it cannot be sent yet, in words; null where it can. */
   missing(answer: Answer): string | null {
-    const { verdict, answer: right, marks } = this.draft;
+    const { verdict, answer: right, cannotTell, marks } = this.draft;
     if (!verdict) return 'Accept, amend or reject first.';
+    if (cannotTell && right.trim()) return 'Either another answer, or that the image cannot tell.';
+    if (cannotTell && verdict === 'accept' && !answer.abstained) return 'An answer that cannot be told is amended or rejected.';
     const same = right.trim().toLowerCase() === answer.answer.trim().toLowerCase();
-    if (verdict === 'amend' && !right.trim() && !marks.length) return 'Write the right answer, or mark a region.';
+    if (verdict === 'amend' && !right.trim() && !marks.length && !cannotTell) return 'Write the right answer, or mark a region.';
     if (verdict === 'accept' && right.trim() && !same) return 'Another answer is an amendment.';
     if (verdict === 'reject' && right.trim() && same) return 'This is the answer that was given.';
     return null;
   }
 
   /** What is sent. The same content has the same key, however often it is sent: it is recorded once. */
-  request(reviewer: string, newKey: () => string = () => crypto.randomUUID()): FeedbackRequest {
-    const { verdict, answer, comment, marks } = this.draft;
+  request(reviewer: string, how: How = {}, newKey: () => string = () => crypto.randomUUID()): FeedbackRequest {
+    const { verdict, answer, cannotTell, difficulty, comment, marks } = this.draft;
     if (!verdict) throw new Error('a review without a verdict');
     const content = {
       episode: this.episode,
       reviewer,
       verdict,
       answer: answer.trim() || null,
+      cannot_tell: cannotTell,
+      difficulty,
       comment: comment.trim(),
-      marks: marks.map(({ kind, box }) => ({ kind, box_mm: box })),
+      marks: how.blinded ? [] : marks.map(sent),
+      draft: how.draft ?? false,
+      blinded: how.blinded ?? false,
     };
     const text = JSON.stringify(content);
     if (this.draft.sent?.content !== text) this.draft.sent = { content: text, key: `ohif-${newKey()}` };
@@ -143,6 +174,17 @@ export class Review {
   private keep(): void {
     attempt(() => this.keeper.setItem(PREFIX + this.episode, JSON.stringify(this.draft)));
   }
+}
+
+/** draft: nothing is learned from it until it is submitted. blinded: what was said before the answer was seen. */
+export interface How {
+  draft?: boolean;
+  blinded?: boolean;
+}
+
+function sent(mark: Drawn): Mark {
+  const { kind } = mark;
+  return 'box' in mark ? { kind, box_mm: mark.box } : { kind, path_mm: mark.path, radius_mm: mark.radius };
 }
 
 function restored(keeper: Keeper, episode: string): Draft {

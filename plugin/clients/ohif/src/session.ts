@@ -1,17 +1,14 @@
 /** One reader at one viewer: what is on screen, the question, the answer, its review. The panel shows it, keys steer it. */
-import { Refused, type Answer, type Client, type Feedback, type Kept, type Study, type Tokens } from './client';
+import { isWithheld, Refused, type Answer, type Client, type Feedback, type Study, type Tokens, type Withheld } from './client';
+import { Asking, type Reading } from './asking';
+import { Cases } from './cases';
+import { Recorded } from './given';
+import { Lessons } from './lessons';
 import type { Drawing } from './overlay';
-import { Review, type Keeper, type Kind, type Verdict } from './review';
-import type { Place, Shown, Viewer } from './viewer';
-
-export interface Asking {
-  question: string;
-  stage: string;
-  reasoning: string;
-  answer: string;
-  kept: Kept | null;
-  since: number; // ms
-}
+import { Review, type Difficulty, type Keeper, type Kind, type Verdict } from './review';
+import type { Place, Shown, Tool, Viewer } from './viewer';
+import { Unread } from './unread';
+import * as words from './words';
 
 type Screen = Pick<Viewer, 'shown' | 'frameOfReference' | 'onChange' | 'jump' | 'draw' | 'stopDrawing' | 'label' | 'erase' | 'onDrawn'>;
 interface Picture {
@@ -21,8 +18,7 @@ interface Picture {
 }
 
 const REVIEWER = 'sparsight:reviewer';
-const SKIPPED = 'sparsight:skipped';
-const WANTED = 'sparsight:wanted'; // the question that goes with the case that is opened next
+const NEXT_TOOL: Record<Tool, Tool> = { box: 'stroke', stroke: 'point', point: 'box' };
 const PSEUDONYM = /^[A-Za-z0-9._-]{1,64}$/;
 
 export class Session extends EventTarget {
@@ -35,7 +31,18 @@ export class Session extends EventTarget {
   review: Review | null = null;
   recorded: Feedback | null = null;
   drawing: Kind | null = null;
+  tool: Tool = 'box';
+  pen = 0; // mm: width of strokes and points
   chosen = -1;
+  readings: Reading[] = []; // of the answer on screen, where it was heard here
+  reading = -1; // whose tokens are shown; -1: the evidence
+  withheld: Withheld | null = null;
+  own: string | null = null; // what this reader answered before the answer was shown
+  stored = '';
+  readonly given: Recorded;
+  readonly lessons: Lessons;
+  readonly cases: Cases;
+  readonly unread: Unread;
   busy = '';
   trouble = '';
   private place: Place | null = null;
@@ -49,25 +56,32 @@ export class Session extends EventTarget {
     private readonly screen: Screen,
     readonly picture: Picture,
     private readonly kept: Keeper,
-    private readonly thisTab: Keeper,
-    private readonly open: (study: Study) => void,
+    thisTab: Keeper,
+    open: (study: Study) => void,
   ) {
     super();
+    const [work, reviewer] = [this.attempt.bind(this), () => this.reviewer];
+    this.unread = new Unread(kept);
+    this.given = new Recorded(client, work, reviewer);
+    const around = { studies: () => this.studies, study: () => (this.shown ? this.study() : null) };
+    this.cases = new Cases(client, work, thisTab, around, open);
+    this.lessons = new Lessons(client, work, reviewer, () => this.changed());
   }
 
   start(): void {
     this.ends.push(
+      () => this.lessons.end(),
       this.screen.onChange(() => void this.follow()),
       this.screen.onDrawn(() => this.place, {
-        added: (id, box) => {
+        added: (id, shape) => {
           if (!this.drawing || !this.review) return;
-          this.review.mark({ id, kind: this.drawing, box });
+          this.review.mark({ id, kind: this.drawing, ...('box' in shape ? shape : { ...shape, radius: this.pen / 2 }) });
           this.screen.label(id, this.drawing);
           this.drawing = null;
           this.screen.stopDrawing();
           this.changed();
         },
-        moved: (id, box) => this.review?.move(id, box),
+        moved: (id, shape) => this.review?.move(id, shape),
         removed: id => {
           this.review?.unmark(id);
           this.changed();
@@ -102,12 +116,14 @@ export class Session extends EventTarget {
       this.studies ??= await this.client.studies();
       const study = this.study();
       this.earlier = await this.client.episodes(study);
-      const wanted = this.wantedQuestion(study);
+      const wanted = this.cases.wanted(study);
       const suggested = this.studies.find(other => other.id === study)?.question;
       const asked = this.earlier.map(answer => answer.question);
       this.suggestions = [...new Set([suggested, ...asked].filter(text => text !== undefined))].slice(0, 5);
       this.question = wanted ?? suggested ?? '';
-      if (!wanted && this.earlier[0]) await this.show(this.earlier[0]);
+      const unread = this.unread.of(study);
+      if (unread) this.hold(unread);
+      else if (!wanted && this.earlier[0]) await this.show(this.earlier[0]);
     });
   }
 
@@ -116,30 +132,21 @@ export class Session extends EventTarget {
     if (!question || !this.shown || this.asking) return;
     const stop = (this.stop = new AbortController());
     this.leave();
-    this.asking = { question, stage: 'loading', reasoning: '', answer: '', kept: null, since: performance.now() };
-    const asking = this.asking;
+    const asking = (this.asking = new Asking(question));
     this.place = this.here();
     const study = this.study();
-    const heard = (change: Partial<Asking>) => {
-      Object.assign(asking, change);
-      this.changed();
-    };
     await this.attempt('', async () => {
       try {
         const answer = await this.client.ask(
-          { study, question },
-          {
-            stage: stage => heard({ stage }),
-            kept: kept => heard({ kept, reasoning: '' }),
-            token: text => heard({ reasoning: asking.reasoning + text }),
-            answer: answer => heard({ answer }),
-          },
+          { study, question, blinded: this.unread.wanted },
+          asking.listener(() => this.changed()),
           stop.signal,
         );
         this.asking = null;
+        if (isWithheld(answer)) this.unread.keep(answer);
         if (this.study() !== study) return; // another series is on screen by now: it is in that study's list
-        this.earlier = [answer, ...this.earlier.filter(other => other.episode !== answer.episode)];
-        await this.show(answer);
+        if (isWithheld(answer)) return this.hold(answer);
+        await this.arrive(answer, asking.readings);
       } catch (error) {
         if (!stop.signal.aborted) throw error;
       } finally {
@@ -155,10 +162,59 @@ export class Session extends EventTarget {
     this.changed();
   }
 
+  // --- a blinded first read ---
+
+  toggleBlinded(): void {
+    this.unread.wanted = !this.unread.wanted;
+    this.changed();
+  }
+
+  /** Send the reader's own answer; then ours is shown. */
+  async readFirst(): Promise<void> {
+    const { withheld, review } = this;
+    if (!withheld || !review || this.busy) return;
+    this.trouble = review.answer.trim() || review.cannotTell ? '' : 'Write your own answer, or that the image cannot tell.';
+    this.changed();
+    if (this.trouble) return;
+    await this.attempt('sending', async () => {
+      await this.client.feedback(review.request(this.reviewer, { blinded: true }));
+      const own = review.cannotTell ? 'the image cannot tell' : review.answer.trim();
+      review.recorded();
+      this.unread.drop(withheld);
+      const answer = await this.client.answer(withheld.episode);
+      if (this.withheld !== withheld) return;
+      await this.arrive(answer, []);
+      this.own = own;
+    });
+  }
+
+  /** Give it up: what was asked stays kept back. */
+  forget(): void {
+    if (!this.withheld) return;
+    this.unread.drop(this.withheld);
+    this.review?.recorded();
+    this.leave();
+  }
+
+  private hold(withheld: Withheld): void {
+    this.leave();
+    this.withheld = withheld;
+    this.question = withheld.question;
+    this.review = new Review(withheld.episode, this.kept);
+    this.changed();
+  }
+
+  private async arrive(answer: Answer, readings: Reading[]): Promise<void> {
+    this.earlier = [answer, ...this.earlier.filter(other => other.episode !== answer.episode)];
+    await this.show(answer, readings);
+  }
+
   /** Bring an answer on screen, with the draft of its review. */
-  async show(answer: Answer): Promise<void> {
+  async show(answer: Answer, readings: Reading[] = []): Promise<void> {
     this.leave();
     this.answer = answer;
+    this.readings = readings;
+    this.given.begin(answer.episode);
     this.review = new Review(answer.episode, this.kept);
     this.question = answer.question;
     this.place = this.here();
@@ -169,6 +225,8 @@ export class Session extends EventTarget {
     this.tokens = tokens;
     this.changed();
     this.step(1);
+    await this.given.load();
+    this.changed();
   }
 
   // --- evidence ---
@@ -177,6 +235,7 @@ export class Session extends EventTarget {
   choose(n: number): void {
     const region = this.answer?.evidence[n];
     if (!region || !this.place) return;
+    this.reading = -1;
     this.chosen = n;
     this.screen.jump(region, this.place);
     this.changed();
@@ -185,6 +244,21 @@ export class Session extends EventTarget {
   step(by: 1 | -1): void {
     const count = this.answer?.evidence.length ?? 0;
     if (count) this.choose((Math.max(this.chosen, by > 0 ? -1 : 0) + by + count) % count);
+  }
+
+  /** Through the readings of the question, each with the tokens it kept, and back to the evidence. */
+  stepReading(by: 1 | -1): void {
+    if (this.readings.length < 2) return;
+    const count = this.readings.length + 1; // the evidence is before the first
+    this.showReading(((this.reading + 1 + by + count) % count) - 1);
+  }
+
+  showReading(n: number): void {
+    this.reading = n;
+    this.chosen = -1;
+    const region = this.readings[n]?.regions[0];
+    if (region && this.place) this.screen.jump(region, this.place);
+    this.changed();
   }
 
   toggleEvidence(): void {
@@ -200,7 +274,19 @@ export class Session extends EventTarget {
   // --- review ---
 
   judge(verdict: Verdict): void {
-    this.edit(review => review.judge(verdict));
+    if (!this.withheld) this.edit(review => review.judge(verdict));
+  }
+
+  tellNothing(): void {
+    this.edit(review => review.tellNothing());
+  }
+
+  rate(difficulty: Difficulty): void {
+    this.edit(review => review.rate(difficulty));
+  }
+
+  rateNext(): void {
+    this.edit(review => review.rateNext());
   }
 
   write(answer: string): void {
@@ -211,12 +297,19 @@ export class Session extends EventTarget {
     this.edit(review => review.remark(comment));
   }
 
-  /** The next rectangle marks a region of this kind; the same key again: no mark after all. */
+  /** What is drawn next marks a region of this kind; the same key again: no mark after all. */
   mark(kind: Kind): void {
-    if (!this.review || this.recorded) return;
+    if (!this.review || this.recorded || this.withheld) return;
     this.drawing = this.drawing === kind ? null : kind;
-    if (this.drawing) this.screen.draw();
+    if (this.drawing) this.screen.draw(this.tool);
     else this.screen.stopDrawing();
+    this.changed();
+  }
+
+  /** Draw boxes, strokes or points from now on. */
+  take(tool: Tool = NEXT_TOOL[this.tool]): void {
+    this.tool = tool;
+    if (this.drawing) this.screen.draw(tool);
     this.changed();
   }
 
@@ -235,35 +328,50 @@ export class Session extends EventTarget {
     marks.forEach(mark => this.screen.erase(mark.id));
   }
 
-  async submit(): Promise<void> {
+  /** draft: the server keeps it, and nothing is learned from it until it is submitted. */
+  async submit(draft = false): Promise<void> {
+    if (this.withheld) return draft ? undefined : this.readFirst();
     const { review, answer } = this;
     if (!review || !answer || this.recorded || this.busy) return;
     this.trouble = review.missing(answer) ?? '';
     this.changed();
     if (this.trouble) return;
     await this.attempt('sending', async () => {
-      const reply = await this.client.feedback(review.request(this.reviewer));
+      const reply = await this.client.feedback(review.request(this.reviewer, { draft }));
       review.recorded();
       if (this.review === review) this.recorded = reply;
+      this.changed(); // the reward at once, before the list
+      await this.given.load();
     });
   }
 
-  /** Open the study where one more correction would teach most; the one on screen counts as seen. */
-  async nextCase(): Promise<void> {
-    await this.attempt('looking for the next case', async () => {
-      const skipped = new Set<string>(JSON.parse(this.thisTab.getItem(SKIPPED) ?? '[]'));
-      if (this.shown) skipped.add(this.study());
-      this.thisTab.setItem(SKIPPED, JSON.stringify([...skipped]));
-      const next = await this.client.nextCase([...skipped]);
-      const study = this.studies?.find(other => other.id === next.study);
-      if (!next.study || !study?.study_uid) {
-        this.thisTab.removeItem(SKIPPED); // begin anew next time
-        this.trouble = 'All cases were seen.';
-        return;
-      }
-      this.thisTab.setItem(WANTED, JSON.stringify({ study: study.id, question: next.question }));
-      this.open(study);
+  /** Another review of the same answer. */
+  reviewAgain(): void {
+    if (!this.answer || !this.recorded) return;
+    this.review?.marks.forEach(mark => this.screen.erase(mark.id));
+    this.review = new Review(this.answer.episode, this.kept);
+    this.recorded = null;
+    this.changed();
+  }
+
+  /** The answer and its corrections as DICOM into the PACS. */
+  async storeResults(): Promise<void> {
+    const { answer } = this;
+    if (!answer || this.busy) return;
+    await this.attempt('storing in the PACS', async () => {
+      const results = await this.client.store(answer.episode);
+      if (this.answer === answer) this.stored = words.stored(results);
     });
+  }
+
+  async nextCase(): Promise<void> {
+    await this.cases.next();
+    if (this.cases.seenAll) this.trouble = 'All cases were seen.';
+    this.changed();
+  }
+
+  modality(study: string): string {
+    return this.studies?.find(other => other.id === study)?.modality ?? '';
   }
 
   // --- inside ---
@@ -275,23 +383,16 @@ export class Session extends EventTarget {
     return !known(series) && known(image) ? image : series;
   }
 
-  private wantedQuestion(study: string): string | null {
-    const text = this.thisTab.getItem(WANTED);
-    if (!text) return null;
-    const wanted = JSON.parse(text) as { study: string; question: string };
-    if (wanted.study !== study) return null;
-    this.thisTab.removeItem(WANTED);
-    return wanted.question;
-  }
-
   private here(): Place {
     return { series: this.shown?.series ?? '', frame: this.screen.frameOfReference(), geometry: null };
   }
 
   private drawn(): Drawing | null {
-    const regions = this.answer?.evidence ?? this.asking?.kept?.regions;
+    const read = this.readings[this.reading];
+    const regions = read?.regions ?? this.answer?.evidence ?? this.asking?.kept?.regions;
     if (!regions || !this.place) return null;
-    return { place: this.place, regions, tokens: this.tokens, chosen: this.chosen, marks: this.review?.marks ?? [] };
+    const tokens = read ? null : this.tokens;
+    return { place: this.place, regions, tokens, chosen: this.chosen, marks: this.review?.marks ?? [] };
   }
 
   private edit(change: (review: Review) => void): void {
@@ -305,19 +406,21 @@ export class Session extends EventTarget {
   private leave(): void {
     const marks = this.review?.marks ?? [];
     Object.assign(this, { answer: null, review: null, recorded: null, drawing: null, tokens: null, chosen: -1, trouble: '' });
+    Object.assign(this, { readings: [], reading: -1, withheld: null, own: null, stored: '' });
+    this.given.begin('');
     marks.forEach(mark => this.screen.erase(mark.id)); // after the review was put away, which they would vanish from
     this.changed();
   }
 
   private async attempt(busy: string, work: () => Promise<void>): Promise<void> {
-    this.busy = busy;
+    if (busy) this.busy = busy;
     this.changed();
     try {
       await work();
     } catch (error) {
       this.trouble = error instanceof Refused ? error.message : `Something went wrong here: ${String(error)}`;
     } finally {
-      this.busy = '';
+      if (busy) this.busy = '';
       this.changed();
     }
   }

@@ -17,6 +17,7 @@ export const style = css`
   textarea, input:not([type='range']) {
     width: 100%; color: inherit; background: var(--field); border: 1px solid var(--line); border-radius: 4px; padding: 6px 8px; font: inherit;
   }
+  input.short:not([type='range']) { width: 64px; }
   textarea { resize: vertical; min-height: 44px; }
   button {
     color: var(--ink); background: transparent; border: 1px solid var(--line); border-radius: 4px; padding: 4px 9px; font: inherit; cursor: pointer;
@@ -42,6 +43,9 @@ export const style = css`
   #regions button { padding: 2px 7px; }
   #earlier li, #earlier button, #marks li { width: 100%; text-align: left; }
   #marks { margin: 0; }
+  #given li, #policies li { width: 100%; border-left: 2px solid var(--line); padding-left: 8px; }
+  #given p, #policies p { margin: 2px 0; overflow-wrap: anywhere; }
+  #queue li, #queue li button { width: 100%; text-align: left; }
   #marks li { justify-content: space-between; }
   .reward { font-size: 18px; font-weight: 650; }
   kbd { font: 600 10px/1 system-ui, sans-serif; color: var(--quiet); border: 1px solid var(--line); border-radius: 3px; padding: 1px 4px; margin-left: 3px; }

@@ -19,7 +19,12 @@ export interface Place {
   geometry: Geometry | null;
 }
 
-const TOOL = 'RectangleROI';
+export type Tool = 'box' | 'stroke' | 'point';
+/** A region as it was drawn: a box, or the points that a pen ran through. */
+export type Shape = { box: Box } | { path: Vec3[] };
+
+const TOOLS: Record<Tool, string> = { box: 'RectangleROI', stroke: 'PlanarFreehandROI', point: 'Probe' };
+const MOST_POINTS = 400; // of a stroke: a token is millimetres wide
 
 export class Viewer {
   private readonly services: Services;
@@ -109,9 +114,9 @@ export class Viewer {
     }
   }
 
-  /** The next rectangle that is drawn belongs to us. */
-  draw(): void {
-    this.manager.commandsManager.runCommand('setToolActiveToolbar', { toolName: TOOL });
+  /** The next region that is drawn belongs to us. */
+  draw(tool: Tool): void {
+    this.manager.commandsManager.runCommand('setToolActiveToolbar', { toolName: TOOLS[tool] });
   }
 
   /** The mouse sets the window again. */
@@ -131,16 +136,16 @@ export class Viewer {
   /** Regions that are drawn, moved and erased, in the server's millimetres; returns how to stop it. */
   onDrawn(
     place: () => Place | null,
-    heard: { added(id: string, box: Box): void; moved(id: string, box: Box): void; removed(id: string): void },
+    heard: { added(id: string, shape: Shape): void; moved(id: string, shape: Shape): void; removed(id: string): void },
   ): () => void {
     const service = this.services.measurementService;
-    const boxed = (then: (id: string, box: Box) => void) => (detail: { measurement: Measurement }) => {
-      const box = this.boxOf(detail.measurement, place());
-      if (box) then(detail.measurement.uid, box);
+    const shaped = (then: (id: string, shape: Shape) => void) => (detail: { measurement: Measurement }) => {
+      const shape = this.shapeOf(detail.measurement, place());
+      if (shape) then(detail.measurement.uid, shape);
     };
     const subscriptions = [
-      service.subscribe(service.EVENTS['MEASUREMENT_ADDED']!, boxed(heard.added)),
-      service.subscribe(service.EVENTS['MEASUREMENT_UPDATED']!, boxed(heard.moved)),
+      service.subscribe(service.EVENTS['MEASUREMENT_ADDED']!, shaped(heard.added)),
+      service.subscribe(service.EVENTS['MEASUREMENT_UPDATED']!, shaped(heard.moved)),
       service.subscribe(service.EVENTS['MEASUREMENT_REMOVED']!, ({ measurement }) =>
         heard.removed(typeof measurement === 'string' ? measurement : measurement.uid),
       ),
@@ -148,15 +153,16 @@ export class Viewer {
     return () => subscriptions.forEach(subscription => subscription.unsubscribe());
   }
 
-  private boxOf(measurement: Measurement, place: Place | null): Box | null {
-    const { referenceSeriesUID, FrameOfReferenceUID, points } = measurement;
+  private shapeOf(measurement: Measurement, place: Place | null): Shape | null {
+    const { referenceSeriesUID, FrameOfReferenceUID, points, toolName } = measurement;
     const elsewhere = referenceSeriesUID !== place?.series && (!place?.frame || FrameOfReferenceUID !== place.frame);
     if (!place || !points?.length || elsewhere) return null; // drawn on other images: its millimetres are not ours
     for (const [id, viewport] of this.viewports()) {
       const moved = this.toViewport(place, id, viewport);
       if (!moved) continue;
       const back = invert(moved);
-      return boxAround(points.map(point => apply(back, [...point] as Vec3)));
+      const there = points.map(point => apply(back, [...point] as Vec3));
+      return toolName === TOOLS.stroke || toolName === TOOLS.point ? { path: thinned(there) } : { box: boxAround(there) };
     }
     return null;
   }
@@ -178,6 +184,12 @@ export class Viewer {
   private sop(imageId: string): string {
     return metaData(this.manager).get('instance', imageId)?.SOPInstanceUID ?? '';
   }
+}
+
+/** At most MOST_POINTS of them, evenly, both ends among them. */
+export function thinned(points: Vec3[]): Vec3[] {
+  if (points.length <= MOST_POINTS) return points;
+  return Array.from({ length: MOST_POINTS }, (_, n) => points[Math.round((n * (points.length - 1)) / (MOST_POINTS - 1))]!);
 }
 
 /** The affine that a function of indices is. */

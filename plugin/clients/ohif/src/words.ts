@@ -1,5 +1,6 @@
 /** What is said to the reader: words rather than bare numbers, the same as on the server's own page. */
-import type { Answer, Feedback } from './client';
+import type { Answer, Change, Feedback, Given, Learning, Policy, Results } from './client';
+import type { Drawn } from './review';
 
 export const RESEARCH = 'Research use only: not for diagnosis.';
 
@@ -32,6 +33,7 @@ export function facts(answer: Answer): Fact[] {
   found.push({ name: 'Looked at', text: `${kept(budget.kept, budget.total)}, ${regions}` });
   if (slices) found.push({ name: 'First look', text: `${slices.encoded} of ${slices.total} slices were encoded before this answer` });
   for (const note of answer.notes ?? []) found.push({ name: 'Note', text: note, warn: true });
+  found.push({ name: 'Policy', text: answer.policy.id });
   return found;
 }
 
@@ -58,4 +60,44 @@ export function reward(reply: Feedback): { total: string; parts: Fact[] } {
     value === null ? [] : [{ name, text: signed(value) }],
   );
   return { total: signed(reply.reward.total), parts };
+}
+
+/** A recorded correction in a line. */
+export function given(one: Given): string {
+  const said = one.answer ?? (one.cannot_tell ? 'the image cannot tell' : '');
+  const marks = one.marks.length ? `${one.marks.length} region${one.marks.length === 1 ? '' : 's'}` : '';
+  const what = one.blinded ? 'read blinded' : { accept: 'accepted', amend: 'amended', reject: 'rejected' }[one.verdict];
+  return [`${one.reviewer}: ${what}`, said, marks, one.difficulty ?? '', one.comment].filter(Boolean).join(', ');
+}
+
+/** What became of it. */
+export function fate(one: Given): string {
+  if (one.blinded) return 'kept apart: nothing is learned from it';
+  const learned = one.learned_by.length ? `learned by ${one.learned_by.join(', ')}` : 'not learned from yet';
+  if (one.state === 'draft') return 'a draft: nothing is learned from it';
+  return one.state === 'withdrawn' ? `withdrawn${one.learned_by.length ? `, but ${learned}` : ''}` : learned;
+}
+
+export const CHANGES: Record<Change, string> = { submit: 'Submit', withdraw: 'Withdraw', undo: 'Undo' };
+
+export function stored({ status, objects, left_out }: Results): string {
+  const kinds = [...new Set(objects.map(object => object.kind))].join(', ');
+  return `In the PACS: ${kinds} (${status}).${left_out.map(one => ` No ${one.kind}: ${one.why}.`).join('')}`;
+}
+
+/** How far learning is, or what came of it. */
+export function learning(job: Learning | null): string {
+  if (!job || job.state === 'idle') return '';
+  const { stage, done, total, promoted, reasons, error } = job.stats as Record<string, any>;
+  if (job.state === 'running') return `learning: ${stage ?? 'starting'}${total ? ` ${done} of ${total}` : ''}`;
+  if (job.state !== 'done') return `learning ${job.state}: ${error?.given ?? 'see the log'}`;
+  return promoted ? 'learned, and promoted' : `learned: ${(reasons ?? []).join('; ') || 'nothing new'}`;
+}
+
+export function policy(one: Policy): string {
+  return `${one.id}: ${one.state}${one.sign_off ? `, signed by ${one.sign_off}` : ''}`;
+}
+
+export function mark(one: Drawn): string {
+  return `${one.kind} ${'box' in one ? 'region' : one.path.length === 1 ? 'point' : 'stroke'}`;
 }

@@ -1,5 +1,5 @@
 /** Replies as the server makes them. */
-import type { Answer, Feedback, Geometry, Region, Tokens } from '../src/client';
+import type { Answer, Feedback, Geometry, Given, Region, Tokens, Withheld } from '../src/client';
 
 export const region: Region = {
   box_mm: [[-10, -10, -3], [10, 10, 3]],
@@ -54,6 +54,15 @@ export const recorded: Feedback = {
   policy: { id: 'p0000-00000000', sha256: '0'.repeat(64) },
   reward: { total: -0.5, parts: { answer: -1, grounding: 0, missed: null }, version: 'v' },
 };
+
+export const withheld: Withheld = { withheld: true, episode: 'e9', study: '1.2.3', question: 'Is there a nodule?' };
+
+export function given(more: Partial<Given> = {}): Given {
+  return {
+    key: 'k', episode: 'e1', reviewer: 'anonymous', verdict: 'amend', created: '2026-03-02T09:31:40+00:00', answer: 'no', cannot_tell: false,
+    difficulty: null, blinded: false, comment: '', marks: [], state: 'submitted', changes: [], learned_by: [], reward: recorded.reward, ...more,
+  };
+}
 
 /** A Storage of its own. */
 export function keeper(): Storage {

@@ -1,7 +1,7 @@
 import { afterEach, expect, test, vi } from 'vitest';
 import { Client, Refused } from '../src/client';
 import { events } from '../src/sse';
-import { answer } from './answers';
+import { answer, withheld } from './answers';
 
 const event = (name: string, data: unknown) => `event: ${name}\ndata: ${JSON.stringify(data)}\n\n`;
 const QUESTION = { study: '1.2.3', question: 'Is there a nodule?' };
@@ -108,4 +108,18 @@ test('stopping is no error of the server', async () => {
   stop.abort();
   const error = await client().ask(QUESTION, {}, stop.signal).catch((e: unknown) => e);
   expect(error).not.toBeInstanceOf(Refused);
+});
+
+test('an answer that is kept back comes as such, also where the stream was cut', async () => {
+  replies(new Response(body([event('start', { episode: 'e9' }), event('progress', { stage: 'reading' }), event('done', withheld)])));
+  expect(await client().ask({ ...QUESTION, blinded: true }, {}, new AbortController().signal)).toEqual(withheld);
+  replies(new Response(body([event('start', { episode: 'e9' })], true)), failed('blinded', 409));
+  expect(await client().ask({ ...QUESTION, blinded: true }, {}, new AbortController().signal)).toEqual(withheld);
+});
+
+test('a change that nobody answered is sent again under the same key', async () => {
+  const fetched = replies(new TypeError('away'), json({ key: 'a/b', state: 'withdrawn', learned_by: [] }));
+  await client().change('a/b', 'withdraw', 'reader-1', 'c1');
+  expect(fetched.mock.calls.map(call => call[0])).toEqual(Array(2).fill('/sparsight/feedback/a%2Fb/change'));
+  expect(JSON.parse(String(fetched.mock.calls[1]![1]?.body))).toEqual({ change: 'withdraw', reviewer: 'reader-1', key: 'c1' });
 });

@@ -21,7 +21,7 @@ test('every step is undone by itself, a text as a whole', () => {
   const review = new Review('e1', keeper());
   review.judge('accept');
   review.mark({ id: 'm1', kind: 'relevant', box });
-  review.move('m1', [[0, 0, 0], [2, 2, 0]]);
+  review.move('m1', { box: [[0, 0, 0], [2, 2, 0]] });
   for (const text of ['n', 'no', 'non', 'none']) review.write(text);
   expect(review.verdict).toBe('amend');
   expect(review.undo()).toEqual({ gone: [], back: [] });
@@ -61,12 +61,12 @@ test('the same content has the same key, other content another', () => {
   let n = 0;
   const keys = () => `${++n}`;
   review.judge('reject');
-  const first = review.request('r', keys);
+  const first = review.request('r', {}, keys);
   expect(first).toMatchObject({ episode: 'e1', reviewer: 'r', verdict: 'reject', answer: null, marks: [] });
-  expect(review.request('r', keys).key).toBe(first.key);
-  expect(new Review('e1', kept).request('r', keys).key).toBe(first.key);
+  expect(review.request('r', {}, keys).key).toBe(first.key);
+  expect(new Review('e1', kept).request('r', {}, keys).key).toBe(first.key);
   review.remark('beside the heart');
-  expect(review.request('r', keys).key).not.toBe(first.key);
+  expect(review.request('r', {}, keys).key).not.toBe(first.key);
 });
 
 test('a browser without storage loses the draft and nothing else', () => {
@@ -76,4 +76,57 @@ test('a browser without storage loses the draft and nothing else', () => {
   const review = new Review('e1', { getItem: refuse, setItem: refuse, removeItem: refuse });
   review.judge('accept');
   expect(review.request('r').verdict).toBe('accept');
+});
+
+test('that the image cannot tell takes the place of an answer', () => {
+  const review = new Review('e1', keeper());
+  review.write('no');
+  review.tellNothing();
+  expect([review.verdict, review.answer, review.cannotTell]).toEqual(['amend', '', true]);
+  expect(review.missing(answer)).toBeNull();
+  review.judge('accept');
+  expect(review.missing(answer)).toMatch(/cannot be told/);
+  expect(review.missing({ ...answer, abstained: true })).toBeNull();
+  review.judge('reject');
+  expect(review.missing(answer)).toBeNull();
+  expect(review.request('r')).toMatchObject({ verdict: 'reject', answer: null, cannot_tell: true, draft: false, blinded: false });
+  review.write('yes, a ring');
+  expect([review.verdict, review.cannotTell]).toEqual(['amend', false]);
+  review.undo();
+  expect(review.cannotTell).toBe(true);
+});
+
+test('how hard it is goes from easy to hard and back to not said', () => {
+  const review = new Review('e1', keeper());
+  const seen = [1, 2, 3, 4].map(() => (review.rateNext(), review.difficulty));
+  expect(seen).toEqual(['easy', 'moderate', 'hard', null]);
+  review.rate('hard');
+  expect(review.empty).toBe(false);
+  review.rate('hard');
+  expect(review.empty).toBe(true);
+});
+
+test('strokes and points are sent as paths, in whatever draft they were kept', () => {
+  const kept = keeper();
+  const review = new Review('e1', kept);
+  review.mark({ id: 's', kind: 'missed', path: [[0, 0, 0], [5, 5, 0]], radius: 2 });
+  review.mark({ id: 'p', kind: 'relevant', path: [[1, 2, 3]], radius: 0 });
+  review.mark({ id: 'b', kind: 'irrelevant', box });
+  review.move('s', { path: [[0, 0, 0], [6, 6, 0]] });
+  review.judge('amend');
+  expect(new Review('e1', kept).request('r').marks).toEqual([
+    { kind: 'missed', path_mm: [[0, 0, 0], [6, 6, 0]], radius_mm: 2 },
+    { kind: 'relevant', path_mm: [[1, 2, 3]], radius_mm: 0 },
+    { kind: 'irrelevant', box_mm: box },
+  ]);
+});
+
+test('a draft and what is submitted are two corrections; a blinded reading has no marks', () => {
+  const review = new Review('e1', keeper());
+  review.write('no');
+  review.mark({ id: 'b', kind: 'irrelevant', box });
+  const draft = review.request('r', { draft: true });
+  expect(draft.draft).toBe(true);
+  expect(review.request('r').key).not.toBe(draft.key);
+  expect(review.request('r', { blinded: true })).toMatchObject({ blinded: true, verdict: 'amend', answer: 'no', marks: [] });
 });

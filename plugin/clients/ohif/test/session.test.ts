@@ -1,19 +1,28 @@
 import { beforeEach, expect, test, vi } from 'vitest';
-import { Refused, type Client, type Listener, type Study } from '../src/client';
+import { Refused, type Answer, type Client, type Given, type Learning, type Listener, type Policy, type Study, type Withheld } from '../src/client';
 import { KEYS, keyOf } from '../src/keys';
 import type { Drawing } from '../src/overlay';
 import { Session } from '../src/session';
 import * as words from '../src/words';
-import { answer, geometry, keeper, recorded, tokens } from './answers';
+import { possible } from '../src/given';
+import { Lessons } from '../src/lessons';
+import { answer, geometry, given, keeper, recorded, tokens, withheld } from './answers';
 
 const STUDIES: Study[] = [
   { id: '1.2.3', modality: 'CT', question: 'Is there a nodule?', study_uid: '1.2', series_uid: '1.2.3' },
   { id: '4.5.6', modality: 'DX', question: 'Is there a ring?', study_uid: '4.5', series_uid: '4.5.6' },
 ];
 
+const CASE = { study: '4.5.6', question: 'Is there a line?', score: 1, reason: 'disagreement' };
+const STORED = { episode: 'e1', status: 'verified' as const, to: 'pacs' as const, study_uid: '1.2', objects: [], left_out: [] };
+const POLICY: Policy = {
+  id: 'p0000-00000000', parent: null, state: 'live', sha256: '', reader: 'nano', created: '', metrics: {}, reasons: [], sign_off: null, origin: null,
+};
+const POLICIES: Policy[] = [POLICY, { ...POLICY, id: 'p0001-11111111', state: 'candidate' }];
+
 interface Drawn {
-  added(id: string, box: unknown): void;
-  moved(id: string, box: unknown): void;
+  added(id: string, shape: unknown): void;
+  moved(id: string, shape: unknown): void;
   removed(id: string): void;
 }
 
@@ -34,8 +43,16 @@ function setUp() {
     geometry: vi.fn(async () => geometry),
     tokens: vi.fn(async () => tokens),
     feedback: vi.fn(async (_: unknown) => recorded),
-    nextCase: vi.fn(async (_: string[]) => ({ study: '4.5.6' as string | null, question: 'Is there a line?', score: 1, reason: '' })),
-    ask: vi.fn(async (_: unknown, __: Listener, ___: AbortSignal) => answer),
+    nextCase: vi.fn(async (_: string[], __?: number) => ({ ...CASE, study: CASE.study as string | null, queue: [CASE] })),
+    ask: vi.fn(async (_: unknown, __: Listener, ___: AbortSignal): Promise<Answer | Withheld> => answer),
+    answer: vi.fn(async (_: string) => ({ ...answer, episode: 'e9' })),
+    given: vi.fn(async (_: string) => [] as Given[]),
+    change: vi.fn(async (..._: string[]) => undefined),
+    store: vi.fn(async (_: string) => STORED),
+    policies: vi.fn(async () => POLICIES),
+    learn: vi.fn(async (): Promise<Learning> => ({ state: 'running', stats: {} })),
+    learning: vi.fn(async (): Promise<Learning> => ({ state: 'done', stats: { promoted: false, reasons: ['waits for a signature'] } })),
+    promote: vi.fn(async (_: string, __: string) => POLICIES[1]!),
   };
   const picture = { visible: true, opacity: 1, last: null as Drawing | null, show: (drawing: Drawing | null) => void (picture.last = drawing) };
   const [kept, thisTab, open] = [keeper(), keeper(), vi.fn()];
@@ -104,17 +121,17 @@ test('drawn regions become marks, are undone, and survive a reload', async () =>
   await it.session.ask();
   it.session.mark('missed');
   expect(it.screen.draw).toHaveBeenCalled();
-  it.screen.drawn.added('m1', [[0, 0, 0], [5, 5, 0]]);
+  it.screen.drawn.added('m1', { box: [[0, 0, 0], [5, 5, 0]] });
   expect(it.session.review?.marks).toMatchObject([{ id: 'm1', kind: 'missed' }]);
   expect(it.screen.stopDrawing).toHaveBeenCalled();
-  it.screen.drawn.added('m2', [[0, 0, 0], [5, 5, 0]]); // drawn for another purpose
+  it.screen.drawn.added('m2', { box: [[0, 0, 0], [5, 5, 0]] }); // drawn for another purpose
   expect(it.session.review?.marks).toHaveLength(1);
   expect(it.picture.last?.marks).toHaveLength(1);
   it.session.undo();
   expect(it.screen.erase).toHaveBeenCalledWith('m1');
   expect(it.session.review?.marks).toEqual([]);
   it.session.mark('relevant');
-  it.screen.drawn.added('m3', [[0, 0, 0], [5, 5, 0]]);
+  it.screen.drawn.added('m3', { box: [[0, 0, 0], [5, 5, 0]] });
   const { episode } = answer;
   it.client.episodes.mockResolvedValue([answer]);
   const again = it.make();
@@ -126,7 +143,7 @@ test('drawn regions become marks, are undone, and survive a reload', async () =>
 test('leaving an answer keeps its draft, though its drawings go from the screen', async () => {
   await it.session.ask();
   it.session.mark('relevant');
-  it.screen.drawn.added('m1', [[0, 0, 0], [5, 5, 0]]);
+  it.screen.drawn.added('m1', { box: [[0, 0, 0], [5, 5, 0]] });
   await it.session.show({ ...answer, episode: 'e2' });
   expect(it.screen.erase).toHaveBeenCalledWith('m1');
   expect(it.session.review?.marks).toEqual([]);
@@ -160,7 +177,7 @@ test('the next case is opened with its question; what was seen is not offered ag
   const there = it.make();
   there.start();
   await vi.waitFor(() => expect(there.question).toBe('Is there a line?'));
-  it.client.nextCase.mockResolvedValueOnce({ study: null, question: '', score: 0, reason: '' });
+  it.client.nextCase.mockResolvedValueOnce({ ...CASE, study: null, queue: [] });
   await there.nextCase();
   expect(it.client.nextCase).toHaveBeenLastCalledWith(['1.2.3', '4.5.6']);
   expect(there.trouble).toBe('All cases were seen.');
@@ -190,4 +207,172 @@ test('doubt is said plainly', () => {
   expect(facts).toContainEqual({ name: 'Re-checked', text: 'No was re-checked with all tokens: now yes', warn: true });
   expect(facts.find(fact => fact.name === 'Looked at')?.text).toBe('60 of 600 tokens (10.0 %), 2 regions');
   expect(words.confidence(0.78)).toBe('likely right (about 8 in 10)');
+});
+
+test('a stroke is drawn with the pen that was chosen, a point with a click', async () => {
+  await it.session.ask();
+  it.session.take();
+  it.session.pen = 6;
+  it.session.mark('missed');
+  expect(it.screen.draw).toHaveBeenLastCalledWith('stroke');
+  it.screen.drawn.added('s', { path: [[0, 0, 0], [5, 5, 0]] });
+  it.session.mark('relevant');
+  it.session.take('point');
+  expect(it.screen.draw).toHaveBeenLastCalledWith('point');
+  it.screen.drawn.added('p', { path: [[1, 1, 0]] });
+  expect(it.picture.last?.marks).toEqual([
+    { id: 's', kind: 'missed', path: [[0, 0, 0], [5, 5, 0]], radius: 3 },
+    { id: 'p', kind: 'relevant', path: [[1, 1, 0]], radius: 3 },
+  ]);
+  it.session.judge('amend');
+  await it.session.submit();
+  expect(it.client.feedback).toHaveBeenLastCalledWith(expect.objectContaining({ marks: [expect.objectContaining({ radius_mm: 3 }), expect.anything()] }));
+});
+
+test('a draft is kept, submitted, withdrawn and undone, each as a change of its own', async () => {
+  await it.session.ask();
+  it.session.write('no');
+  it.client.feedback.mockResolvedValueOnce({ ...recorded, state: 'draft' });
+  it.client.given.mockResolvedValue([given({ key: 'd', state: 'draft', changes: [{ change: 'draft' }] }), given({ key: 'x', reviewer: 'other' })]);
+  await it.session.submit(true);
+  expect(it.client.feedback).toHaveBeenLastCalledWith(expect.objectContaining({ draft: true }));
+  expect(it.session.given.newest('submit')?.key).toBe('d');
+  expect(it.session.given.newest('withdraw')?.key).toBe('d');
+  it.client.given.mockResolvedValue([given({ key: 'd', changes: [{ change: 'draft' }, { change: 'submit' }] })]);
+  await it.session.given.change(it.session.given.newest('submit'), 'submit');
+  expect(it.client.change).toHaveBeenLastCalledWith('d', 'submit', 'anonymous', expect.stringMatching(/^ohif-/));
+  expect(it.session.given.newest('submit')).toBeUndefined();
+  await it.session.given.change(it.session.given.newest('submit'), 'submit');
+  expect(it.client.change).toHaveBeenCalledTimes(1);
+  it.session.reviewAgain();
+  expect([it.session.recorded, it.session.review?.empty]).toEqual([null, true]);
+});
+
+test('what can become of a correction is what the server allows', () => {
+  const of = (state: Given['state'], ...changes: string[]) => possible(given({ state, changes: changes.map(change => ({ change })) }));
+  expect(of('submitted')).toEqual(['withdraw']);
+  expect(of('draft', 'draft')).toEqual(['submit', 'withdraw']);
+  expect(of('submitted', 'draft', 'submit')).toEqual(['withdraw', 'undo']);
+  expect(of('withdrawn', 'withdraw')).toEqual(['undo']);
+  expect(of('submitted', 'withdraw', 'undo')).toEqual(['withdraw']);
+});
+
+test('what was read blinded is said first, then the answer is shown', async () => {
+  it.session.toggleBlinded();
+  it.client.ask.mockResolvedValueOnce(withheld);
+  await it.session.ask();
+  expect(it.client.ask.mock.calls[0]![0]).toMatchObject({ blinded: true });
+  expect([it.session.withheld, it.session.answer, it.picture.last]).toEqual([withheld, null, null]);
+  it.session.judge('accept');
+  it.session.mark('relevant');
+  expect([it.session.review?.verdict, it.session.drawing]).toEqual([null, null]);
+  await it.session.submit();
+  expect(it.session.trouble).toMatch(/own answer/);
+  it.session.write('no');
+  await it.session.submit();
+  expect(it.client.feedback).toHaveBeenCalledWith(expect.objectContaining({ episode: 'e9', blinded: true, verdict: 'amend', answer: 'no', marks: [] }));
+  expect([it.session.withheld, it.session.answer?.episode, it.session.own]).toEqual([null, 'e9', 'no']);
+  expect(it.session.recorded).toBeNull(); // the review of the answer is still to come
+  expect(it.session.review?.empty).toBe(true);
+});
+
+test('a blinded reading outlives the page, and can be given up', async () => {
+  it.session.toggleBlinded();
+  it.client.ask.mockResolvedValueOnce(withheld);
+  await it.session.ask();
+  it.session.write('no');
+  it.client.episodes.mockResolvedValue([answer]);
+  const again = it.make();
+  again.start();
+  await vi.waitFor(() => expect(again.withheld).toEqual(withheld));
+  expect([again.answer, again.review?.answer]).toEqual([null, 'no']);
+  again.forget();
+  expect([again.withheld, again.review]).toEqual([null, null]);
+  const third = it.make();
+  third.start();
+  await vi.waitFor(() => expect(third.answer?.episode).toBe('e1'));
+});
+
+test('a reading whose answer does not come back is not lost', async () => {
+  it.client.ask.mockResolvedValueOnce(withheld);
+  await it.session.ask();
+  it.session.tellNothing();
+  it.client.feedback.mockRejectedValueOnce(new Refused('away', 'the server does not answer', 'one', 'wait'));
+  await it.session.submit();
+  expect([it.session.withheld, it.session.review?.cannotTell]).toEqual([withheld, true]);
+  await it.session.submit();
+  expect(it.client.feedback.mock.calls[0]).toEqual(it.client.feedback.mock.calls[1]); // the same key
+  expect(it.session.own).toBe('the image cannot tell');
+});
+
+test('the readings of a question are stepped through, each with its tokens, and back to the evidence', async () => {
+  const all = { kept: 600, total: 600, regions: [{ ...answer.evidence[0]!, weight: 1, sop_uid: '7' }] };
+  it.client.ask.mockImplementationOnce(async (_, listener) => {
+    listener.kept?.({ kept: 60, total: 600, regions: answer.evidence });
+    listener.token?.('none');
+    listener.kept?.(all);
+    listener.token?.('I see.');
+    return answer;
+  });
+  await it.session.ask();
+  expect(it.session.readings.map(one => [one.kept, one.reasoning])).toEqual([[60, 'none'], [600, 'I see.']]);
+  const shown = () => [it.session.reading, it.picture.last?.regions.length, it.picture.last?.tokens === null];
+  expect(shown()).toEqual([-1, 2, false]);
+  it.session.stepReading(-1);
+  expect(shown()).toEqual([1, 1, true]);
+  expect(it.screen.jump).toHaveBeenLastCalledWith(all.regions[0], expect.anything());
+  it.session.stepReading(-1);
+  expect(shown()).toEqual([0, 2, true]);
+  it.session.stepReading(-1);
+  expect(shown()).toEqual([-1, 2, false]);
+  it.session.stepReading(1);
+  it.session.choose(1);
+  expect(shown()).toEqual([-1, 2, false]);
+  await it.session.show(answer);
+  expect(it.session.readings).toEqual([]);
+});
+
+test('the queue is looked for when it is asked for, and a case of it opens with its question', async () => {
+  expect(it.client.nextCase).not.toHaveBeenCalled();
+  await it.session.cases.list();
+  expect(it.client.nextCase).toHaveBeenCalledWith(['1.2.3'], 5);
+  expect(it.session.cases.queue).toEqual([CASE]);
+  expect(it.session.cases.go('4.5.6', CASE.question)).toBe(true);
+  expect(it.open).toHaveBeenCalledWith(STUDIES[1]);
+  expect(it.session.cases.go('9', 'gone?')).toBe(false);
+});
+
+test('learning is followed to its end, and a candidate is promoted under the pseudonym', async () => {
+  const changed = vi.fn();
+  const work = async (_: string, run: () => Promise<void>) => run().catch(() => undefined);
+  const lessons = new Lessons(it.client as unknown as Client, work, () => 'reader-1', changed, 1);
+  it.client.learning.mockResolvedValueOnce({ state: 'running', stats: { stage: 'step', done: 3, total: 9 } });
+  await lessons.start();
+  expect(it.client.learning).toHaveBeenCalledTimes(2);
+  expect(words.learning(lessons.job)).toBe('learned: waits for a signature');
+  expect(lessons.policies.map(policy => policy.id)).toEqual(['p0001-11111111', 'p0000-00000000']);
+  await lessons.promote(lessons.policies[0]!);
+  expect(it.client.promote).toHaveBeenCalledWith('p0001-11111111', 'reader-1');
+  it.client.learning.mockRejectedValue(new Refused('away', 'x', 'y', 'z'));
+  await lessons.start(); // ends though the server is away
+  expect(words.learning({ state: 'failed', stats: { error: { given: 'a NaN' } } })).toBe('learning failed: a NaN');
+});
+
+test('results are stored in the PACS, and what was not says why', async () => {
+  await it.session.ask();
+  it.client.store.mockResolvedValueOnce({
+    ...STORED,
+    objects: [{ kind: 'report', sop_class_uid: '', sop_uid: '', series_uid: '', sha256: '', file: null }],
+    left_out: [{ kind: 'corrections', why: 'no region that a reviewer marked' }],
+  } as never);
+  await it.session.storeResults();
+  expect(it.session.stored).toBe('In the PACS: report (verified). No corrections: no region that a reviewer marked.');
+});
+
+test('who learned from a correction is said', () => {
+  expect(words.given(given({ difficulty: 'hard', marks: [{}, {}] }))).toBe('anonymous: amended, no, 2 regions, hard');
+  expect(words.given(given({ answer: null, cannot_tell: true }))).toBe('anonymous: amended, the image cannot tell');
+  expect(words.fate(given({ learned_by: ['p1', 'p2'] }))).toBe('learned by p1, p2');
+  expect(words.fate(given({ learned_by: ['p1'], state: 'withdrawn' }))).toBe('withdrawn, but learned by p1');
+  expect(words.fate(given({ blinded: true }))).toMatch(/kept apart/);
 });

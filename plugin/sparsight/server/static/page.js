@@ -1,8 +1,17 @@
 // The page at /sparsight/: talks to the routes of docs/api.md and to nothing else.
-const $ = (id) => document.getElementById(id);
-const COLOURS = { evidence: "#7df9ff", relevant: "#5fd38d", missed: "#ffb020", irrelevant: "#ff7a70" };
+import { element } from "./elements.js";
+import { COLOURS, drawn, inWords, paint, toMillimetres } from "./marks.js";
+import { item } from "./reviews.js";
 
-const state = { answer: null, geometry: null, slice: 0, evidence: true, marks: [], kind: null, drag: null, picture: null, sent: null };
+const $ = (id) => document.getElementById(id);
+const REVIEWER = "page";
+const TOOLS = ["box", "stroke", "point"];
+
+// withheld: the answer is kept back by the server until the reader's own one came. drag: points of what is being drawn.
+const state = {
+  answer: null, withheld: false, geometry: null, slice: 0, evidence: true, marks: [], kind: null, tool: "box", drag: null, picture: null,
+  sent: null, cannotTell: false,
+};
 
 // --- talking to the server ---
 
@@ -35,20 +44,13 @@ async function attempt(work) {
   }
 }
 
-function element(tag, text, attributes = {}) {
-  const made = document.createElement(tag);
-  if (text !== null) made.textContent = text;  // never HTML: a question or an answer is only text
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
-}
-
 const short = (id) => (id.length > 24 ? `…${id.slice(-14)}` : id);  // DICOM UIDs differ at their end
 
 // --- asking ---
 
 async function ask(event) {
   event?.preventDefault();
-  const request = { study: $("study").value, question: $("question").value, budget: Number($("budget").value) / 100 };
+  const request = { study: $("study").value, question: $("question").value, budget: Number($("budget").value) / 100, blinded: $("blinded").checked };
   if ($("ask").disabled || !request.study || !request.question.trim()) return;
   $("ask").disabled = true;
   const start = performance.now();
@@ -64,13 +66,19 @@ async function ask(event) {
 }
 
 async function show(answer) {
-  Object.assign(state, { answer, geometry: null, marks: [], kind: null, drag: null, sent: null });
+  Object.assign(state, { answer, withheld: answer.withheld === true, geometry: null, marks: [], drag: null, sent: null, cannotTell: false });
+  if (state.kind) choose(state.kind);
   state.geometry = await attempt(() => call(`episodes/${answer.episode}/geometry`));
-  describe(answer);
+  if (state.withheld) $("answer").replaceChildren(element("p", answer.question, { class: "quiet" }), element("p", HELD));
+  else describe(answer);
+  for (const shown of document.querySelectorAll(".sighted")) shown.hidden = state.withheld;
+  $("amend-words").textContent = state.withheld ? "Show the answer" : "Send correction";
   $("feedback").hidden = false;
   $("reward").textContent = "";
-  $("right").value = "";
+  for (const field of ["right", "comment", "difficulty"]) $(field).value = "";
+  tellNothing(false);
   marksChanged();
+  await reviews();
   if (!state.geometry) return;
   $("view-tools").hidden = false;
   $("empty").hidden = true;
@@ -80,6 +88,8 @@ async function show(answer) {
   $("slice-tools").hidden = state.geometry.shape[0] < 2;
   await turnTo(state.geometry.slices[0]);
 }
+
+const HELD = "It was answered. The answer is kept back until you have given yours, which is kept apart and never learned from.";
 
 function confidenceInWords(p) {
   const words = p >= 0.9 ? "very likely right" : p >= 0.75 ? "likely right" : p >= 0.6 ? "more likely right than not" : "uncertain";
@@ -130,9 +140,10 @@ async function turnTo(slice) {
   const depth = state.geometry.shape[0];
   state.slice = Math.max(0, Math.min(depth - 1, slice));
   $("slice").value = state.slice;
-  const share = state.answer.evidence.filter(holds).reduce((sum, region) => sum + region.weight, 0);
-  $("slice-words").textContent = `${state.slice + 1} of ${depth}, regions here hold ${Math.round(100 * share)} % of the evidence`;
-  const asked = `episodes/${state.answer.episode}/slice.png?slice=${state.slice}&evidence=${state.evidence}`;
+  const share = regions().reduce((sum, region) => sum + region.weight, 0);
+  const told = state.withheld ? "" : `, regions here hold ${Math.round(100 * share)} % of the evidence`;
+  $("slice-words").textContent = `${state.slice + 1} of ${depth}${told}`;
+  const asked = `episodes/${state.answer.episode}/slice.png?slice=${state.slice}&evidence=${state.evidence && !state.withheld}`;
   const picture = new Image();
   picture.src = asked;
   state.wanted = asked;
@@ -142,7 +153,8 @@ async function turnTo(slice) {
   fit();
 }
 
-const holds = (region) => region.box_ijk[0][2] <= state.slice && state.slice < region.box_ijk[1][2];
+// The evidence on the slice that is shown.
+const regions = () => (state.answer.evidence ?? []).filter(({ box_ijk: [low, high] }) => low[2] <= state.slice && state.slice < high[2]);
 
 function fit() {
   if (!state.picture) return;
@@ -163,37 +175,20 @@ function draw() {
   const canvas = $("canvas"), pen = canvas.getContext("2d");
   pen.imageSmoothingQuality = "high";
   pen.drawImage(state.picture, 0, 0, canvas.width, canvas.height);
-  const box = ([i0, j0], [i1, j1], colour, dashed = false) => {
-    const [, rows, columns] = state.geometry.shape;
-    const sx = canvas.width / columns, sy = canvas.height / rows;
-    pen.strokeStyle = colour;
-    pen.lineWidth = 2 * (window.devicePixelRatio || 1);
-    pen.setLineDash(dashed ? [8, 6] : []);
-    pen.strokeRect(i0 * sx, j0 * sy, (i1 - i0) * sx, (j1 - j0) * sy);
-  };
-  if (state.evidence) for (const region of state.answer.evidence.filter(holds)) box(...region.box_ijk, COLOURS.evidence, true);
-  for (const mark of state.marks) if (mark.slice === state.slice) box(mark.from, mark.to, COLOURS[mark.kind]);
-  if (state.drag?.to) box(state.drag.from, state.drag.to, COLOURS[state.kind]);
+  const show = (mark, colour, dashed) => paint(canvas, state.geometry, mark, colour, dashed);
+  if (state.evidence) for (const { box_ijk: [from, to] } of regions()) show({ from, to }, COLOURS.evidence, true);
+  for (const mark of state.marks) if (mark.slice === state.slice) show(mark);
+  const under = state.drag && drawnNow();
+  if (under) show(under);
 }
+
+const drawnNow = () => drawn(state.tool, state.kind, state.slice, state.drag, Number($("pen").value) || 0);
 
 function place(event) {
   const area = $("canvas").getBoundingClientRect();
   const [, rows, columns] = state.geometry.shape;
   const at = (value, size) => Math.max(0, Math.min(size, value));
   return [at(((event.clientX - area.left) / area.width) * columns, columns), at(((event.clientY - area.top) / area.height) * rows, rows)];
-}
-
-// Corners of the box in LPS mm. Voxel (i, j, k) reaches from i to i + 1 on the picture, its centre is index i.
-function toMillimetres(mark) {
-  const m = state.geometry.ijk_to_lps, low = [Infinity, Infinity, Infinity], high = [-Infinity, -Infinity, -Infinity];
-  for (const i of [mark.from[0], mark.to[0]]) for (const j of [mark.from[1], mark.to[1]]) for (const k of [mark.slice, mark.slice + 1]) {
-    for (const axis of [0, 1, 2]) {
-      const mm = m[axis][0] * (i - 0.5) + m[axis][1] * (j - 0.5) + m[axis][2] * (k - 0.5) + m[axis][3];
-      low[axis] = Math.min(low[axis], mm);
-      high[axis] = Math.max(high[axis], mm);
-    }
-  }
-  return { kind: mark.kind, box_mm: [low, high] };
 }
 
 // --- marking and correcting ---
@@ -206,13 +201,23 @@ function choose(kind) {
 
 function release() {
   if (!state.drag) return;
-  const { from, to } = state.drag;
+  const mark = drawnNow();
   state.drag = null;
-  if (to && Math.abs(to[0] - from[0]) >= 1 && Math.abs(to[1] - from[1]) >= 1) {
-    const ends = [0, 1].map((axis) => [from[axis], to[axis]].sort((a, b) => a - b));
-    state.marks.push({ kind: state.kind, slice: state.slice, from: ends.map((e) => e[0]), to: ends.map((e) => e[1]) });
-  }
+  if (mark) state.marks.push(mark);
   marksChanged();
+}
+
+function take(tool) {
+  state.tool = tool;
+  $("tool").value = tool;
+  $("pen").disabled = tool === "box";
+}
+
+function tellNothing(cannot) {
+  state.cannotTell = cannot;
+  $("cannot-tell").setAttribute("aria-pressed", String(cannot));
+  $("right").disabled = cannot;
+  if (cannot) $("right").value = "";
 }
 
 function undo() {
@@ -222,30 +227,55 @@ function undo() {
 
 function marksChanged() {
   $("undo").disabled = state.marks.length === 0;
-  const counts = ["relevant", "missed", "irrelevant"].map((kind) => [state.marks.filter((m) => m.kind === kind).length, kind]);
-  const words = counts.filter(([n]) => n).map(([n, kind]) => `${n} ${kind}`).join(", ");
-  $("marks").textContent = words ? `Marked: ${words}.` : "No regions marked.";
+  $("marks").textContent = inWords(state.marks);
   if (state.picture && state.geometry) draw();
 }
 
-async function correct(verdict) {
+// draft: the server keeps it, and nothing is learned from it until it is submitted.
+async function correct(verdict, draft = false) {
   if ($("amend").disabled) return;  // one is being sent
-  const answer = $("right").value.trim();
-  if (verdict === "amend" && !answer && !state.marks.length) {
-    say("write the right answer or mark a region first", true);
+  const answer = $("right").value.trim(), { withheld, cannotTell } = state;
+  if (withheld && (verdict !== "amend" || draft)) return;
+  if (verdict === "amend" && !answer && !cannotTell && (withheld || !state.marks.length)) {
+    say(withheld ? "write your own answer first, or that the image cannot tell" : "write the right answer or mark a region first", true);
     return;
   }
-  const request = { episode: state.answer.episode, verdict, marks: state.marks.map(toMillimetres), reviewer: "page" };
+  const marks = withheld ? [] : state.marks.map((mark) => toMillimetres(mark, state.geometry));
+  const request = { episode: state.answer.episode, verdict, marks, reviewer: REVIEWER, comment: $("comment").value.trim(), blinded: withheld, draft };
+  if ($("difficulty").value) request.difficulty = $("difficulty").value;
   if (answer && verdict !== "accept") request.answer = answer;
+  if (cannotTell && verdict !== "accept") request.cannot_tell = true;
   const content = JSON.stringify(request);
   if (state.sent?.content !== content) state.sent = { content, key: crypto.randomUUID() };  // the same sent again is one
   const reply = await sending(() => call("feedback", { ...request, key: state.sent.key }));
   if (!reply) return;
+  if (withheld) return reveal(reply.episode, answer || "the image cannot tell");
   const total = reply.reward.total;
   const parts = Object.entries(reply.reward.parts).filter(([, value]) => value !== null).map(([name, value]) => `${name} ${value.toFixed(2)}`);
-  $("reward").textContent = `Recorded. Reward ${total >= 0 ? "+" : ""}${total.toFixed(2)}${parts.length ? ` (${parts.join(", ")})` : ""}`;
+  $("reward").textContent = `${reply.state === "draft" ? "Kept as a draft" : "Recorded"}. Reward ${total >= 0 ? "+" : ""}${total.toFixed(2)}${parts.length ? ` (${parts.join(", ")})` : ""}`;
   $("reward").className = total >= 0 ? "good" : "bad";
-  say("correction recorded");
+  say(reply.state === "draft" ? "kept as a draft" : "correction recorded");
+  await reviews();
+}
+
+async function reveal(episode, own) {
+  const answer = await attempt(() => call(`episodes/${episode}`));
+  if (!answer) return;
+  await show(answer);
+  $("answer").append(element("p", `You said before you saw it: ${own}`, { class: "quiet", id: "own" }));
+  await history();
+}
+
+async function reviews() {
+  const { episode } = state.answer;
+  const given = state.withheld ? [] : (await attempt(() => call(`episodes/${episode}/feedback`))) ?? [];
+  if (state.answer.episode !== episode) return;  // another answer is shown by now
+  const change = async (key, name) => {
+    if (await sending(() => call(`feedback/${encodeURIComponent(key)}/change`, { change: name, reviewer: REVIEWER, key: crypto.randomUUID() }))) {
+      await reviews();
+    }
+  };
+  $("reviews").replaceChildren(...given.map((one) => item(one, REVIEWER, change)));
 }
 
 async function sending(work) {
@@ -317,6 +347,7 @@ const KEYS = {
   "/": () => $("question").focus(),
   a: () => correct("accept"), r: () => correct("reject"), c: () => correct("amend"),
   e: () => $("toggle").click(),
+  t: () => tellNothing(!state.cannotTell), d: () => correct("amend", true), 4: () => take(TOOLS[(TOOLS.indexOf(state.tool) + 1) % TOOLS.length]),
   1: () => choose("relevant"), 2: () => choose("missed"), 3: () => choose("irrelevant"),
   ArrowUp: () => turnTo(state.slice - 1), ArrowDown: () => turnTo(state.slice + 1), Escape: () => choose(state.kind),
 };
@@ -339,6 +370,9 @@ function listen() {
   for (const button of document.querySelectorAll("[data-verdict]")) button.addEventListener("click", () => correct(button.dataset.verdict));
   for (const button of document.querySelectorAll("button.mark")) button.addEventListener("click", () => choose(button.dataset.kind));
   $("undo").addEventListener("click", undo);
+  $("cannot-tell").addEventListener("click", () => tellNothing(!state.cannotTell));
+  $("draft").addEventListener("click", () => correct("amend", true));
+  $("tool").addEventListener("change", () => take($("tool").value));
   $("learn").addEventListener("click", learn);
   $("rollback").addEventListener("click", () => change("policies/rollback", "rolled back"));
   $("next-case").addEventListener("click", nextCase);
@@ -351,11 +385,11 @@ function listen() {
   });
   const canvas = $("canvas");
   canvas.addEventListener("pointerdown", (event) => {
-    if (!state.kind || !state.geometry) return;
+    if (!state.kind || !state.geometry || state.withheld) return;
     canvas.setPointerCapture(event.pointerId);
-    state.drag = { from: place(event) };
+    state.drag = [place(event)];
   });
-  canvas.addEventListener("pointermove", (event) => { if (state.drag) { state.drag.to = place(event); draw(); } });
+  canvas.addEventListener("pointermove", (event) => { if (state.drag) { state.drag.push(place(event)); draw(); } });
   canvas.addEventListener("pointerup", release);
   canvas.addEventListener("wheel", (event) => {
     if (!state.geometry || state.geometry.shape[0] < 2) return;

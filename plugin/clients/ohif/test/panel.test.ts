@@ -1,0 +1,70 @@
+import { beforeEach, expect, test } from 'vitest';
+import { Panel } from '../src/panel';
+import { Review } from '../src/review';
+import type { Session } from '../src/session';
+import { answer, given, keeper, recorded, withheld } from './answers';
+
+customElements.define('test-panel', Panel);
+
+/** What the panel reads of a session. */
+function session(more: object = {}): Session {
+  const plain = {
+    shown: { modality: 'CT', description: 'chest' }, question: '', suggestions: [], asking: null, answer: null, earlier: [], review: null,
+    recorded: null, drawing: null, tool: 'box', pen: 0, chosen: -1, readings: [], reading: -1, withheld: null, own: null, stored: '',
+    given: { list: [] }, lessons: { policies: [], job: null, running: false }, cases: { queue: null }, unread: { wanted: false }, busy: '',
+    trouble: '', reviewer: 'anonymous', picture: { visible: true, opacity: 1 }, modality: () => 'DX',
+  };
+  return Object.assign(new EventTarget(), plain, more) as unknown as Session;
+}
+
+let panel: Panel;
+beforeEach(() => {
+  document.body.replaceChildren((panel = document.createElement('test-panel') as Panel));
+});
+
+async function shown(more: object): Promise<ShadowRoot> {
+  panel.session = session(more);
+  await panel.updateComplete;
+  return panel.shadowRoot!;
+}
+
+test('an answer that is kept back is nowhere on the panel', async () => {
+  const root = await shown({ withheld, review: new Review('e9', keeper()), earlier: [answer] });
+  expect(root.querySelector('#blinded')?.textContent).toContain(withheld.question);
+  for (const id of ['#result', '#review', '#regions', '#earlier', '#given']) expect(root.querySelector(id), id).toBeNull();
+  expect(root.textContent).not.toContain(answer.reasoning);
+});
+
+test('every reader\'s review is listed; only one\'s own can be changed', async () => {
+  const list = [given({ state: 'draft', changes: [{ change: 'draft' }] }), given({ key: 'x', reviewer: 'other', learned_by: ['p1'] })];
+  const root = await shown({ answer, review: new Review('e1', keeper()), given: { list } });
+  const [own, other] = [...root.querySelectorAll('#given li')];
+  expect([...own!.querySelectorAll('button')].map(button => button.dataset['change'])).toEqual(['submit', 'withdraw']);
+  expect(other!.querySelector('button')).toBeNull();
+  expect(other!.textContent).toContain('learned by p1');
+});
+
+test('a text is shown as it is, never as markup', async () => {
+  const text = '<img src=x onerror=alert(1)>';
+  const root = await shown({
+    answer: { ...answer, question: text, answer: text }, own: text, review: new Review('e1', keeper()), given: { list: [given({ comment: text })] },
+    cases: { queue: [{ study: '1', question: text, score: 1, reason: text }] }, lessons: { policies: [], job: { state: 'done', stats: { reasons: [text] } } },
+  });
+  expect(root.querySelector('img')).toBeNull();
+  for (const id of ['#result', '#own', '#given', '#queue', '#job']) expect(root.querySelector(id)?.textContent, id).toContain(text);
+});
+
+test('readings are offered where there was more than one', async () => {
+  const one = { kept: 60, total: 600, regions: [], reasoning: 'none' };
+  expect((await shown({ answer, review: new Review('e1', keeper()), readings: [one] })).querySelector('#readings')).toBeNull();
+  const root = await shown({ answer, review: new Review('e1', keeper()), readings: [one, { ...one, kept: 600, reasoning: 'I see.' }], reading: 1 });
+  const buttons = [...root.querySelectorAll<HTMLElement>('#readings button')];
+  expect(buttons.map(button => button.textContent?.trim())).toEqual(['Evidence', '1: 60 of 600 tokens', '2: 600 of 600 tokens']);
+  expect(buttons.map(button => button.ariaPressed ?? button.getAttribute('aria-pressed'))).toEqual(['false', 'false', 'true']);
+  expect(root.textContent).toContain('I see.');
+});
+
+test('a draft is said to be one', async () => {
+  const root = await shown({ answer, review: new Review('e1', keeper()), recorded: { ...recorded, state: 'draft' } });
+  expect(root.querySelector('#reward h2')?.textContent).toMatch(/draft/);
+});
