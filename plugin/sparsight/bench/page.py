@@ -29,7 +29,7 @@ _TESTS = ("kept", "pixel sufficiency", "pixel necessity", "complement", "shuffle
 def page(report: Report, pictures: dict[str, str], examples: Sequence[dict[str, Any]]) -> str:
     """results.md. pictures: {file in results/: caption}; examples: as examples.draw_examples gives them."""
     lines = _head(report)
-    lines += ["## Targets", "", *_table(("target", "wanted", "measured", ""), _target_cells(report)), ""]
+    lines += ["## Targets", "", *table(("target", "wanted", "measured", ""), _target_cells(report)), ""]
     for name, suite in report["suites"].items():
         if suite.get("n"):
             lines += _suite(report, name, suite, pictures)
@@ -163,7 +163,7 @@ def _accuracy(rows: Rows, areas: Rows) -> list[str]:
         else:
             by = [value(own[b]["accuracy"], own[b]["accuracy_ci"]) if b in own else "" for b in budgets]
             cells.append([stream, *by, area.get(stream, "")])
-    return _table(("accuracy", *map(share, budgets), "area (log)"), cells)
+    return table(("accuracy", *map(share, budgets), "area (log)"), cells)
 
 
 def _where(rows: Rows) -> list[str]:
@@ -180,7 +180,7 @@ def _where(rows: Rows) -> list[str]:
             ]
             cells.append([stream, *by])
     head = "evidence recall / pointing / IoU / false negatives"
-    return _table((head, *map(share, budgets)), cells)
+    return table((head, *map(share, budgets)), cells)
 
 
 def _differences(paired: Rows) -> list[str]:
@@ -194,7 +194,7 @@ def _differences(paired: Rows) -> list[str]:
         if rival == "all":
             ratios = [value(own[b]["ratio"], own[b]["ratio_ci"]) if b in own else "" for b in budgets]
             cells.append(["(ratio to all)", *ratios])
-    return _table(("", *map(share, budgets)), cells)
+    return table(("", *map(share, budgets)), cells)
 
 
 def _others(rows: Rows) -> list[str]:
@@ -229,7 +229,7 @@ def _strata(suite: dict[str, Any]) -> list[str]:
     if not cells:
         return []
     head = ("at 10 %", "n", "all", "ours", "its recall", "ours - all", "ours - saliency")
-    return [*_table(head, cells), ""]
+    return [*table(head, cells), ""]
 
 
 def _tests(report: Report, pictures: dict[str, str]) -> list[str]:
@@ -261,7 +261,7 @@ def _tests(report: Report, pictures: dict[str, str]) -> list[str]:
         ]
         if cells:
             head = ("stream", "test", "questions", "n", "accuracy", "ratio", "changed", "chance")
-            lines += [f"### {name}", "", *_table(head, cells), "", *_sensitivity(report, suite)]
+            lines += [f"### {name}", "", *table(head, cells), "", *_sensitivity(report, suite)]
         if suite.get("curves"):
             cells = [
                 [c["selector"], c["curve"], *(f"{p['p_right']:.3f}" for p in c["points"]), number(c["area"])]
@@ -269,7 +269,7 @@ def _tests(report: Report, pictures: dict[str, str]) -> list[str]:
             ]
             points = suite["curves"][0]["points"]
             columns = ("p(right answer)", f"n = {points[0]['n']}", *(share(p["share"]) for p in points), "area")
-            lines += [*_table(columns, cells), ""]
+            lines += [*table(columns, cells), ""]
     file = "insertion-deletion.png"
     return [*lines, f"![{pictures[file]}](results/{file})", ""] if file in pictures else lines
 
@@ -289,7 +289,7 @@ def _sensitivity(report: Report, suite: dict[str, Any]) -> list[str]:
     if not cells:
         return []
     head = ("image sensitivity: answers that change with another study", "n", "share", "ours - it, paired")
-    return [*_table(head, cells), ""]
+    return [*table(head, cells), ""]
 
 
 def _confidence(report: Report, pictures: dict[str, str]) -> list[str]:
@@ -316,7 +316,7 @@ def _confidence(report: Report, pictures: dict[str, str]) -> list[str]:
                     ]
                 )
     head = ("suite", "answers of ours at 10 %", "n", "ECE, 10 bins", "accuracy", "on the surest half")
-    lines += [*_table(head, cells), ""]
+    lines += [*table(head, cells), ""]
     for file in ("reliability.png", "abstention.png"):
         if file in pictures:
             lines += [f"![{pictures[file]}](results/{file})", ""]
@@ -339,7 +339,7 @@ def _read(report: Report) -> list[str]:
         for row in suite.get("read", {}).get("rows", ())
     ]
     head = ("suite", "stream", "n", "same answer", "read", "scored", "read - scored")
-    lines += [*_table(head, cells), ""]
+    lines += [*table(head, cells), ""]
     cells = [
         [name, row["selector"], str(row["n"]), value(row["accuracy"], row["accuracy_ci"])]
         for name, suite in report["suites"].items()
@@ -347,7 +347,7 @@ def _read(report: Report) -> list[str]:
     ]
     if cells:
         lines += ["Open questions, right where the normalised texts are equal:", ""]
-        lines += [*_table(("suite", "stream", "n", "accuracy"), cells), ""]
+        lines += [*table(("suite", "stream", "n", "accuracy"), cells), ""]
     return lines
 
 
@@ -372,7 +372,8 @@ def share(x: float) -> str:
     return f"{100 * x:g} %"
 
 
-def _table(head: Sequence[str], cells: Iterable[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], cells: Iterable[Sequence[str]]) -> list[str]:
+    """A table's lines."""
     return [
         f"| {' | '.join(head)} |",
         f"|{'---|' * len(head)}",

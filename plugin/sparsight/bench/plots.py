@@ -21,23 +21,23 @@ def draw_plots(report: dict[str, Any], out: Path) -> dict[str, str]:
     for name in dict.fromkeys(row["suite"] for row in report["rows"]):
         rows = [row for row in report["rows"] if row["suite"] == name]
         file = f"retention-{name}.png"
-        _save(_retention(rows, name), out / file)
+        save(_retention(rows, name), out / file)
         pictures[file] = f"{name}: accuracy against the share of the tokens kept, with 95 % intervals"
     suite = report["suites"].get("sim_2d", {})
     confidence = suite.get("read", {}).get("confidence", {})
     if confidence.get("read", {}).get("n"):
-        _save(_reliability(confidence), out / "reliability.png")
+        save(_reliability(confidence), out / "reliability.png")
         pictures["reliability.png"] = "sim_2d: how often an answer of a given confidence is right"
-        _save(_abstention(confidence), out / "abstention.png")
+        save(_abstention(confidence), out / "abstention.png")
         pictures["abstention.png"] = "sim_2d: accuracy on the questions it is surest of"
     if suite.get("curves"):
-        _save(_changes(suite["curves"]), out / "insertion-deletion.png")
+        save(_changes(suite["curves"]), out / "insertion-deletion.png")
         pictures["insertion-deletion.png"] = "sim_2d: probability of the right answer as tokens come and go, best first"
     return pictures
 
 
 def _retention(rows: list[dict[str, Any]], name: str) -> Figure:
-    figure, axes = _figure(name, "share of the tokens kept", "accuracy")
+    figure, axes = drawing(name, "share of the tokens kept", "accuracy")
     streams = [s for s in dict.fromkeys(row["selector"] for row in rows) if "," not in s]
     several = [s for s in streams if len([r for r in rows if r["selector"] == s]) > 1]
     for stream in several:
@@ -62,7 +62,7 @@ def _retention(rows: list[dict[str, Any]], name: str) -> Figure:
 
 
 def _reliability(confidence: dict[str, Any]) -> Figure:
-    figure, axes = _figure("how sure, how right", "confidence", "accuracy")
+    figure, axes = drawing("how sure, how right", "confidence", "accuracy")
     axes.plot([0, 1], [0, 1], color="0.7", lw=1)
     for kind, label in (("read", "as the product answers"), ("scored", "one prefill, not calibrated")):
         own = confidence[kind]
@@ -83,7 +83,7 @@ def _reliability(confidence: dict[str, Any]) -> Figure:
 
 
 def _abstention(confidence: dict[str, Any]) -> Figure:
-    figure, axes = _figure("what abstaining gains", "share of the questions answered, surest first", "accuracy")
+    figure, axes = drawing("what abstaining gains", "share of the questions answered, surest first", "accuracy")
     for kind, label in (("read", "as the product answers"), ("scored", "one prefill")):
         points = confidence[kind]["abstention"]
         x = [p["coverage"] for p in points]
@@ -94,7 +94,7 @@ def _abstention(confidence: dict[str, Any]) -> Figure:
 
 
 def _changes(curves: list[dict[str, Any]]) -> Figure:
-    figure, axes = _figure("tokens come, tokens go", "share of the tokens changed, best first", "p(right answer)")
+    figure, axes = drawing("tokens come, tokens go", "share of the tokens changed, best first", "p(right answer)")
     streams = list(dict.fromkeys(c["selector"] for c in curves))
     for c in curves:
         colour, _ = _style(c["selector"], streams)
@@ -109,7 +109,8 @@ def _changes(curves: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+def drawing(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    """An empty plot with its title and the names of its axes."""
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -133,5 +134,6 @@ def _band(rows: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
     return low, high
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write it as PNG."""
     figure.savefig(path, format="png", dpi=_DPI)

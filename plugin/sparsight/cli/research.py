@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from sparsight.cli.output import Json, check_targets, console, emit_json, progress_bar
+from sparsight.cli.output import Json, check_targets, console, emit_json, progress_bar, refused
 from sparsight.cli.session import Session
 from sparsight.errors import BudgetError, DataError, InputError, finite
 
@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
     bench.command()(prefill)
     bench.command()(quantization)
     bench.command()(credit)
+    bench.command()(feedback)
     app.add_typer(bench, name="bench")
 
 
@@ -282,6 +283,45 @@ def credit(
         shown = f"{row['budget']:g}", str(row["n"]), f"{row['accuracy']:.3f}", gain, between
         table.add_row(row["credit"], row["selector"], *shown)
     console.print(table)
+
+
+def feedback(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder for feedback.md, and feedback/ with figures and pictures.")] = Path(
+        "bench-feedback"
+    ),
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of data folders: bccd in it adds real blood smears.")
+    ] = None,
+    size: Annotated[str, typer.Option(help="small (a trial) or full (three seeds, 1,000 kills).")] = "small",
+    seed: Annotated[int, typer.Option(help="First of the seeds of cases and learning.", min=0)] = 0,
+    json: Json = False,
+) -> None:
+    """Let simulated clinicians teach it: what is learned and kept, what the gate lets through, what a crash loses."""
+    from sparsight.bench import feedback as bench
+    from sparsight.bench.suites import check_data
+
+    if size not in bench.SIZES:
+        raise InputError(f"--size {size[:20]}", expected=" or ".join(bench.SIZES), todo="choose one of them")
+    check_data(data)
+    session: Session = context.obj
+    beside = out / "feedback"
+    try:
+        beside.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise refused(error) from error
+    check_targets(out / "feedback.md", beside / "feedback.json")  # it takes long: not to be lost at the end
+    with progress_bar("bench feedback", quiet=json) as tell:
+        report = bench.run(session.config(), data, size=bench.SIZES[size], seed=seed, tell=tell)
+        bench.write(report, out)
+    if json:
+        emit_json(report)
+        return
+    table = Table("target", "wanted", "measured", "")
+    for line in report["targets"]:
+        table.add_row(line["target"], line["wanted"], line["measured"], line["verdict"])
+    console.print(table)
+    console.print(f"written to {out}")
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Teach a language stream's adapter right answers by themselves, on pruned input: what reinforcement begins from.
+"""Teach a language stream right answers by themselves, on pruned input: what its reinforcement begins from.
 
 Cross-entropy of the answer given the tokens that a frozen visual stream keeps, a share of the questions with all of
 them, held to the stream as it was at the start. One that never writes a right answer earns nothing from rl.language.
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from sparsight.errors import DataError, TrainingError
-from sparsight.model.completions import AdapterPolicy, Prompt
+from sparsight.model.completions import LanguagePolicy, Prompt
 from sparsight.model.protocols import Selector
 from sparsight.model.selectors import AllSelector
 from sparsight.rl import objective
@@ -25,7 +25,7 @@ _TEXT = 64  # tokens of words in a prompt, about
 
 @dataclass(frozen=True)
 class TuningConfig:
-    """How an adapter is tuned. Letters: docs/method.md."""
+    """How a stream is tuned. Letters: docs/method.md."""
 
     steps: int = 40
     batch: int = 8  # questions per step
@@ -46,7 +46,7 @@ class TuningStep:
 
 
 def tune_language(
-    language: AdapterPolicy,
+    language: LanguagePolicy,
     selector: Selector,
     examples: Sequence[Example],
     *,

@@ -240,7 +240,8 @@ class Learner:
             before = None if policy is candidate else self.writer
             with nullcontext() if before is None else before.standing_as(adapter):
                 on_sentinel.append(sentinel.correct(self.reader, stream, probes, budget, self.on_step))
-                on_held.append(np.array([self._reward(c.example, stream) for c in held], np.float64))
+                earned = [served_reward(self.reader, stream, c.example, budget) for c in held]
+                on_held.append(np.array(earned, np.float64))
         return gate.decide(
             sentinel=Paired(
                 on_sentinel[0], on_sentinel[1], _groups([p.group for p in probes]), tuple(p.stratum for p in probes)
@@ -249,19 +250,6 @@ class Learner:
             config=settings,
             look=look,
         )
-
-    def _reward(self, example: Example, selector: PolicySelector) -> float:
-        """The reward that training maximises, of the subset that would be served: its answer's part and grounding."""
-        grid = example.grid
-        k = max(1, min(round(self.config.serve.share * grid.n), grid.n, self.reader.max_tokens))
-        keep = selector.select(grid, example.question, k).keep
-        log_p = None
-        if example.scored is not None:
-            request = ScoreRequest(grid, example.question, example.scored, torch.from_numpy(keep)[None])
-            log_p = float(self.reader.score([request])[0][0])
-        answer = rewards.rejected(log_p) if example.answer is None else rewards.answer(log_p)
-        parts = {"answer": answer, "grounding": rewards.grounding(keep, example.marks)}
-        return rewards.compose(parts, rewards.RewardWeights()).total
 
     def _verdicts(self, recorded: Sequence[Feedback], candidate: TokenPolicy) -> dict[str, Any]:
         """Off-policy estimates of the share that would be accepted, from bare verdicts. They decide nothing.
@@ -305,6 +293,20 @@ class Learner:
             expect_live=live.id,
             record=lambda policy: self.store.record("promote", policy),
         )
+
+
+def served_reward(reader: Reader, selector: PolicySelector, example: Example, share: float) -> float:
+    """The reward that training maximises, of the subset that would be served: its answer's part and grounding."""
+    grid = example.grid
+    k = max(1, min(round(share * grid.n), grid.n, reader.max_tokens))
+    keep = selector.select(grid, example.question, k).keep
+    log_p = None
+    if example.scored is not None:
+        request = ScoreRequest(grid, example.question, example.scored, torch.from_numpy(keep)[None])
+        log_p = float(reader.score([request])[0][0])
+    answer = rewards.rejected(log_p) if example.answer is None else rewards.answer(log_p)
+    parts = {"answer": answer, "grounding": rewards.grounding(keep, example.marks)}
+    return rewards.compose(parts, rewards.RewardWeights()).total
 
 
 def split(

@@ -45,6 +45,11 @@ class NanoLanguagePolicy:
         """A copy without gradients."""
         return NanoLanguagePolicy(self._reader, deepcopy(self.module).requires_grad_(False))
 
+    def phrase(self, prompt: Prompt, answer: str) -> Completion:  # noqa: ARG002 - the protocol's
+        """The answer's word pieces and `</answer>`."""
+        tokenizer = self._reader.tokenizer
+        return spell(tokenizer, False, [*encode_text(tokenizer, answer.strip().lower()), END_ANSWER])
+
     @torch.no_grad()
     def sample(
         self, prompts: Sequence[Prompt], m: int, limit: int, generator: torch.Generator

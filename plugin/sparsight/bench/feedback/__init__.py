@@ -1,0 +1,262 @@
+"""What corrections teach, and what can go wrong on the way: the whole loop with simulated clinicians.
+
+run() measures and gives a report of plain values; write() makes feedback.md, and in feedback/ feedback.json and plots.
+Everything that a server would do goes through Service, its learning and its gate as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+import sparsight
+from sparsight.bench.feedback import curves, flips, order, rounds
+from sparsight.bench.feedback.curves import NOT_SERVED, OTHERS, OURS, Point, Start
+from sparsight.bench.feedback.kills import kill_often
+from sparsight.bench.feedback.page import page
+from sparsight.bench.feedback.plots import draw_plots
+from sparsight.bench.feedback.shifts import Shift, Tell, reader_with, shifts_of, unaware_policy
+from sparsight.bench.feedback.targets import targets
+from sparsight.config import Config
+from sparsight.errors import finite
+from sparsight.model import TokenPolicy, load_nano, load_policy
+from sparsight.model.nano.reader import NanoReader
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything. learn, gate: what is changed of learn.yaml and gate.yaml."""
+
+    scenes: int  # without the finding, that a policy learns on which is never to have seen it
+    steps: int  # of its warm start
+    new: int  # questions about what is new
+    old: int  # questions of before
+    numbers: tuple[int, ...]  # corrections of a learning, by the product's way
+    compared: int  # corrections at which the other ways are compared
+    shifted: tuple[int, ...]  # corrections under the other shifts
+    seeds: int  # of cases and learning
+    other_seeds: int  # the same, of the other ways and shifts
+    pool: int  # studies to choose the next case from
+    ordered: tuple[int, ...]  # corrections in active and in random order
+    order_seeds: int
+    shared: int  # cases that all four readers read
+    single: int  # cases that one of them reads
+    rounds: int  # of the gate
+    bank: int  # corrections that candidates are judged by, of which each round draws `held_out`
+    held_out: int
+    kills: int
+    learn: Mapping[str, Any] = field(default_factory=dict)
+    gate: Mapping[str, Any] = field(default_factory=dict)
+
+
+SIZES = {
+    "small": Size(
+        scenes=8,
+        steps=4,
+        new=12,
+        old=12,
+        numbers=(6, 12),
+        compared=12,
+        shifted=(6,),
+        seeds=1,
+        other_seeds=1,
+        pool=16,
+        ordered=(3, 6),
+        order_seeds=1,
+        shared=8,
+        single=2,
+        rounds=20,
+        bank=12,
+        held_out=8,
+        kills=6,
+        learn={"steps": 3, "passes": 0, "batch": 4, "group": 4},
+        gate={"sentinel": 20, "bootstrap": 200},
+    ),
+    "full": Size(
+        scenes=200,
+        steps=200,
+        new=240,
+        old=300,
+        numbers=(10, 50, 100, 200, 400),
+        compared=200,
+        shifted=(50, 200),
+        seeds=3,
+        other_seeds=1,
+        pool=250,
+        ordered=(25, 50, 100),
+        order_seeds=3,
+        shared=40,
+        single=40,
+        rounds=200,
+        bank=200,
+        held_out=60,
+        kills=1_000,
+    ),
+}
+
+
+def run(config: Config, data: Path | None = None, *, size: Size, seed: int, tell: Tell) -> dict[str, Any]:
+    """Measure everything, in this process and on one thread; only the sessions that are killed are processes.
+
+    data: folder of data folders, of which bccd adds a shift. seed: added to those of cases and learning. Raises
+    ConfigError for another reader than nano.
+    """
+    bench = _Bench(config, shifts_of(data), size, seed, tell)
+    with tempfile.TemporaryDirectory(prefix="sparsight-bench-") as name:
+        report = bench.measure(Path(name))
+    checked: dict[str, Any] = finite(report)
+    return checked | {"targets": targets(checked)}
+
+
+def write(report: dict[str, Any], out: Path) -> None:
+    """feedback.md; in feedback/ feedback.json and plots."""
+    beside = out / "feedback"
+    beside.mkdir(parents=True, exist_ok=True)
+    (beside / "feedback.json").write_text(dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    pictures = draw_plots(report, beside)
+    (out / "feedback.md").write_text(page(report, pictures), encoding="utf-8")
+
+
+class _Bench:
+    """One run: its parts share readers, exams and what was learned."""
+
+    def __init__(self, config: Config, shifts: dict[str, Shift], size: Size, seed: int, tell: Tell) -> None:
+        learn, gate = (getattr(config, name).model_copy(update=dict(getattr(size, name))) for name in ("learn", "gate"))
+        self.config = config.model_copy(update={"learn": learn, "gate": gate, "database": None})
+        self.shifts, self.size, self.seed, self.tell = shifts, size, seed, tell
+        self.reader: NanoReader = load_nano(config.serve.reader)
+        self.seconds: dict[str, float] = {}
+
+    def measure(self, folder: Path) -> dict[str, Any]:
+        started = time.perf_counter()
+        shifts, rows = [], []
+        by_shift: dict[str, tuple[Config, Start, list[Point]]] = {}
+        for shift in self.shifts.values():
+            config, policy = self._part(f"start: {shift.name}", lambda s=shift: self._begin(s, folder))
+            start = self._part(f"start: {shift.name}", lambda s=shift, p=policy: self._start(s, p))
+            points = self._part(
+                f"learning: {shift.name}", lambda s=shift, c=config, b=start: self._learn(s, c, b, folder)
+            )
+            by_shift[shift.name] = config, start, points
+            shifts.append({"name": shift.name, "title": shift.title, **start.as_dict(self.seed)})
+            rows += curves.rows_of(shift, start, points, self.seed)
+        shift = self.shifts["finding"]
+        config, start, points = by_shift["finding"]
+        size = self.size
+        report = {
+            "created": datetime.now(UTC).isoformat(),
+            "version": sparsight.__version__,
+            "reader": self.reader.id,
+            "reader_sha256": self.reader.sha256,
+            "language_learns": self.reader.writer(1) is not None,
+            "share": config.serve.share,
+            "seed": self.seed,
+            "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "threads": 1},
+            "size": asdict(size),
+            "learn": config.learn.model_dump(mode="json"),
+            "gate": config.gate.model_dump(mode="json"),
+            "shifts": shifts,
+            "rows": rows,
+        }
+        report["order"] = self._part(
+            "order",
+            lambda: order.run(
+                shift,
+                config,
+                start,
+                pool=size.pool,
+                numbers=size.ordered,
+                seeds=self._seeds(size.order_seeds),
+                folder=folder,
+                tell=self.tell,
+            ),
+        )
+        report["flips"] = self._part(
+            "a careless reader",
+            lambda: flips.run(
+                shift,
+                config,
+                start,
+                shared=size.shared,
+                single=size.single,
+                seeds=self._seeds(size.seeds),
+                folder=folder,
+                tell=self.tell,
+            ),
+        )
+        report["rounds"] = self._part("gate", lambda: self._rounds(shift, config, start, points))
+        report["kills"] = self._part(
+            "kill -9",
+            lambda: kill_often(folder / "kills", kills=size.kills, seed=self.seed, tell=self.tell).as_dict(),
+        )
+        report["seconds"] = {name: round(value, 1) for name, value in self.seconds.items()}
+        report["seconds"]["all"] = round(time.perf_counter() - started, 1)
+        return report
+
+    def _begin(self, shift: Shift, folder: Path) -> tuple[Config, TokenPolicy]:
+        """The policy that meets what is new, and a configuration that serves it."""
+        if shift.name in ("anatomy", "site"):
+            return self.config, load_policy(self.config.serve.reader)
+        place, size = folder / "unaware", self.size
+        if not place.exists():
+            policy = unaware_policy(self.reader, scenes=size.scenes, steps=size.steps, seed=self.seed, tell=self.tell)
+            reader_with(self.reader, policy, place)
+        serve = self.config.serve.model_copy(update={"reader": str(place)})
+        return self.config.model_copy(update={"serve": serve}), load_policy(place)
+
+    def _start(self, shift: Shift, policy: TokenPolicy) -> Start:
+        n = self.size.new, self.size.old
+        return Start.of(shift, self.reader, policy, self.config.serve.share, n, self.tell)
+
+    def _learn(self, shift: Shift, config: Config, start: Start, folder: Path) -> list[Point]:
+        """Ours at every number of corrections and seed; the other ways, and the other shifts, on fewer."""
+        size, points, main = self.size, list[Point](), shift.name == "finding"
+        for seed in self._seeds(size.seeds if main else size.other_seeds):
+            others = OTHERS if main and seed < self.seed + size.other_seeds else ()
+            numbers = size.numbers if main else size.shifted
+            points += curves.learn_all(
+                shift,
+                config,
+                start,
+                reader=self.reader,
+                ways=[(OURS, numbers), *((way, (size.compared,)) for way in others)],
+                compared=size.compared if main else max(size.shifted),
+                seed=seed,
+                folder=folder,
+                tell=self.tell,
+            )
+        return points
+
+    def _rounds(self, shift: Shift, config: Config, start: Start, points: list[Point]) -> dict[str, Any]:
+        """The gate's candidates: the start, what the ways learned at the most corrections, and noisy ones of these."""
+        size = self.size
+        gauge = rounds.Gauge(shift, self.reader, config, start, size.bank, self.tell)
+        first = load_policy(config.serve.reader)
+        measured = [gauge.of("before", first, (start.before_new, start.before_old))]
+        served = [p for p in points if p.corrections == size.compared and p.way not in NOT_SERVED]
+        learned = {f"{p.way}, seed {p.seed}": p for p in served}
+        measured += [gauge.of(name, p.policy, (p.new, p.old)) for name, p in learned.items()]
+        ours = learned[f"{OURS.name}, seed {self.seed}"].policy
+        for scale in rounds.NOISE:
+            for name, policy in (("before", first), ("ours", ours)):
+                measured.append(gauge.of(f"{name}, noise {scale:g}", rounds.noisy(policy, scale, self.seed)))
+        return rounds.run(
+            measured, gauge.decide, bank=size.bank, rounds=size.rounds, held_out=size.held_out, seed=self.seed
+        )
+
+    def _seeds(self, n: int) -> range:
+        return range(self.seed, self.seed + n)
+
+    def _part(self, name: str, measure: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        result = measure()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+        return result

@@ -1,0 +1,458 @@
+"""The feedback benchmark: its clinicians, patients and verdicts are what it says, and its checks find what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from copy import deepcopy
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sparsight.bench.feedback import kills, rounds
+from sparsight.bench.feedback.clinic import Clinician, clinic
+from sparsight.bench.feedback.exam import Exam
+from sparsight.bench.feedback.page import page
+from sparsight.bench.feedback.rounds import Measured, worth
+from sparsight.bench.feedback.shifts import SEEN, SHIFTS, UNSEEN, unaware_policy
+from sparsight.bench.feedback.targets import targets
+from sparsight.bench.feedback.tuned import tuned
+from sparsight.config import Config, GateConfig
+from sparsight.model import PolicySelector, Reader, ScoreRequest, load_nano, load_policy
+from sparsight.rl import gate
+from sparsight.rl.gate import Paired
+from sparsight.store import Store
+from sparsight.types import Answer, Case, Episode, Feedback, ImageVolume, Question
+
+
+def quiet(*_: Any) -> None:
+    """Nobody listens."""
+
+
+# --- clinicians ---
+
+
+def case(n: int = 0, answer: str = "yes") -> Case:
+    volume = ImageVolume(np.zeros((1, 16, 16), np.float32), np.eye(4), "OT", (127.5, 255.0))
+    finding = np.zeros(volume.shape, bool)
+    finding[0, 4:8, 4:8] = True
+    return Case(f"c{n}", volume, Question("Where is it?", "choice", ("yes", "no", "maybe")), answer, finding=finding)
+
+
+class Said:
+    """As much of an episode as a clinician reads."""
+
+    def __init__(self, text: str) -> None:
+        self.id, self.answer = "e1", Answer(text, "", 0.9)
+
+
+def judged(reader: Clinician, text: str, one: Case) -> Feedback:
+    episode: Episode = Said(text)  # type: ignore[assignment]
+    return reader.judge(one, episode, 0)
+
+
+def test_a_clinician_who_is_right_accepts_what_is_right_and_amends_the_rest() -> None:
+    reader = Clinician("anna", marked=1.0)
+    right, amended = judged(reader, "yes", case()), judged(reader, "no", case())
+    assert (right.verdict, right.answer) == ("accept", "yes")
+    assert (amended.verdict, amended.answer) == ("amend", "yes")
+    assert np.array_equal(amended.marks[0].mask, case().finding)
+
+
+def test_one_who_is_always_wrong_names_another_choice_and_marks_nothing() -> None:
+    reader = Clinician("eve", wrong=1.0, marked=1.0)
+    said = [judged(reader, "yes", case(n)) for n in range(30)]
+    assert {one.answer for one in said} == {"no", "maybe"}
+    assert not any(one.marks for one in said)
+
+
+def test_thumbs_tell_no_answer() -> None:
+    reader = Clinician("tom", thumbs=True, marked=1.0)
+    for text, verdict in (("yes", "accept"), ("no", "reject")):
+        one = judged(reader, text, case())
+        assert (one.verdict, one.answer, one.marks) == (verdict, None, ())
+
+
+def test_a_share_is_wrong_and_a_share_is_marked_and_both_are_the_same_each_time() -> None:
+    reader = Clinician("dora", wrong=0.3, marked=0.2)
+    cases = [case(n) for n in range(500)]
+    held = [reader.holds(one, 7) for one in cases]
+    assert held == [reader.holds(one, 7) for one in cases]
+    assert held != [reader.holds(one, 8) for one in cases]
+    assert 0.24 < np.mean([answer != "yes" for answer in held]) < 0.36
+    assert 0.15 < np.mean([bool(reader.marks(one, 7)) for one in cases]) < 0.25
+
+
+# --- what is new ---
+
+
+@pytest.mark.parametrize("name", SHIFTS)
+def test_no_patient_is_both_corrected_and_examined(name: str) -> None:
+    shift = SHIFTS[name]
+    lessons, exam, old = shift.lessons(12, 0), shift.exam(12, 0), shift.old_exam(12, 0)
+    assert len(lessons) == len(exam) == len(old) == 12
+    assert len({one.volume.sha256 for one in lessons}) == 12  # one question of each study
+    assert not {one.group for one in lessons} & {one.group for one in (*exam, *old)}
+    assert [one.id for one in lessons] == [one.id for one in shift.lessons(12, 0)]
+    assert not {one.id for one in lessons} & {one.id for one in shift.lessons(12, 1)}
+
+
+def test_what_is_new_is_about_the_unseen_finding_and_the_old_never_shows_it() -> None:
+    shift = SHIFTS["finding"]
+    asked = shift.exam(40, 0)
+    assert all(UNSEEN in f"{one.question.text} {one.answer}".lower() for one in asked)
+    assert {one.label for one in asked} == {"exists", "what", "where", "side"}
+    assert {one.answer for one in asked if one.label == "exists"} == {"yes", "no"}
+    for one in shift.old_exam(40, 0):
+        assert UNSEEN not in (one.answer, *one.question.choices)
+        assert UNSEEN not in one.question.text.lower()
+
+
+def test_other_anatomy_is_a_trunk_and_another_machine_changes_the_image_alone() -> None:
+    assert {one.group.split("-")[0] for one in SHIFTS["anatomy"].lessons(8, 0)} == {"synthetic_trunk"}
+    site = SHIFTS["site"]
+    taken, plain = site.lessons(4, 0), replace(site, taken=lambda volume, rng: volume).lessons(4, 0)
+    assert [(a.question, a.answer) for a in taken] == [(b.question, b.answer) for b in plain]
+    for a, b in zip(taken, plain, strict=True):
+        assert a.volume.voxels.std() < 0.8 * b.volume.voxels.std()  # flat
+        assert np.array_equal(a.finding, b.finding) if a.finding is not None else b.finding is None
+
+
+def test_the_unaware_policy_has_no_place_for_the_unseen_finding() -> None:
+    reader = load_nano("nano")
+    policy = unaware_policy(reader, scenes=2, steps=1, seed=0, tell=quiet)
+    at = reader.spec.findings.index(UNSEEN)
+    assert policy.prior is not None
+    assert len(policy.prior.bias) == len(reader.spec.findings) - 1
+    assert len(SEEN) == 6
+    shipped = reader.encoder.logits.weight[at].detach().numpy() / 3
+    rows = policy.prior.weight.detach().numpy()[:, : len(shipped)]
+    assert min(float(np.abs(row - shipped).max()) for row in rows) > 0.01
+
+
+def test_tuning_teaches_a_copy_of_the_language_stream_and_leaves_the_reader_as_it_was() -> None:
+    reader, policy = load_nano("nano"), load_policy("nano")
+    cases = SHIFTS["site"].lessons(8, 0)
+    config = Config.load(serve={"reader": "nano"}, learn={"tuning_lr": 1e-3, "held_out": 0.0})
+
+    def log_p(of: Reader) -> float:
+        """Of the right answers, from what the policy keeps."""
+        asked = []
+        for one in cases:
+            grid = reader.encode(one.volume)
+            keep = PolicySelector(policy, reader).select(grid, one.question, 58).keep
+            asked.append(ScoreRequest(grid, one.question, one.answer, torch.from_numpy(keep)[None]))
+        return float(torch.cat(of.score(asked)).mean())
+
+    before = log_p(reader)
+    taught = tuned(reader, policy, cases, config)
+    assert log_p(reader) == before
+    assert log_p(taught) > before + 0.1
+
+
+def test_an_exam_reads_what_the_policy_keeps_with_the_answers_of_another_stream() -> None:
+    reader, policy = load_nano("nano"), load_policy("nano")
+    exam = Exam(SHIFTS["site"].exam(16, 0), reader, 0.1, quiet)
+    first = exam.right(policy)
+    assert set(first) <= {0.0, 1.0}
+    assert np.array_equal(first, exam.right(policy, load_nano("nano")))
+    dumb = load_nano("nano")
+    torch.manual_seed(0)
+    for parameter in dumb.language.lm.parameters():
+        parameter.data = torch.randn_like(parameter)
+    assert not np.array_equal(first, exam.right(policy, dumb))
+    assert len(np.unique(exam.groups)) == len({one.group for one in exam.cases})
+
+
+# --- the gate's rounds ---
+
+
+def measured(name: str, quality: float, rng: np.random.Generator) -> Measured:
+    """A policy that answers a share of everything right, and earns as much."""
+    draws = (rng.random(n) < quality for n in (300, 400, 300))
+    sentinel, old, new = (np.array(d, float) for d in draws)
+    return Measured(name, sentinel, rng.normal(quality, 0.05, 200), old, new)
+
+
+def decide_by(config: GateConfig) -> rounds.Decide:
+    def decide(live: Measured, candidate: Measured, held: np.ndarray, look: int) -> gate.Decision:
+        groups = np.arange(300) // 4
+        return gate.decide(
+            sentinel=Paired(live.sentinel, candidate.sentinel, groups, ("all",) * 300),
+            held_out=Paired(live.held_out[held], candidate.held_out[held], np.arange(len(held)), ("a",) * len(held)),
+            config=config,
+            look=look,
+        )
+
+    return decide
+
+
+def ladder() -> list[Measured]:
+    """The same draws at each quality, so that a better policy is right wherever a worse one is."""
+    return [measured(f"q{q}", q / 10, np.random.default_rng(0)) for q in (4, 5, 6, 8)]
+
+
+def test_the_gate_tells_good_from_bad_and_a_gate_that_lets_all_through_is_found_out() -> None:
+    for config, fooled in ((GateConfig(), False), (GateConfig(margin=1.0, min_gain=-1.0), True)):
+        found = rounds.run(ladder(), decide_by(config), bank=200, rounds=60, held_out=60, seed=0)
+        assert found["rounds"] == 60 == found["bad"]["n"] + found["good"]["n"]
+        assert min(found["bad"]["n"], found["good"]["n"]) > 10
+        assert (found["bad"]["promoted"] > 0) == fooled
+        assert found["good"]["share"] > 0.8
+        assert sum(part["n"] for part in found["good_by_gain"]) == found["good"]["n"]
+    looks = [(row["look"], row["promoted"]) for row in found["rows"]]
+    assert all(second == 1 for (_, promoted), (second, _) in pairwise(looks) if promoted)
+
+
+def test_worth_needs_the_new_and_the_old() -> None:
+    live, better = ladder()[1:3]
+    assert worth(live, better) == "good"
+    assert worth(better, live) == "bad"
+    assert worth(live, live) is None
+    forgets = replace(better, old=np.zeros(400))
+    assert worth(live, forgets) == "bad"
+
+
+def test_noise_changes_a_policy_more_the_more_of_it_there_is() -> None:
+    policy = load_policy("nano")
+    moved = [
+        float((rounds.noisy(policy, scale, 0).look.weight - policy.look.weight).abs().mean()) for scale in (0.1, 0.4)
+    ]
+    assert 0 < 3 * moved[0] < moved[1]
+    assert moved[0] == float((rounds.noisy(policy, 0.1, 0).look.weight - policy.look.weight).abs().mean())
+
+
+# --- kill -9 ---
+
+
+def test_killed_sessions_lose_and_double_nothing(tmp_path: Path) -> None:
+    found = kills.kill_often(tmp_path, kills=8, seed=0, tell=quiet).as_dict()
+    assert found["kills"] == 8 == sum(found["by_stage"].values())
+    assert (found["lost"], found["doubled"], found["broken"]) == (0, 0, [])
+    assert found["confirmed"] >= 5
+    assert found["learned"] >= 1
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> kills._Site:
+    """A store after one session that came through, and two policies."""
+    reader = kills.tiny_reader(tmp_path / "reader")
+    config = kills._config(tmp_path / "home", reader, promotes=True)
+    with kills._drawn_once():
+        kills._session(config, 0, None)
+    found = kills._Site(config, kills.Found())
+    found.confirmed = set(range(5))
+    return found
+
+
+def lose(site: kills._Site) -> None:
+    site.confirmed.add(99)
+
+
+def overwrite_the_live_policy(site: kills._Site) -> None:
+    site.registry.weights_path(site.registry.live().id).write_bytes(b"half of a file")
+
+
+def keep_another_answer(site: kills._Site) -> None:
+    with clinic(site.config) as service:
+        service.correct(Feedback("k6", "e0", "r", "amend", datetime.now(UTC), "yes"))  # its client says no
+
+
+@pytest.mark.parametrize("harm", [lose, overwrite_the_live_policy, keep_another_answer])
+def test_what_went_wrong_is_seen(site: kills._Site, harm: Callable[[kills._Site], None]) -> None:
+    site._look()
+    assert (site.found.lost, site.found.doubled, site.found.broken) == (0, 0, [])
+    harm(site)
+    site._look()
+    assert site.found.lost + site.found.doubled + len(site.found.broken) > 0
+
+
+def test_a_correction_learned_twice_is_seen(site: kills._Site) -> None:
+    first = site.registry.live()
+    assert first.parent is not None
+    with closing(Store(site.config.home / "store.db", site.config.home)) as store:
+        keys = sorted(store.learned_keys([first.id]))
+        again = site.registry.add(
+            load_policy(site.config.serve.reader).to_arrays(),
+            parent=first.id,
+            reader=first.reader,
+            record=lambda policy: store.mark_learned(policy, train=keys),
+        )
+    site.registry.promote(again.id)
+    site._look()
+    assert site.found.doubled == len(keys)
+
+
+# --- verdicts and sentences ---
+
+
+def figure(mean: float | None, low: float | None = None, high: float | None = None) -> dict[str, Any]:
+    return {"mean": mean, "low": mean if low is None else low, "high": mean if high is None else high, "n": 240}
+
+
+def row(n: int, gap: float, low: float, *, promoted: bool = True, old: float = 0.0) -> dict[str, Any]:
+    learned = {
+        "new_accuracy": figure(0.7),
+        "new_gain": figure(gap / 5, low / 5, 0.2),
+        "gap_closed": figure(gap, low, 1.0),
+        "old_accuracy": figure(0.8),
+        "old_change": figure(old, old - 0.02, old + 0.005),
+    }
+    nothing = {name: figure(0.0) for name in learned}
+    one = {"seed": 0, "new_accuracy": 0.7, "old_change": old, "promoted": promoted, "seconds": 40.0, "reasons": []}
+    return {
+        "shift": "finding",
+        "learner": "ours",
+        "corrections": n,
+        "seeds": [0],
+        "n_new": 240,
+        "n_old": 300,
+        "candidate": learned,
+        "live": learned if promoted else nothing,
+        "by_seed": [one],
+    }
+
+
+@pytest.fixture
+def report() -> dict[str, Any]:
+    """A run that reached everything."""
+    part = {"n": 100, "promoted": 90, "share": 0.9, "low": 0.8, "high": 0.95}
+    gained = {"new_accuracy": figure(0.7), "new_gain": figure(0.1, 0.05, 0.15), "by_seed": [0.7], "promoted": 1}
+    return {
+        "created": "2026-11-28T00:00:00",
+        "version": "1",
+        "reader": "nano-1",
+        "language_learns": False,
+        "share": 0.1,
+        "seed": 0,
+        "seconds": {"all": 1.0},
+        "shifts": [
+            {
+                "name": "finding",
+                "title": "a finding never seen",
+                "before": figure(0.5),
+                "oracle": figure(0.7),
+                "all": figure(0.6),
+                "gap": figure(0.2, 0.1, 0.3),
+                "old": figure(0.8),
+                "elsewhere": [{"share": 0.1, "before": 0.6, "gap": figure(0.03, -0.01, 0.07)}],
+                "patients": 60,
+                "old_patients": 60,
+            }
+        ],
+        "rows": [row(50, 0.5, 0.2), row(200, 0.7, 0.4)],
+        "order": {
+            "question": "Is there a calcification?",
+            "pool": 100,
+            "seeds": [0],
+            "rows": [
+                {"order": order, "corrections": n, "positive": 0.5, **gained}
+                for order in ("random", "active")
+                for n in (50, 100)
+            ],
+            "paired": [{"active": 50, "random": 100, "difference": figure(0.01, -0.01, 0.03)}],
+        },
+        "rounds": {
+            "rounds": 200,
+            "held_out": 60,
+            "policies": [{"name": "before", "old": 0.8, "new": 0.5, "sentinel": 0.7}],
+            "bad": part | {"promoted": 0, "share": 0.0, "low": 0.0, "high": 0.04},
+            "good": part,
+            "good_by_gain": [part | {"from": 0.03, "to": 0.05}],
+            "held_for": {"held_out_gain": 10},
+        },
+        "flips": {
+            "share_flipped": 0.3,
+            "careless": "dora",
+            "shared": 40,
+            "single": 40,
+            "old_change": figure(0.0, -0.01, 0.01),
+            "new_gain": figure(0.1, 0.05, 0.15),
+            "by_seed": [
+                {"seed": 0, "corrections": 200, "flipped": 15, "named": ["dora"], "promoted": True, "reasons": []}
+            ],
+        },
+        "kills": {
+            "kills": 1000,
+            "by_stage": {"correct": 250, "learn": 250, "gate": 250, "promote": 250},
+            "sessions": 1100,
+            "finished": 100,
+            "confirmed": 900,
+            "learned": 200,
+            "promoted": 150,
+            "lost": 0,
+            "doubled": 0,
+            "broken": [],
+            "seconds": 300.0,
+        },
+    }
+
+
+def verdicts(report: dict[str, Any]) -> list[str]:
+    return [line["verdict"] for line in targets(report)]
+
+
+def test_every_target_can_be_met(report: dict[str, Any]) -> None:
+    assert set(verdicts(report)) == {"met"}
+    assert len(verdicts(report)) == 11
+
+
+@pytest.mark.parametrize(
+    ("harm", "line", "verdict"),
+    [
+        (lambda r: r["rows"][0]["live"].update(gap_closed=figure(0.3, 0.1, 0.5)), 0, "not met"),
+        (lambda r: r["rows"][1]["live"].update(gap_closed=figure(0.7, -0.1, 1.0)), 1, "not met"),
+        (lambda r: r["shifts"][0].update(gap=figure(0.02, -0.01, 0.05)), 1, "not measured"),
+        (lambda r: r["rows"].pop(0), 0, "not measured"),
+        (lambda r: r["rows"][0]["live"].update(old_change=figure(-0.02, -0.04, 0.0)), 2, "not met"),
+        (lambda r: r["order"]["paired"][0].update(difference=figure(0.0, -0.05, 0.05)), 4, "not met"),
+        (lambda r: [x.update(new_gain=figure(0.01, -0.02, 0.04)) for x in r["order"]["rows"]], 4, "not measured"),
+        (lambda r: r["rounds"]["bad"].update(promoted=1), 5, "not met"),
+        (lambda r: r["rounds"].update(rounds=20), 5, "not measured"),
+        (lambda r: r["rounds"]["good"].update(share=0.79), 6, "not met"),
+        (lambda r: r["flips"].update(old_change=figure(-0.02, -0.04, 0.0)), 7, "not met"),
+        (lambda r: r["flips"]["by_seed"][0].update(named=[]), 8, "not met"),
+        (lambda r: r["flips"]["by_seed"][0].update(named=["dora", "anna"]), 8, "not met"),
+        (lambda r: r["kills"].update(lost=1), 9, "not met"),
+        (lambda r: r["kills"].update(kills=10, broken=["not one live policy"]), 9, "not met"),
+        (lambda r: r["kills"].update(kills=10), 9, "not measured"),
+        (lambda r: r["rows"][1]["by_seed"][0].update(seconds=61.0), 10, "not met"),
+    ],
+)
+def test_every_target_can_be_missed(
+    report: dict[str, Any], harm: Callable[[dict[str, Any]], Any], line: int, verdict: str
+) -> None:
+    changed = deepcopy(report)
+    harm(changed)
+    assert verdicts(changed)[line] == verdict
+    assert [v for n, v in enumerate(verdicts(changed)) if n != line].count("met") >= 8
+
+
+def test_a_candidate_that_was_held_closes_no_gap(report: dict[str, Any]) -> None:
+    report["rows"] = [row(50, 0.5, 0.2, promoted=False), row(200, 0.7, 0.4)]
+    line = targets(report)[0]
+    assert line["verdict"] == "not met"
+    assert "0 of 1 promoted" in line["measured"]
+
+
+def test_the_page_says_what_intervals_carry(report: dict[str, Any]) -> None:
+    report["targets"] = targets(report)
+    said = page(report, {})
+    assert "There is a gap to close" in said
+    assert "At 10 % of the tokens it is +0.030 [-0.010, +0.070]." in said
+    assert "- ours, 200 corrections: answers more of what was new (+0.140 [+0.080, +0.200]); no loss" in said
+    assert "no adapter for its language stream" in said
+    assert "no difference shown" in said
+    report["shifts"][0]["gap"] = figure(0.02, -0.01, 0.05)
+    report["rows"] = [row(200, 0.1, -0.1, old=-0.03)]
+    report["kills"]["broken"] = ["not one live policy"]
+    said = page(report, {})
+    assert "No gap is shown" in said
+    assert "no change on what was new is shown (+0.020 [-0.020, +0.200]); the old suffers" in said
+    assert "- not one live policy" in said
