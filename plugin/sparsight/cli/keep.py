@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from rich.markup import escape
 
 from sparsight.cli.output import Json, check_targets, console, emit_json
 from sparsight.cli.session import Session
-from sparsight.errors import NotFoundError
+from sparsight.errors import InputError, NotFoundError
 
 
 def register(app: typer.Typer) -> None:
@@ -65,10 +66,13 @@ def restore(
 
 def forget(
     context: typer.Context,
-    study: Annotated[list[str], typer.Option(help="Its id, or its series UID; repeat it for each.")],
+    study: Annotated[list[str] | None, typer.Option(help="Its id, or its series UID; repeat it for each.")] = None,
+    older_than: Annotated[
+        int | None, typer.Option(help="Days: every answer that is older, and its corrections.", min=1, max=100_000)
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Erase all that is kept of a study: answers, corrections, encoded images, labels, results. The log stays.
+    """Erase all that is kept of a study, or of old answers: corrections, images as encoded, labels, results; not the log.
 
     The server must be stopped. Policies that learned from its corrections are named: roll back, or keep them.
     """
@@ -78,14 +82,17 @@ def forget(
 
     session: Session = context.obj
     config = session.config()
+    if not study and older_than is None:
+        raise InputError("nothing to forget", expected="a study or an age", todo="name it: --study, --older-than")
+    before = None if older_than is None else datetime.now(UTC) - timedelta(days=older_than)
     with StoreLock(config.home), Store(config.database or config.home / "store.db", config.home) as store:
-        labels = erase_labels(config.home, study)
-        gone = store.forget(study)
+        labels = erase_labels(config.home, study or ())  # they have no age: the newest replaces those before
+        gone = store.forget(study or (), before=before)
         results = [config.home / "dicom" / episode for episode in gone.episodes]
         with disk_errors():
             for folder in (folder for folder in results if folder.is_dir()):
                 shutil.rmtree(folder)
-    if not (gone.episodes or labels):
+    if study and not (gone.episodes or labels):
         raise NotFoundError("a study that nothing is kept of", expected="the id it was asked under", todo="check it")
     if json:
         emit_json(vars(gone) | {"labels": labels})

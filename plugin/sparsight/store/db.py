@@ -336,10 +336,10 @@ class Store:
             last = audit.append(connection, "results", {"episode": episode_id, "to": to, "objects": sha256})
         audit.keep_head(self._head_file, last)
 
-    def forget(self, studies: Collection[str]) -> Forgotten:
+    def forget(self, studies: Collection[str], *, before: datetime | None = None) -> Forgotten:
         """Delete all there is of studies, for good; the log keeps hashes (forget.py). No server may run beside it."""
         with self._database.write() as connection:
-            gone, arrays, last = forget(connection, studies)
+            gone, arrays, last = forget(connection, studies, before)
         if last is not None:
             audit.keep_head(self._head_file, last)
         self._database.compact()  # also where a try before this one got no further

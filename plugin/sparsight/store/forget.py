@@ -11,6 +11,7 @@ import json
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,17 @@ class Forgotten:
     arrays: int = 0
 
 
-def forget(connection: Connection, studies: Collection[str]) -> tuple[Forgotten, set[str], Head | None]:
+def forget(
+    connection: Connection, studies: Collection[str], before: datetime | None = None
+) -> tuple[Forgotten, set[str], Head | None]:
     """Delete the rows of studies, inside the caller's write transaction, and log it.
 
     studies: ids as they were asked under, or series UIDs; also an answer that only compared with one goes.
+    before: and every answer that is older, whatever it is about.
     Returns what went, the hashes of arrays that nothing refers to any more, and the log's head; None: there was none.
     """
-    before = _arrays(connection)
-    gone, volumes = _episodes(connection, studies)
+    arrays = _arrays(connection)
+    gone, volumes = _episodes(connection, studies, before)
     if not gone:
         return Forgotten((), (), ()), set(), None
     keys = _in(connection, tables.feedback.c.feedback_key, tables.feedback.c.episode_id, gone)
@@ -56,7 +60,7 @@ def forget(connection: Connection, studies: Collection[str]) -> tuple[Forgotten,
             connection.execute(column.table.delete().where(column.in_(some)))
     body = {"episodes": gone, "corrections": keys, "changes": changes, "learned": _left(connection, policies)}
     last = audit.append(connection, "forget", body)
-    return Forgotten(tuple(gone), tuple(keys), tuple(policies)), before - _arrays(connection), last
+    return Forgotten(tuple(gone), tuple(keys), tuple(policies)), arrays - _arrays(connection), last
 
 
 def remove_arrays(folder: Path, hashes: Collection[str]) -> int:
@@ -71,15 +75,16 @@ def remove_arrays(folder: Path, hashes: Collection[str]) -> int:
     return count
 
 
-def _episodes(connection: Connection, studies: Collection[str]) -> tuple[list[str], set[str]]:
-    """Ids of the answers about these studies, and the hashes of volumes that no other answer is about."""
+def _episodes(connection: Connection, studies: Collection[str], before: datetime | None) -> tuple[list[str], set[str]]:
+    """Ids of the answers that go, and the hashes of volumes that no other answer is about."""
     gone: list[str] = []
     volumes: set[str] = set()
     others: set[str] = set()
     wanted = set(studies) - {""}  # many images have no series
     for row in connection.execute(select(tables.episodes).order_by(tables.episodes.c.seq)):
         body = json.loads(row.body)
-        mine = {body["study"], body.get("prior"), body["series_uid"]} & wanted
+        mine = bool({body["study"], body.get("prior"), body["series_uid"]} & wanted)
+        mine = mine or (before is not None and datetime.fromisoformat(body["created"]) < before)
         if mine:
             gone.append(row.id)
         (volumes if mine else others).add(body["volume_sha256"])

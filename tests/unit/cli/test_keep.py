@@ -64,6 +64,8 @@ def test_what_is_forgotten_is_nowhere(run: Any, picture: Path, tmp_path: Path) -
     assert not results.exists()
     assert run("a", "audit", "verify")[1]["intact"]
     assert run("a", "forget", "--study", MARKER)[1]["error"]["code"] == "not_found"
+    assert run("a", "forget")[1]["error"]["code"] == "bad_input"
+    assert run("a", "forget", "--older-than", "1")[1]["episodes"] == []
     files = [p for p in (tmp_path / "a").rglob("*") if p.is_file()]
     assert [p for p in files if MARKER.encode() in p.read_bytes() or MARKER in p.name] == []
     assert run("a", "correct", other["episode"], "--answer", "no")[0] == 0

@@ -108,3 +108,14 @@ def test_who_deletes_behind_our_back_is_still_found(full: Store, tampering: Tamp
     assert "correction k3 is missing" in problems
     assert any(problem.startswith("list learned by policy") for problem in problems)
     assert not any("e0" in problem or "k0" in problem for problem in problems)
+
+
+def test_what_is_old_goes_whatever_it_is_about(full: Store, make_episode: Callable[..., Episode]) -> None:
+    day = datetime(2026, 1, 1, tzinfo=UTC)
+    full.save_episode(replace(make_episode("new", "other"), created=day, volume_sha256="d" * 64))
+    full.save_episode(replace(make_episode("newer", MARKER), created=day.replace(hour=1)))
+    gone = full.forget([], before=day)
+    assert gone.episodes == ("e0", "e1", "e2", "e3")
+    assert [episode.id for episode in full.episodes(9)] == ["newer", "new"]
+    assert full.features("d" * 64, "r").features.shape == (8, 3), "an answer that stays is about it"
+    assert full.verify() == []
