@@ -186,10 +186,7 @@ def _measured(setup: Setup, tasks: Sequence[Task], workers: int) -> Iterator[Par
         waiting = [pool.submit(_measure_here, task) for task in tasks]
         try:
             for future in as_completed(waiting):
-                part = future.result()
-                if isinstance(part, _Refused):
-                    raise part.kind(part.given, expected=part.expected, todo=part.todo)
-                yield part
+                yield future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -205,18 +202,5 @@ def _one_thread(setup: Setup) -> None:
     _here[:] = [setup]
 
 
-@dataclass(frozen=True)
-class _Refused:
-    """A SparsightError on its way between processes: as an exception it could not be unpickled."""
-
-    kind: type[SparsightError]
-    given: str
-    expected: str
-    todo: str
-
-
-def _measure_here(task: Task) -> Part | _Refused:
-    try:
-        return measure_part(_here[0], task)
-    except SparsightError as error:
-        return _Refused(type(error), error.given, error.expected, error.todo)
+def _measure_here(task: Task) -> Part:
+    return measure_part(_here[0], task)

@@ -133,8 +133,11 @@ def learn(context: typer.Context, json: Json = False) -> None:
     from sparsight.reply import learn_json
 
     session: Session = context.obj
-    with session.service() as service, progress_bar("learn", quiet=json) as tell:
-        learned = service.learn(on_progress=lambda p: tell(p.stage, p.done, p.total))
+    with session.processes() as ranks:
+        if ranks is None:
+            return
+        with session.service() as service, progress_bar("learn", quiet=json) as tell:
+            learned = service.learn(on_progress=lambda p: tell(p.stage, p.done, p.total), ranks=ranks)
     if json:
         emit_json(learn_json(learned))
         return

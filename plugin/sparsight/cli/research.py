@@ -97,14 +97,23 @@ def train(
     from sparsight.recipe import train_another, train_nano, train_rivals
 
     session: Session = context.obj
-    with progress_bar("train", quiet=json) as tell:
-        if what == "nano":
-            report = train_nano(out, data, seed=seed, size=size, threads=threads, on_progress=tell)
-        elif what == "policy":
-            reader = session.config().serve.reader
-            report = train_another(reader, out, data, seed=seed, size=size, threads=threads, on_progress=tell)
-        else:
-            report = train_rivals(session.config().serve.reader, out, data, seed=seed, size=size, on_progress=tell)
+    reader = session.config().serve.reader
+    with session.processes() as ranks:
+        if ranks is None:
+            return
+        if ranks.size > 1 and what != "policy":
+            raise InputError(
+                f"train {what} in {ranks.size} processes", expected="train policy", todo="start one process"
+            )
+        with progress_bar("train", quiet=json) as tell:
+            if what == "nano":
+                report = train_nano(out, data, seed=seed, size=size, threads=threads, on_progress=tell)
+            elif what == "policy":
+                report = train_another(
+                    reader, out, data, seed=seed, size=size, threads=threads, on_progress=tell, ranks=ranks
+                )
+            else:
+                report = train_rivals(reader, out, data, seed=seed, size=size, on_progress=tell)
     if json:
         emit_json(report)
     else:

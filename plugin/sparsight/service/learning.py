@@ -5,31 +5,23 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import torch
-
 from sparsight.config import Config
-from sparsight.errors import SparsightError, TrainingError
-from sparsight.model import PolicySelector, TokenPolicy
-from sparsight.model.completions import AdapterPolicy, Arrays
-from sparsight.model.protocols import Reader, ScoreRequest
-from sparsight.rl import gate, rewards, sentinel
-from sparsight.rl.gate import Paired
-from sparsight.rl.language import LanguageConfig, train_language
-from sparsight.rl.trainer import Example, train_policy
+from sparsight.errors import SparsightError
+from sparsight.model import TokenPolicy
+from sparsight.model.completions import Arrays
+from sparsight.model.protocols import Reader
+from sparsight.rl import gate
+from sparsight.rl.ranks import ALONE, Ranks
+from sparsight.rl.trainer import Example
 from sparsight.service.corrections import marks_on, right_answer, wrong_answer
+from sparsight.service.lesson import Correction, Lesson, Step, teach
 from sparsight.store import PolicyRegistry, Store
 from sparsight.types import Episode, Feedback, PolicyVersion, TokenGrid
 
 GridOf = Callable[[Episode], TokenGrid]
-Step = Callable[[str, int, int], None]
-_REPLAY = 96  # simulated questions mixed in as earlier cases, beside the corrections that the live policy knows
-_REPLAY_SEED = 7
 
 
 @dataclass(frozen=True)
@@ -45,16 +37,6 @@ class Learned:
     gate: dict[str, Any]
 
 
-@dataclass(frozen=True, eq=False)
-class Correction:
-    """A correction that can be replayed. study groups corrections that must stay on one side of the split."""
-
-    key: str
-    study: str
-    stratum: str
-    example: Example
-
-
 @dataclass(frozen=True)
 class Learner:
     """Everything learning needs; one call of `learn` is one candidate."""
@@ -65,7 +47,8 @@ class Learner:
     reader: Reader
     grid_of: GridOf
     on_step: Step
-    writer: AdapterPolicy | None = None  # the language stream, where it is to learn too
+    rank: int = 0  # of the adapter by which the language stream learns too; 0: it does not
+    ranks: Ranks = ALONE  # processes that learn together
 
     def learn(self, live: PolicyVersion, live_policy: TokenPolicy, adapter: Arrays) -> Learned:
         """Train on what the live policy's line has not learned, measure on what was kept out of training, decide.
@@ -86,11 +69,15 @@ class Learner:
             return _nothing(f"{len(held)} corrections, all kept out of training: more studies are needed")
         if earlier := self._tried(live, {c.key for c in pending}):
             return _nothing(f"these corrections were learned already: policy {earlier.id} is {earlier.state}")
-        candidate = self._train(train, known, live_policy)
-        said += self._write(train, known, candidate)
-        decision = self._measure(held, live_policy, candidate, adapter)
+        config = self.config
+        lesson = Lesson(
+            train, known, held, live_policy, adapter, self.rank, config.learn, config.gate, config.serve.share
+        )
+        taught = self.ranks.lead(teach, self.reader, lesson, on_step=self.on_step)
+        assert taught is not None  # in the first process
+        decision, said = taught.decision, (*said, *taught.said)
         version = self.registry.add(
-            {**candidate.to_arrays(), **(adapter if self.writer is None else self.writer.to_arrays())},
+            {**taught.candidate.to_arrays(), **taught.adapter},
             parent=live.id,
             reader=self.reader.id,
             metrics=_metrics(decision, len(train), len(held)),
@@ -142,78 +129,6 @@ class Learner:
             found.append(Correction(feedback.key, episode.volume_sha256, question.kind, example))
         return found, unused
 
-    def _train(self, train: list[Correction], known: list[Correction], live_policy: TokenPolicy) -> TokenPolicy:
-        probes = sentinel.simulated(self.reader, "train", _REPLAY, _REPLAY_SEED, self.on_step)
-        earlier = [replace(c.example, is_replay=True) for c in known]
-        earlier += [Example(p.grid, p.question, p.answer, is_replay=True) for p in probes]
-        candidate = deepcopy(live_policy)
-        train_policy(
-            candidate,
-            self.reader,
-            [*(c.example for c in train), *earlier],
-            config=self.config.learn.for_corrections(len(train)),
-            anchor=live_policy,
-            seed=self.config.learn.seed,
-            on_step=lambda step: self.on_step("step", step.step, step.steps),
-        )
-        return candidate
-
-    def _write(self, train: list[Correction], known: list[Correction], candidate: TokenPolicy) -> tuple[str, ...]:
-        """Train the language stream's adapter on what the candidate keeps; what there is to say about it.
-
-        A stop (texts that all earn the same, say) leaves the last good adapter: the visual stream's part still counts.
-        """
-        examples = [c.example for c in (*train, *known) if c.example.answer is not None]
-        if self.writer is None or not examples:
-            return ()
-        learn = self.config.learn
-        try:
-            train_language(
-                self.writer,
-                PolicySelector(candidate, self.reader),
-                examples,
-                config=LanguageConfig(steps=learn.language_steps, budgets=learn.budgets),
-                seed=learn.seed,
-                on_step=lambda step: self.on_step("language", step.step, step.steps),
-            )
-        except TrainingError as error:
-            return (f"language stream: {error.given}",)
-        return ()
-
-    def _measure(
-        self, held: list[Correction], live: TokenPolicy, candidate: TokenPolicy, adapter: Arrays
-    ) -> gate.Decision:
-        """Live and candidate, each with its own adapter, on the sentinel set and on what was kept out of training."""
-        budget, settings = self.config.serve.share, self.config.gate
-        probes = sentinel.simulated(self.reader, "val", settings.sentinel, settings.sentinel_seed, self.on_step)
-        on_sentinel, on_held = [], []
-        for policy in (live, candidate):
-            stream = PolicySelector(policy, self.reader)
-            before = None if policy is candidate else self.writer
-            with nullcontext() if before is None else before.standing_as(adapter):
-                on_sentinel.append(sentinel.correct(self.reader, stream, probes, budget, self.on_step))
-                on_held.append(np.array([self._reward(c.example, stream) for c in held], np.float64))
-        return gate.decide(
-            sentinel=Paired(
-                on_sentinel[0], on_sentinel[1], _groups([p.group for p in probes]), tuple(p.stratum for p in probes)
-            ),
-            held_out=Paired(on_held[0], on_held[1], _groups([c.study for c in held]), tuple(c.stratum for c in held)),
-            config=settings,
-        )
-
-    def _reward(self, example: Example, selector: PolicySelector) -> float:
-        """The reward that training maximises, of the subset that would be served: its answer's part and grounding."""
-        grid = example.grid
-        k = max(1, min(round(self.config.serve.share * grid.n), grid.n, self.reader.max_tokens))
-        keep = selector.select(grid, example.question, k).keep
-        log_p = None
-        if example.scored is not None:
-            request = ScoreRequest(grid, example.question, example.scored, torch.from_numpy(keep)[None])
-            log_p = float(self.reader.score([request])[0][0])
-        answer = rewards.rejected(log_p) if example.answer is None else rewards.answer(log_p)
-        parts = {"answer": answer, "grounding": rewards.grounding(keep, example.marks)}
-        return rewards.compose(parts, rewards.RewardWeights()).total
-
     def _decide(self, version: PolicyVersion, decision: gate.Decision, live: PolicyVersion) -> PolicyVersion:
         if not decision.promote:
             return self.registry.hold(
@@ -253,12 +168,6 @@ def _pass_over(_: SparsightError) -> None:
 
 def _nothing(*reasons: str) -> Learned:
     return Learned(None, False, reasons, 0, 0, 0.0, {})
-
-
-def _groups(names: Sequence[str]) -> Any:
-    return (
-        np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)[1] if names else np.zeros(0, np.int64)
-    )
 
 
 def _metrics(decision: gate.Decision, train: int, held: int) -> dict[str, float]:

@@ -31,6 +31,7 @@ from sparsight.model.policy import FOVEA
 from sparsight.model.protocols import Reader, Where
 from sparsight.rl.acquisition import acquire
 from sparsight.rl.answers import is_of_all
+from sparsight.rl.ranks import ALONE, Ranks
 from sparsight.service import corrections
 from sparsight.service.answering import Answering, Asked, OnProgress, Progress, Reading, shown, tokens_at
 from sparsight.service.encoded import Encoded, EncodedStudies
@@ -169,10 +170,11 @@ class Service:
         new = self.store.save_feedback(feedback, reward)
         return reward if new else self.store.reward(feedback.key)
 
-    def learn(self, *, on_progress: OnProgress | None = None) -> Learned:
+    def learn(self, *, on_progress: OnProgress | None = None, ranks: Ranks = ALONE) -> Learned:
         """Train a candidate on the corrections not yet learned, measure it against the live policy, promote or hold it.
 
-        Asks go first: between two steps the machine is given to whoever waits.
+        Asks go first: between two steps the machine is given to whoever waits. ranks: processes that learn together;
+        only the first of them has a service.
         """
         tell = on_progress or (lambda progress: None)
         wait([rest for rest, _ in list(self._finishing.values())])  # not within our turn: it needs turns itself
@@ -180,7 +182,8 @@ class Service:
             live, selector = self._policy()
             self._take_on(live)
             adapter, learn = self._adapters[live.id], self.config.learn
-            writer = self.reader.writer(rank_of(adapter) or learn.language_rank) if learn.language_steps else None
+            rank = (rank_of(adapter) or learn.language_rank) if learn.language_steps else 0
+            writer = self.reader.writer(rank) if rank else None
 
             def step(stage: str, done: int, total: int) -> None:
                 tell(Progress(stage, done, total))
@@ -188,7 +191,7 @@ class Service:
                     self._turnstile.give_way(Priority.LEARNING)
                 self._adapted = live.id  # another may have gone live meanwhile: whoever asks next looks again
 
-            learner = Learner(self.config, self.store, self.registry, self.reader, self._grid, step, writer)
+            learner = Learner(self.config, self.store, self.registry, self.reader, self._grid, step, rank, ranks)
             try:
                 return learner.learn(live, selector.policy, adapter)
             finally:

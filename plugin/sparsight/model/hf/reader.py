@@ -157,7 +157,10 @@ class HFReader:
                 self._check_kept(len(keep))
                 prompts.append(whole.keep(keep, self.language.image))
                 texts.append(answer)
-        scores = torch.cat([self.language.likely(p, t).cpu() for p, t in _chunks(prompts, texts)])
+        parts = _chunks(prompts, texts) if prompts else []
+        scores = torch.cat([torch.empty(0), *(self.language.likely(p, t).cpu() for p, t in parts)])
+        for _ in range(self.language.most(len(parts)) - len(parts)):
+            self.language.idle()
         return list(torch.split(scores, [len(request.keeps) for request in requests]))
 
     @torch.inference_mode()
