@@ -79,8 +79,9 @@ class Processes(Ranks):
                 self._together(work, reader, given)
 
     def close(self) -> None:
-        """Let those go that follow."""
-        self.same(None)
+        """Leave; the first process lets those go that follow."""
+        if self.rank == 0:
+            self.same(None)
         dist.destroy_process_group()
 
     def _together(self, work: Callable[..., T], reader: Reader, given: Any, **here: Any) -> T:

@@ -13,7 +13,9 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from sparsight.cluster.sharded import spread
 from sparsight.errors import ConfigError
+from sparsight.model import load_reader
 from sparsight.rl.ranks import ALONE, Ranks
 
 HERE = Path(__file__).parent
@@ -103,6 +105,19 @@ def test_what_is_wrong_in_one_process_is_said_in_all(pair: Path) -> None:
     assert first["programs"] == second["programs"] == "bad_config: 2 different versions of sparsight among 2 processes"
 
 
+@pytest.mark.parametrize("fault", ["nano", "quantized", "version 1"])
+def test_what_cannot_be_spread_is_refused(
+    together: ModuleType, reader_folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setenv("FSDP_VERSION", "1" if fault == "version 1" else "2")
+    reader = load_reader(reader_folder) if fault == "nano" else together.reader_of()
+    if fault == "quantized":
+        reader.model.hf_quantizer = object()
+    expected = {"nano": "a model of transformers", "quantized": "quantization: none", "version 1": "fsdp_version: 2"}
+    with pytest.raises(ConfigError, match=f"expected {expected[fault]}"):
+        spread(reader, lambda n: n)
+
+
 class Many(Ranks):
     size = 5
 
@@ -112,11 +127,11 @@ def test_more_processes_than_questions_are_refused() -> None:
         Many().check(4)
     Many().check(5)
     Many().check(8)  # shares of one and of two
-    spread = Many()
-    spread.in_step = True
+    in_parts = Many()
+    in_parts.in_step = True
     with pytest.raises(ConfigError, match="spread over them"):
-        spread.check(8)
-    spread.check(10)
+        in_parts.check(8)
+    in_parts.check(10)
 
 
 def test_every_question_is_one_process_s() -> None:

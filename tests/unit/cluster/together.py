@@ -147,6 +147,8 @@ def main() -> None:
                 ranks.follow(reader_of())
         said = refusals(reader_of(), whole, folder)
         (folder / f"said-{whole.rank}.json").write_text(json.dumps(said))
+        if spread.rank:
+            spread.follow(reader_of())  # till the first one leaves
 
 
 if __name__ == "__main__":

@@ -182,7 +182,8 @@ def _loaded(make: Callable[[], Any]) -> Any:
 
 
 def _model(folder: Path, config: ModelConfig, rung: Quantization) -> Any:
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    gpu = torch.cuda.is_available()
+    device = config.device or (f"cuda:{torch.cuda.current_device()}" if gpu else "cpu")  # of several processes, the own
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device {device[:20]}", expected="cpu: there is no GPU here", todo="leave device out")
     given: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "local_files_only": True, "use_safetensors": True}
