@@ -119,6 +119,20 @@ class GateConfig(_Strict):
     sign_off: bool = Field(False, description="a person must confirm each promotion")
 
 
+class PoolConfig(_Strict):
+    """Readers in other processes, or on other machines, that score subsets (Ray). configs/pool.yaml."""
+
+    workers: int = Field(0, ge=0, le=1024, description="readers, each in a process of its own; 0: this process scores")
+    address: str | None = Field(
+        None,
+        pattern=r"^[^:/\s]+:[0-9]{1,5}$",
+        description="HOST:PORT of a Ray cluster that this machine is a node of; null: one is started here, for the run",
+    )
+    cpus: int = Field(1, ge=1, description="of each worker: its threads, and what Ray counts")
+    gpus: float = Field(0.0, ge=0, description="of each worker, as Ray counts; 0.5: two share one")
+    start_s: float = Field(300, gt=0, description="seconds in which all workers must have loaded their reader")
+
+
 class ModelConfig(_Strict):
     """How a vision-language model of one's own becomes a reader. configs/model/*.yaml."""
 
@@ -159,16 +173,17 @@ class Config(_Strict):
     serve: ServeConfig = ServeConfig()
     learn: LearnConfig = LearnConfig()
     gate: GateConfig = GateConfig()
+    pool: PoolConfig = PoolConfig()
 
     @property
     def sha256(self) -> str:
-        """Hash of every setting that can change an answer or a policy (not of where things are kept)."""
-        text = json.dumps(self.model_dump(mode="json", exclude={"home", "database"}), sort_keys=True)
+        """Hash of every setting that can change an answer or a policy (not of where things are kept or computed)."""
+        text = json.dumps(self.model_dump(mode="json", exclude={"home", "database", "pool"}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @classmethod
     def load(cls, folder: Path | None = None, **overrides: Any) -> Self:
-        """Read serve.yaml, learn.yaml and gate.yaml from `folder` (or SPARSIGHT_CONFIGS), each of them optional.
+        """Read the section files (serve.yaml, ...) from `folder` (or SPARSIGHT_CONFIGS), each of them optional.
 
         overrides: `home`, `database`, or a whole section as a dict of the keys to change. Raises ConfigError.
         """
@@ -176,7 +191,7 @@ class Config(_Strict):
         values: dict[str, Any] = {}
         if url := os.environ.get("SPARSIGHT_DATABASE"):
             values["database"] = url
-        for section in ("serve", "learn", "gate"):
+        for section in ("serve", "learn", "gate", "pool"):
             values[section] = _read_yaml(folder / f"{section}.yaml") if folder else {}
         for key, value in overrides.items():
             values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value

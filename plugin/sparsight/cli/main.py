@@ -37,7 +37,7 @@ def _common(
         Path | None, typer.Option(help="Folder of store, policies and cache.", envvar="SPARSIGHT_HOME")
     ] = None,
     configs: Annotated[
-        Path | None, typer.Option(help="Folder with serve.yaml, learn.yaml, gate.yaml.", envvar="SPARSIGHT_CONFIGS")
+        Path | None, typer.Option(help="Folder with serve.yaml, learn.yaml, …", envvar="SPARSIGHT_CONFIGS")
     ] = None,
     reader: Annotated[str | None, typer.Option(help="Reader: nano, or a folder of weights.")] = None,
     _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
