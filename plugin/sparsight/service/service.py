@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from sparsight import evidence
+from sparsight.cluster.scoring import scored_by
 from sparsight.config import Config
-from sparsight.errors import BusyError, ConflictError, InputError, NotFoundError, SparsightError
+from sparsight.errors import BusyError, ConfigError, ConflictError, InputError, NotFoundError, SparsightError
 from sparsight.imaging.grid import Grid
 from sparsight.imaging.studies import open_studies
 from sparsight.model import PolicySelector, TokenPolicy, base_policy, load_reader
@@ -178,7 +179,10 @@ class Service:
         """
         tell = on_progress or (lambda progress: None)
         wait([rest for rest, _ in list(self._finishing.values())])  # not within our turn: it needs turns itself
-        with self._turnstile.turn(Priority.LEARNING):
+        pool, serve = self.config.pool, self.config.serve
+        if pool.workers and ranks.size > 1:
+            raise ConfigError("workers, and several processes", expected="one of them", todo="set workers to 0")
+        with scored_by(pool, serve.reader, self.reader) as reader, self._turnstile.turn(Priority.LEARNING):
             live, selector = self._policy()
             self._take_on(live)
             adapter, learn = self._adapters[live.id], self.config.learn
@@ -191,7 +195,7 @@ class Service:
                     self._turnstile.give_way(Priority.LEARNING)
                 self._adapted = live.id  # another may have gone live meanwhile: whoever asks next looks again
 
-            learner = Learner(self.config, self.store, self.registry, self.reader, self._grid, step, rank, ranks)
+            learner = Learner(self.config, self.store, self.registry, reader, self._grid, step, rank, ranks)
             try:
                 return learner.learn(live, selector.policy, adapter)
             finally:

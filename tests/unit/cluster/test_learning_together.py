@@ -1,0 +1,135 @@
+"""The same corrections learned alone, with workers that score, and in two processes: the same candidate."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from sparsight.cluster.pool import Pool
+from sparsight.config import Config
+from sparsight.errors import ConfigError
+from sparsight.rl.ranks import Ranks
+from sparsight.service import Service
+from sparsight.types import Feedback, ImageVolume, Question
+
+LEARN = {"steps": 3, "passes": 0, "batch": 4, "group": 4, "held_out": 0.4}
+GATE = {"sentinel": 20, "min_feedback": 2}
+CONFIGS = Path(__file__).parents[3] / "configs" / "cluster"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def corrected(tmp_path_factory: pytest.TempPathFactory, reader_folder: Path) -> Path:
+    """A home with five corrected questions that nobody has learned from."""
+    home = tmp_path_factory.mktemp("corrected") / "home"
+    service = Service(config_of(home, reader_folder))
+    for n in range(5):
+        voxels = np.random.default_rng(n).uniform(0, 200, (1, 96, 120)).astype(np.float32)
+        volume = ImageVolume(voxels, np.diag([0.5, 0.5, 1, 1]), "DX", (127.5, 255.0))
+        episode = service.ask(volume, Question("Is there a nodule?", "yes_no"), recheck=False).episode
+        service.correct(Feedback(f"k{n}", episode.id, "dr-a", "amend", datetime.now(UTC), answer=("no", "yes")[n % 2]))
+    service.close()
+    return home
+
+
+def config_of(home: Path, reader: Path, **more: Any) -> Config:
+    return Config.load(home=home, serve={"reader": str(reader)}, learn=LEARN, gate=GATE, **more)
+
+
+def learned(config: Config) -> tuple[dict[str, Any], list[float]]:
+    """The weights of a home's candidate, and what the gate measured."""
+    service = Service(config)
+    (candidate,) = [policy for policy in service.registry.list() if policy.parent is not None]
+    arrays = load_file(service.registry.weights_path(candidate.id))
+    service.close()
+    return arrays, [candidate.metrics[name] for name in sorted(candidate.metrics)]
+
+
+@pytest.fixture(scope="module")
+def alone(corrected: Path, reader_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    config = config_of(tmp_path_factory.mktemp("alone") / "home", reader_folder)
+    shutil.copytree(corrected, config.home)
+    service = Service(config)
+    service.learn()
+    service.close()
+    return learned(config)
+
+
+def same(one: Any, other: Any) -> None:
+    assert set(one[0]) == set(other[0])
+    for name, weights in one[0].items():
+        if name != "out.bias":  # added to all scores alike: rounding moves it, and Adam scales that
+            assert np.abs(weights - other[0][name]).max() < 1e-4
+    assert one[1] == pytest.approx(other[1], abs=1e-4)
+
+
+@pytest.fixture
+def working(ray_here: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pieces of work the pool was given at a time."""
+    given: list[int] = []
+    told = Pool.map
+
+    def count(self: Pool, work: Any, parts: Any) -> Any:
+        given.append(len(parts))
+        return told(self, work, parts)
+
+    monkeypatch.setattr(Pool, "map", count)
+    return given
+
+
+def test_workers_that_score_change_nothing(
+    corrected: Path, reader_folder: Path, tmp_path: Path, alone: Any, working: list[int]
+) -> None:
+    config = config_of(tmp_path / "home", reader_folder, pool={"workers": 2})
+    shutil.copytree(corrected, config.home)
+    service = Service(config)
+    outcome = service.learn()
+    assert outcome.corrections == 3
+    service.close()
+    assert len(working) > 3
+    assert max(working) == 2
+    same(learned(config), alone)
+
+
+def test_two_processes_learn_what_one_does(corrected: Path, reader_folder: Path, tmp_path: Path, alone: Any) -> None:
+    """The command itself, with the shipped configuration: one JSON object, and one candidate in the store."""
+    config = config_of(tmp_path / "home", reader_folder)
+    shutil.copytree(corrected, config.home)
+    (tmp_path / "learn.yaml").write_text(yaml.safe_dump(LEARN))
+    (tmp_path / "gate.yaml").write_text(yaml.safe_dump(GATE))
+    given = ["--home", str(config.home), "--configs", str(tmp_path), "--reader", str(reader_folder), "learn", "--json"]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "ddp.yaml")),
+            *("--main_process_port", "0", "-m", "sparsight.cli", *given),
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-9000:]
+    assert json.loads(done.stdout)["corrections"] == 3
+    same(learned(config), alone)
+
+
+class Pair(Ranks):
+    size = 2
+
+
+def test_workers_and_processes_at_once_are_refused(reader_folder: Path, tmp_path: Path) -> None:
+    service = Service(config_of(tmp_path / "home", reader_folder, pool={"workers": 2}))
+    with pytest.raises(ConfigError, match="workers, and several processes"):
+        service.learn(ranks=Pair())
+    service.close()
