@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from sparsight.bench.parts import Other, Part, Setup, Task, loaded, measure_part
 from sparsight.bench.plots import draw_plots
 from sparsight.bench.suites import CASE_SEEDS, LONG_BUDGETS, TEST_BUDGET, Suite, check_data
 from sparsight.bench.targets import targets
+from sparsight.cluster.pool import Pool
+from sparsight.cluster.scoring import other_reader
+from sparsight.config import PoolConfig
 from sparsight.errors import BudgetError, InputError, SparsightError, WeightsError, finite
 from sparsight.model import TokenPolicy
 from sparsight.model.nano.reader import NanoReader
@@ -55,15 +59,24 @@ SIZES = {
 }
 
 
-def run(setup: Setup, *, size: Size, budgets: Sequence[float], workers: int, tell: Tell) -> dict[str, Any]:
+def run(
+    setup: Setup,
+    *,
+    size: Size,
+    budgets: Sequence[float],
+    workers: int,
+    tell: Tell,
+    pool: PoolConfig = PoolConfig(),  # noqa: B008 - frozen
+) -> dict[str, Any]:
     """Measure every suite, in this process or in several; the figures do not depend on how many.
 
-    Raises DataError for a data folder that is missing or broken, before anything is measured.
+    pool: with workers, those of Ray, in place of processes of this machine; each needs data and weights at the same
+    place. Raises DataError for a data folder that is missing or broken, before anything is measured.
     """
     started = time.perf_counter()
     tasks = plan(size, tuple(budgets), check_data(setup.data))
     parts: dict[str, list[Part]] = {task.suite.name: [] for task in tasks}
-    for done, part in enumerate(_measured(setup, tasks, workers), start=1):
+    for done, part in enumerate(_measured(setup, tasks, workers, pool), start=1):
         parts[part.suite].append(part)
         tell(part.suite, done, len(tasks))
     units = {task.suite.name: task.suite.unit for task in tasks}
@@ -83,7 +96,7 @@ def run(setup: Setup, *, size: Size, budgets: Sequence[float], workers: int, tel
         "selectors": list(setup.selectors),
         "policies": [{"name": o.name, "stage": o.stage, "seed": o.seed} for o in setup.others],  # beside ours
         "size": asdict(size),
-        "workers": workers,
+        "workers": pool.workers or workers,
         "rows": [{"suite": name, **row} for name, suite in suites.items() for row in suite.pop("rows")],
         "paired": [{"suite": name, **row} for name, suite in suites.items() for row in suite.pop("paired")],
         "suites": suites,
@@ -177,10 +190,29 @@ def _split(n: int, parts: int) -> list[int]:
     return [n // parts + (part < n % parts) for part in range(parts)]
 
 
-def _measured(setup: Setup, tasks: Sequence[Task], workers: int) -> Iterator[Part]:
-    if workers <= 1:
+def _measured(
+    setup: Setup,
+    tasks: Sequence[Task],
+    workers: int,
+    pool: PoolConfig = PoolConfig(),  # noqa: B008 - frozen
+) -> Iterator[Part]:
+    if pool.workers:
+        with Pool(pool, partial(_prepared, setup, loaded(setup)[0].sha256)) as others:
+            yield from (part for _, part in others.map(measure_part, tasks))
+    elif workers <= 1:
         yield from (measure_part(setup, task) for task in tasks)
-        return
+    else:
+        yield from _in_processes(setup, tasks, workers)
+
+
+def _prepared(setup: Setup, sha256: str) -> Setup:
+    """In a worker: the reader is there, and the one that is measured. Raises WeightsError."""
+    if (reader := loaded(setup)[0]).sha256 != sha256:
+        raise other_reader(reader, sha256)
+    return setup
+
+
+def _in_processes(setup: Setup, tasks: Sequence[Task], workers: int) -> Iterator[Part]:
     context = multiprocessing.get_context("spawn")  # torch does not survive a fork
     with ProcessPoolExecutor(workers, context, initializer=_one_thread, initargs=(setup,)) as pool:
         waiting = [pool.submit(_measure_here, task) for task in tasks]

@@ -130,7 +130,7 @@ def evidence(
     selectors: Annotated[str, typer.Option(help="Visual streams, comma-separated; default: all there are.")] = "",
     budgets: Annotated[str, typer.Option(help="Shares of the tokens, comma-separated.")] = "0.02,0.05,0.1,0.25,0.5",
     seed: Annotated[int, typer.Option(help="Of cases, random draws and intervals.", min=0)] = 0,
-    workers: Annotated[int, typer.Option(help="Processes, one thread each.", min=1)] = 2,
+    workers: Annotated[int, typer.Option(help="Processes, one thread each; not with workers in pool.yaml.", min=1)] = 2,
     policy: Annotated[
         list[Path] | None,
         typer.Option(help="File of another policy of this reader, measured beside ours; repeat for more."),
@@ -154,7 +154,8 @@ def evidence(
     names = bench.usable(setup, [name.strip() for name in selectors.split(",") if name.strip()])
     with progress_bar("bench evidence", quiet=json) as tell:
         setup = replace(setup, selectors=names)
-        report = bench.run(setup, size=bench.SIZES[size], budgets=shares, workers=workers, tell=tell)
+        pool = session.config().pool
+        report = bench.run(setup, size=bench.SIZES[size], budgets=shares, workers=workers, tell=tell, pool=pool)
         bench.write(report, setup, out)
     if json:
         emit_json(report)
