@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PORT ?= 8000
 
-.PHONY: demo test check setup clean
+.PHONY: demo test test-viewers check setup clean
 
 demo: $(READY)  ## start the server on sample studies; ONCE=1: the whole loop once, print JSON, exit
 	@$(BIN)/sparsight demo --port $(PORT) $(if $(ONCE),--once)
 
 test: $(READY) check  ## all checks and tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(MAKE) test-viewers
+
+test-viewers: $(READY)  ## clients of viewers: 3D Slicer, in a process of its own (its library and itk both bring ITK, and clash)
+	$(BIN)/python -m pytest tests/clients/slicer
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -83,9 +83,12 @@ class LearnConfig(_Strict):
     floor: float = Field(0.03, gt=0, description="added to the spread of a group's rewards, which divides them")
     entropy: float = Field(0.003, ge=0, description="weight of the entropy bonus")
     held_out: float = Field(0.3, ge=0, lt=1, description="share of corrections never trained on: the gate's test")
-    language_steps: int = Field(
-        0, ge=0, description="steps of the language stream's adapter (LoRA), where the reader can have one; 0: none"
+    tuning_steps: int = Field(
+        0, ge=0, description="steps that teach the language stream's adapter (LoRA) right answers; 0: none"
     )
+    tuning_lr: float = Field(2e-4, gt=0, description="peak learning rate of these steps, Adam")
+    language_steps: int = Field(0, ge=0, description="steps of that adapter's reinforcement, after these; 0: none")
+    language_lr: float = Field(1e-4, gt=0, description="peak learning rate of its reinforcement, Adam")
     language_rank: int = Field(16, ge=1, le=256, description="of that adapter's matrices")
     seed: int = Field(0, description="of subsets, batches and the held-out split")
 

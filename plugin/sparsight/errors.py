@@ -125,6 +125,12 @@ class BusyError(SparsightError):
     status = 423
 
 
+class MemoryFullError(BusyError):
+    """The device's memory does not hold this question: fewer tokens, or a smaller picture, may."""
+
+    code = "out_of_memory"
+
+
 class WeightsError(SparsightError):
     """Weights are missing, altered, or belong to another model."""
 

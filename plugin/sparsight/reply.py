@@ -50,6 +50,7 @@ def episode_json(episode: Episode) -> dict[str, Any]:
             }
             for region in evidence.regions
         ],
+        "notes": list(answer.notes),
         "policy": {"id": episode.policy, "sha256": episode.policy_sha256},
         "reader": episode.reader,
         "timings_ms": {name: round(value, 2) for name, value in episode.timings_ms.items()},

@@ -169,7 +169,10 @@ Budget = float | Literal["auto"]  # share of the tokens in (0, 1]; auto: as many
 
 @dataclass(frozen=True)
 class Answer:
-    """What the language stream said. confidence: calibrated probability that `text` is right, 0..1."""
+    """What the language stream said. confidence: calibrated probability that `text` is right, 0..1.
+
+    notes: what it had to do without, in words (fewer tokens than asked for, say).
+    """
 
     text: str
     reasoning: str
@@ -177,6 +180,7 @@ class Answer:
     abstained: bool = False
     choice: int | None = None  # index into Question.choices
     timings_ms: dict[str, float] = field(default_factory=dict)  # prefill, decode
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -224,6 +224,8 @@ def _print_answer(reply: dict[str, Any]) -> None:
         console.print("  [yellow]not grounded: the answer hardly depends on these regions[/]")
     if reply["recheck"]:
         console.print(f"  {escape(reply['recheck']['note'])}")
+    for note in reply["notes"]:
+        console.print(f"  [yellow]{escape(note)}[/]")
     budget = reply["budget"]
     console.print(f"  rests on {budget['kept']} of {budget['total']} visual tokens ({budget['fraction']:.1%})")
     if seen := reply["slices"]:

@@ -39,7 +39,9 @@ def _common(
     configs: Annotated[
         Path | None, typer.Option(help="Folder with serve.yaml, learn.yaml, …", envvar="SPARSIGHT_CONFIGS")
     ] = None,
-    reader: Annotated[str | None, typer.Option(help="Reader: nano, or a folder of weights.")] = None,
+    reader: Annotated[
+        str | None, typer.Option(help="nano, one of configs/model/*.yaml, or a folder of weights.")
+    ] = None,
     _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
     context.obj = Session(home=home, configs=configs, reader=reader)

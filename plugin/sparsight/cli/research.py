@@ -12,7 +12,7 @@ from rich.table import Table
 
 from sparsight.cli.output import Json, check_targets, console, emit_json, progress_bar
 from sparsight.cli.session import Session
-from sparsight.errors import BudgetError, DataError, InputError
+from sparsight.errors import BudgetError, DataError, InputError, finite
 
 if TYPE_CHECKING:
     from sparsight.datasets import FolderCases
@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
     bench.command()(evidence)
     bench.command()(latency)
     bench.command()(prefill)
+    bench.command()(quantization)
     app.add_typer(bench, name="bench")
 
 
@@ -218,6 +219,35 @@ def prefill(
             row["target"] or "-",
         )
     console.print(table)
+
+
+def quantization(
+    reader: Annotated[Path, typer.Option(help="The model: one of configs/model/*.yaml.")],
+    data: Annotated[Path, typer.Option(help="Folder of questions with known answers (docs/data.md).")],
+    split: Annotated[str, typer.Option(help="Split of that folder.")] = "val",
+    limit: Annotated[int, typer.Option(help="The most questions, drawn with the seed.", min=1)] = 200,
+    out: Annotated[Path | None, typer.Option(help="Also write the JSON here, and a page beside it.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw and the intervals.", min=0)] = 0,
+    json: Json = False,
+) -> None:
+    """What int8 and NF4 cost a model's answers at 100, 25 and 10 % of the tokens, against it as published."""
+    from sparsight.bench.quantization import Asked, card, measure
+    from sparsight.config import ModelConfig
+    from sparsight.datasets import load_folder
+
+    check_targets(out, kinds=(".json",))
+    config = ModelConfig.read(reader)
+    cases = _drawn(load_folder(data, split), limit, seed)
+    asked = [Asked(case.volume, case.question, case.answer, case.group) for case in cases]
+    with progress_bar("bench quantization", quiet=json) as tell:
+        report = measure(config, asked, seed=seed, on_step=tell)
+    if out:
+        out.write_text(dumps(finite(report), indent=2) + "\n", encoding="utf-8")
+        out.with_suffix(".md").write_text(card(report), encoding="utf-8")
+    if json:
+        emit_json(report)
+    else:
+        console.print(card(report), markup=False)
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:

@@ -19,21 +19,27 @@ from torch import Tensor
 
 from sparsight.cluster.pool import Pool
 from sparsight.config import PoolConfig
-from sparsight.errors import WeightsError
+from sparsight.errors import ConfigError, WeightsError
 from sparsight.model import load_reader
 from sparsight.model.completions import Arrays, adapter_of
 from sparsight.model.protocols import Reader, ScoreRequest
+from sparsight.rl.ranks import ALONE, Ranks
 from sparsight.types import ContextTokens, Question, TokenGrid
 
 _TEXT = 32  # tokens of question and answer beside the kept ones, about
 
 
 @contextmanager
-def scored_by(settings: PoolConfig, name: str, reader: Reader) -> Iterator[Reader]:
-    """The reader itself, or, where there are to be workers, one that lets them score. name: as load_reader takes it."""
+def scored_by(settings: PoolConfig, name: str, reader: Reader, ranks: Ranks = ALONE) -> Iterator[Reader]:
+    """The reader itself, or, where there are to be workers, one that lets them score. name: as load_reader takes it.
+
+    Raises ConfigError for workers beside several processes.
+    """
     if not settings.workers:
         yield reader
         return
+    if ranks.size > 1:
+        raise ConfigError("workers, and several processes", expected="one of them", todo="set workers to 0")
     place = str(Path(name).resolve()) if Path(name).exists() and name != "nano" else name
     with Pool(settings, partial(held_by_worker, place, reader.sha256)) as pool:
         yield cast(Reader, PooledReader(reader, pool))

@@ -117,6 +117,10 @@ class LanguagePolicy(Protocol):
 class AdapterPolicy(LanguagePolicy, Protocol):
     """A language stream that learns by an adapter, which a policy version can hold."""
 
+    def phrase(self, prompt: Prompt, answer: str) -> Completion:
+        """An answer as the text that it would write after a prompt that asks for no reasoning."""
+        ...
+
     def to_arrays(self) -> dict[str, NDArray[np.float32]]:
         """The adapter by name, each name beginning with ADAPTER."""
         ...

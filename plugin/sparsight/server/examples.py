@@ -46,6 +46,7 @@ ASK_REPLY: dict[str, Any] = {
     "budget": RECHECK["budget"],
     "recheck": RECHECK,
     "slices": None,
+    "notes": [],
     "evidence": [REGION],
     "policy": POLICY_USED,
     "reader": "nano-1a31f9eb",

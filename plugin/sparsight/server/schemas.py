@@ -129,6 +129,7 @@ class AskReply(_Reply):
     recheck: RecheckReply | None = Field(description="null: the first reading is shown")
     slices: SlicesReply | None = Field(None, description="null: all slices were encoded before the answer")
     evidence: list[RegionReply]
+    notes: list[str] = Field(default_factory=list, description="what the reader had to do without, in words")
     policy: PolicyUsed
     reader: str
     timings_ms: dict[str, float]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sparsight import evidence
 from sparsight.config import ServeConfig
+from sparsight.errors import MemoryFullError
 from sparsight.imaging.grid import tokens_to_labelmap
 from sparsight.model.coverage import allowed
 from sparsight.model.policy import PolicySelector
@@ -66,7 +67,7 @@ class Answering:
         self.tell(Progress("select"))
         share = selector.budget(self.grid, self.question) if budget == "auto" else budget
         selection, select_ms = timed(lambda: selector.select(self.grid, self.question, self._k(share)))
-        answer = self._read(selection)
+        selection, answer = self._read(selection)
         necessity, necessity_ms = timed(lambda: self._necessity(answer, selection, selection))
         timings = {"select": select_ms, **answer.timings_ms, "necessity": necessity_ms, "recheck": 0.0}
         first = Reading(selection, answer, necessity, None, timings)
@@ -83,19 +84,31 @@ class Answering:
 
     def _again(self, first: Reading, doubt: Doubt, k: int) -> Reading:
         """Read the k best tokens. Another answer has evidence of its own, the same one that of the first reading."""
-        wide = best(first.selection, k)
-        answer = self._read(wide)
+        wide, answer = self._read(best(first.selection, k))
         changed = normalise(answer.text) != normalise(first.answer.text)
-        recheck = Recheck(doubt, first.answer, first.necessity, k, changed)
+        recheck = Recheck(doubt, first.answer, first.necessity, len(wide.keep), changed)
         necessity = first.necessity
         if changed:
             necessity = self._necessity(answer, wide, shown(first.selection, recheck))
         return Reading(first.selection, answer, necessity, recheck, first.timings_ms)
 
-    def _read(self, selection: Selection) -> Answer:
-        return self.reader.read(
-            self.question, self.grid, selection, on_token=lambda text: self.tell(Progress("token", text=text))
-        )
+    def _read(self, selection: Selection) -> tuple[Selection, Answer]:
+        """What was read, and the answer: all that was selected, or its best half, quarter, ... where memory is full."""
+        asked = len(selection.keep)
+        while True:
+            try:
+                answer = self.reader.read(
+                    self.question, self.grid, selection, on_token=lambda text: self.tell(Progress("token", text=text))
+                )
+            except MemoryFullError:
+                if len(selection.keep) == 1:
+                    raise
+                selection = best(selection, len(selection.keep) // 2)
+                continue
+            if (kept := len(selection.keep)) < asked:
+                note = f"read from {kept} tokens instead of {asked}: the device's memory held no more"
+                answer = replace(answer, notes=(*answer.notes, note))
+            return selection, answer
 
     def doubt(self, reading: Reading) -> Doubt | None:
         """Why a reading should not be shown before more is read, if it should not."""

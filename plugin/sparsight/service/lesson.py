@@ -23,6 +23,7 @@ from sparsight.rl.gate import Paired
 from sparsight.rl.language import LanguageConfig, train_language
 from sparsight.rl.ranks import Ranks
 from sparsight.rl.trainer import Example, train_policy
+from sparsight.rl.tuning import TuningConfig, tune_language
 
 Step = Callable[[str, int, int], None]
 _REPLAY = 96  # simulated questions mixed in as earlier cases, beside the corrections that the live policy knows
@@ -103,21 +104,34 @@ def _write(
 ) -> tuple[Arrays, tuple[str, ...]]:
     """Train the language stream's adapter on what the candidate keeps; the adapter, and what there is to say of it.
 
-    A stop (texts that all earn the same, say) leaves the last good adapter: the visual stream's part still counts.
+    First the right answers themselves, then what its own texts earn. A stop (texts that all earn the same, say) leaves
+    the last good adapter: the visual stream's part still counts.
     """
     writer = reader.writer(lesson.rank) if lesson.rank else None
     if writer is None:
         return lesson.adapter, ()
-    said: tuple[str, ...] = ()
     examples = [c.example for c in (*lesson.train, *lesson.known) if c.example.answer is not None]
+    if not examples:
+        return writer.to_arrays(), ()
+    learn, selector, said = lesson.learn, PolicySelector(candidate, reader), tuple[str, ...]()
     try:
-        if examples:
+        if learn.tuning_steps:
+            tune_language(
+                writer,
+                selector,
+                examples,
+                config=TuningConfig(steps=learn.tuning_steps, budgets=learn.budgets, lr=learn.tuning_lr),
+                seed=learn.seed,
+                on_step=lambda step: on_step("tuning", step.step, step.steps),
+                ranks=ranks,
+            )
+        if learn.language_steps:
             train_language(
                 writer,
-                PolicySelector(candidate, reader),
+                selector,
                 examples,
-                config=LanguageConfig(steps=lesson.learn.language_steps, budgets=lesson.learn.budgets),
-                seed=lesson.learn.seed,
+                config=LanguageConfig(steps=learn.language_steps, budgets=learn.budgets, lr=learn.language_lr),
+                seed=learn.seed,
                 on_step=lambda step: on_step("language", step.step, step.steps),
                 ranks=ranks,
             )

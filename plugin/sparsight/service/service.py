@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 from sparsight import evidence
 from sparsight.cluster.scoring import scored_by
 from sparsight.config import Config
-from sparsight.errors import BusyError, ConfigError, ConflictError, InputError, NotFoundError, SparsightError
+from sparsight.errors import BusyError, ConflictError, InputError, NotFoundError, SparsightError
 from sparsight.imaging.grid import Grid
 from sparsight.imaging.studies import open_studies
 from sparsight.model import PolicySelector, TokenPolicy, base_policy, load_reader
@@ -174,19 +174,16 @@ class Service:
     def learn(self, *, on_progress: OnProgress | None = None, ranks: Ranks = ALONE) -> Learned:
         """Train a candidate on the corrections not yet learned, measure it against the live policy, promote or hold it.
 
-        Asks go first: between two steps the machine is given to whoever waits. ranks: processes that learn together;
-        only the first of them has a service.
+        Asks go first: between two steps whoever waits has the machine. ranks: of this process, their first.
         """
         tell = on_progress or (lambda progress: None)
         wait([rest for rest, _ in list(self._finishing.values())])  # not within our turn: it needs turns itself
-        pool, serve = self.config.pool, self.config.serve
-        if pool.workers and ranks.size > 1:
-            raise ConfigError("workers, and several processes", expected="one of them", todo="set workers to 0")
-        with scored_by(pool, serve.reader, self.reader) as reader, self._turnstile.turn(Priority.LEARNING):
+        others = scored_by(self.config.pool, self.config.serve.reader, self.reader, ranks)
+        with others as reader, self._turnstile.turn(Priority.LEARNING):
             live, selector = self._policy()
             self._take_on(live)
             adapter, learn = self._adapters[live.id], self.config.learn
-            rank = (rank_of(adapter) or learn.language_rank) if learn.language_steps else 0
+            rank = (rank_of(adapter) or learn.language_rank) if learn.tuning_steps or learn.language_steps else 0
             writer = self.reader.writer(rank) if rank else None
 
             def step(stage: str, done: int, total: int) -> None:
@@ -395,8 +392,8 @@ class Service:
         if study.volume.sha256 in self._tokens_kept:
             return
         grid = study.grid
-        features = grid.features.numpy().astype(np.float16)
-        kept = Features(features, grid.shape, grid.patch, grid.uvw_to_ijk, grid.uvw_to_lps)
+        extras = {name: _half(part) for name, part in grid.extras.items()}
+        kept = Features(_half(grid.features), grid.shape, grid.patch, grid.uvw_to_ijk, grid.uvw_to_lps, extras)
         self.store.put_features(study.volume.sha256, self.reader.id, kept)
         self._tokens_kept.add(study.volume.sha256)
 
@@ -410,7 +407,9 @@ class Service:
         """The tokens of an episode's study, as stored when it was asked. Raises NotFoundError."""
         kept = self.store.features(episode.volume_sha256, episode.reader)
         features = torch.from_numpy(kept.features.astype(np.float32))
-        return TokenGrid(features, kept.shape, kept.patch, kept.uvw_to_ijk, kept.uvw_to_lps, episode.reader)
+        extras = {name: torch.from_numpy(np.asarray(part, np.float32)) for name, part in kept.extras.items()}
+        at = kept.uvw_to_ijk, kept.uvw_to_lps
+        return TokenGrid(features, kept.shape, kept.patch, *at, episode.reader, extras=extras)
 
 
 def _patiently(complete: Callable[[], Encoded]) -> Encoded:
@@ -438,6 +437,12 @@ def install_shipped(config: Config, reader_id: str, registry: PolicyRegistry, st
         at_once=not config.gate.sign_off,
         record=lambda policy: store.record("promote" if policy.state == "live" else "gate", policy),
     )
+
+
+def _half(features: torch.Tensor) -> NDArray[np.float16]:
+    """As they are stored; what float16 cannot hold becomes the largest that it can."""
+    largest = float(np.finfo(np.float16).max)
+    return features.clamp(-largest, largest).numpy().astype(np.float16)
 
 
 def registry_of(config: Config, reader: Reader | str) -> PolicyRegistry:

@@ -91,15 +91,19 @@ def episode_from_record(record: Json, arrays: Arrays) -> Episode:
         created=datetime.fromisoformat(record["created"]),
         question=Question(**_tuples(record["question"])),
         selection=Selection(keep=arrays["keep"], scores=arrays["scores"], **record["selection"]),
-        answer=Answer(**record["answer"]),
+        answer=_answer(record["answer"]),
         evidence=Evidence(**{**evidence, "regions": regions}),
         grid_shape=_tuples(record["grid_shape"]),
         timings_ms=record["timings_ms"],
-        recheck=Recheck(**{**recheck, "first": Answer(**recheck["first"])}) if recheck else None,
+        recheck=Recheck(**{**recheck, "first": _answer(recheck["first"])}) if recheck else None,
         prior=record.get("prior"),
         slices=record.get("slices"),
         **{name: record[name] for name in _EPISODE_TEXTS},
     )
+
+
+def _answer(record: Json) -> Answer:
+    return Answer(**{**record, "notes": tuple(record.get("notes", ()))})
 
 
 def feedback_to_record(feedback: Feedback) -> tuple[Json, Arrays]:

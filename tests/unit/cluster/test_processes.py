@@ -84,6 +84,7 @@ def test_two_processes_end_where_one_does(alone: Path, pair: Path, held: str) ->
     assert difference(alone / "ended-0.safetensors", pair / held / "ended-0.safetensors") < 1e-4
     assert difference(pair / held / "ended-0.safetensors", pair / held / "ended-1.safetensors") == 0
     one, two = (json.loads((folder / "facts-0.json").read_text()) for folder in (alone, pair / held))
+    assert two["losses"] == pytest.approx(one["losses"], abs=1e-5)
     assert two["rewards"] == pytest.approx(one["rewards"], abs=1e-6)
     assert two["weights"] == pytest.approx(one["weights"] / (2 if held == "spread" else 1), rel=0.02)
 

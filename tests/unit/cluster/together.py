@@ -27,11 +27,13 @@ from sparsight.model.protocols import ScoreRequest
 from sparsight.rl.language import LanguageConfig, train_language
 from sparsight.rl.ranks import Ranks
 from sparsight.rl.trainer import Example, train_policy
+from sparsight.rl.tuning import TuningConfig, tune_language
 from sparsight.types import Question
 
 FAMILY = "llava"
 QUESTIONS = (Question("Is there a mass?", "yes_no", ("yes", "no")), Question("Is it large, or not?", "yes_no"))
 LEARN = LearnConfig(steps=11, batch=4, group=4, replay=0.0, budgets=(0.1, 0.2), kl=0.05, lr=1e-2)
+TUNE = TuningConfig(steps=2, batch=4, lr=1e-3)
 WRITE = LanguageConfig(steps=2, batch=4, subsets=2, completions=3, limit=6, lr=1e-2)
 
 
@@ -82,12 +84,17 @@ def both_streams(reader: HFReader, ranks: Ranks, folder: Path, steps: int = LEAR
         ranks=ranks,
     )
     writer = reader.writer(4)
-    report = train_language(
-        writer, PolicySelector(policy, reader), examples, config=WRITE, judge=judged, seed=5, ranks=ranks
-    )
+    selector = PolicySelector(policy, reader)
+    tuned = tune_language(writer, selector, examples, config=TUNE, seed=4, ranks=ranks)
+    report = train_language(writer, selector, examples, config=WRITE, judge=judged, seed=5, ranks=ranks)
     save_file(policy.to_arrays() | writer.to_arrays(), folder / f"ended-{ranks.rank}.safetensors")
     weights = sum(p._local_tensor.numel() if hasattr(p, "_local_tensor") else p.numel() for p in layers(reader))
-    facts = {"told": told, "rewards": [step.reward for step in report.history], "weights": weights}
+    facts = {
+        "told": told,
+        "losses": [step.loss for step in tuned],
+        "rewards": [step.reward for step in report.history],
+        "weights": weights,
+    }
     (folder / f"facts-{ranks.rank}.json").write_text(json.dumps(facts))
 
 

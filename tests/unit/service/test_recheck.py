@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparsight.config import Config
+from sparsight.errors import MemoryFullError
 from sparsight.model.protocols import ScoreRequest
 from sparsight.reply import ask_json
 from sparsight.server.schemas import AskReply
@@ -266,3 +267,28 @@ def test_whatever_is_said_the_reply_is_whole(
         recheck and again["first_budget"]["kept"] < again["budget"]["kept"] == reply["budget"]["kept"]
     )
     assert sum(region["weight"] for region in reply["evidence"]) == pytest.approx(1, abs=0.01)
+
+
+def test_where_memory_is_full_the_best_half_is_read_and_the_answer_says_so(
+    service: Service, picture: ImageVolume, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = told("yes")
+
+    def full(question: Question, grid: TokenGrid, selection: Selection, **more: Any) -> Answer:
+        if len(selection.keep) > K // 4:
+            raise MemoryFullError("a question", expected="room", todo="keep fewer tokens")
+        return script.read(question, grid, selection, **more)
+
+    monkeypatch.setattr(service.reader, "read", full)
+    asked = service.ask(picture, QUESTION)
+    reply = ask_json(asked)
+    assert reply["budget"]["kept"] == K // 4
+    assert set(asked.shown.keep.tolist()) == best(asked, 0, K // 4)
+    assert reply["notes"] == [f"read from {K // 4} tokens instead of {K}: the device's memory held no more"]
+    assert service.episode(asked.episode.id).answer.notes == tuple(reply["notes"])
+    AskReply.model_validate(reply)
+    monkeypatch.setattr(
+        service.reader, "read", lambda *_, **__: (_ for _ in ()).throw(MemoryFullError("x", expected="y", todo="z"))
+    )
+    with pytest.raises(MemoryFullError):
+        service.ask(picture, QUESTION)

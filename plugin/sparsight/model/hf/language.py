@@ -66,6 +66,35 @@ class Language:
         return (chosen * counts).sum(-1)
 
     @torch.no_grad()
+    def likely_after(self, prompt: TokenPrompt, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Log-probability of each of n texts after one prompt, which is read once: (n,)."""
+        given = self.inputs([prompt])
+        out = self.model(**given, logits_to_keep=1, use_cache=True)
+        n, longest = len(texts), max(len(text) for text in texts)
+        cache = out.past_key_values
+        cache.batch_repeat_interleave(n)
+        ids = torch.full((n, longest), self.pad, device=self.model.device)
+        said = torch.zeros_like(ids)
+        for row, counts, text in zip(ids, said, texts, strict=True):
+            row[: len(text)] = torch.tensor(text, device=row.device)
+            counts[: len(text)] = 1
+        logits = out.logits[:, -1:].repeat_interleave(n, 0)
+        if longest > 1:
+            at = given["position_ids"][..., -1:] + torch.arange(1, longest, device=ids.device)
+            mask = torch.cat([given["attention_mask"].repeat_interleave(n, 0), said[:, :-1]], dim=1)
+            later = self.model(
+                input_ids=ids[:, :-1],
+                attention_mask=mask,
+                position_ids=at.expand(*at.shape[:-2], n, longest - 1),
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits = torch.cat([logits, later.logits], dim=1)
+        chosen = logits.float().log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+        likely: Tensor = (chosen * said).sum(-1)
+        return likely
+
+    @torch.no_grad()
     def write(self, prompts: Sequence[TokenPrompt], limit: int, chance: Tensor | None = None) -> Iterator[Step]:
         """B texts token by token: greedy, or at temperature 1 by `chance` (completions.chances): (B, limit).
 

@@ -20,7 +20,7 @@ from sparsight.model.hf.answers import choices_of, messages, parse
 from sparsight.model.hf.families import Family, begins_itself
 from sparsight.model.hf.language import Language
 from sparsight.model.hf.prompts import Study, TokenPrompt
-from sparsight.model.hf.vision import Pace, Vision
+from sparsight.model.hf.vision import Pace, Vision, memory_full
 from sparsight.model.protocols import ScoreRequest, Where
 from sparsight.types import Answer, ImageVolume, Question, Selection, TokenGrid
 
@@ -90,6 +90,7 @@ class HFReader:
             if not 0 < (n := len(self.language.ids(text.strip()))) <= most:
                 raise QuestionError(f"{what} of {n} tokens", expected=f"1 to {most}", todo="use a shorter one")
 
+    @torch.inference_mode(False)  # it is kept, and a policy trains on it, whoever asked first
     @torch.no_grad()
     def _embed(self, question: Question) -> Tensor:
         """Mean and last hidden state of the question read without an image: (2 * hidden,)."""
@@ -158,7 +159,8 @@ class HFReader:
                 prompts.append(whole.keep(keep, self.language.image))
                 texts.append(answer)
         parts = _chunks(prompts, texts) if prompts else []
-        scores = torch.cat([torch.empty(0), *(self.language.likely(p, t).cpu() for p, t in parts)])
+        with memory_full():
+            scores = torch.cat([torch.empty(0), *(self.language.likely(p, t).cpu() for p, t in parts)])
         for _ in range(self.language.most(len(parts)) - len(parts)):
             self.language.idle()
         return list(torch.split(scores, [len(request.keeps) for request in requests]))
@@ -175,9 +177,15 @@ class HFReader:
         """Reason, then answer: one of the choices where the question has any, free text otherwise.
 
         The probability behind the confidence is the mean of two readings, after the reasoning and without it. Raises
-        BudgetError for more than max_tokens kept.
+        BudgetError for more than max_tokens kept, MemoryFullError where the device's memory does not hold them.
         """
         self._check_kept(selection.size)
+        with memory_full():
+            return self._read(question, grid, selection, on_token)
+
+    def _read(
+        self, question: Question, grid: TokenGrid, selection: Selection, on_token: Callable[[str], None] | None
+    ) -> Answer:
         keep = torch.from_numpy(np.asarray(selection.keep))
         started = time.perf_counter()
         reasoned = self.prompt(grid, question, True).keep(keep, self.language.image)
@@ -190,13 +198,12 @@ class HFReader:
         options = choices or (said or "-",)
         answers = [self.language.ids(option) for option in options]
         end = self.language.ids("</answer>")
-        after = [[*before, *answer, *end] for answer in answers]
-        own = [[*answer, min(self.language.ends)] for answer in answers]
-        given = self.language.likely([reasoned], [before])
         likely = torch.stack(
             [
-                torch.cat([self.language.likely([reasoned], [a]) for a in after]) - given,
-                torch.cat([self.language.likely([direct], [a]) for a in own]),
+                self.language.likely_after(
+                    reasoned.then(before, self.family.answer_type), [[*answer, *end] for answer in answers]
+                ),
+                self.language.likely_after(direct, [[*answer, min(self.language.ends)] for answer in answers]),
             ]
         ).cpu()
         p = likely.softmax(-1).mean(0) if choices else likely.exp().mean(0)
@@ -210,6 +217,7 @@ class HFReader:
             abstained=confidence < self.abstain_below or not (choices or said),
             choice=best if question.kind == "choice" else None,
             timings_ms={"decode": 1e3 * (decoded - started), "prefill": 1e3 * (done - decoded)},
+            notes=self.vision.notes(grid),
         )
 
     def _say(self, prompt: TokenPrompt, on_token: Callable[[str], None] | None) -> str:

@@ -60,6 +60,7 @@ def tiny(family: str, seed: int = 0) -> tuple[Any, Any]:
     for name, weight in model.named_parameters():
         if name.endswith("mm_input_projection_weight"):  # Gemma's begins at zero: no picture would be seen
             torch.nn.init.normal_(weight, std=0.1)
+    model.get_output_embeddings().weight.data *= 10  # else none of its answers could ever be likely, whatever it learns
     model.generation_config.eos_token_id = config.text_config.eos_token_id
     model.generation_config.pad_token_id = config.text_config.pad_token_id
     return model.float().eval(), processor

@@ -7,7 +7,10 @@ three colours.
 
 from __future__ import annotations
 
+import gc
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -17,12 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparsight.errors import ImageError, WeightsError
+from sparsight.errors import ImageError, MemoryFullError, WeightsError
 from sparsight.imaging.grid import Prepared, prepare
 from sparsight.model.hf.families import Family, begins_itself
 from sparsight.model.hf.prompts import Layout
 from sparsight.types import ImageVolume, TokenGrid
 
+_LEAST = 64  # tokens of a picture
 _PIXELS = "pixel_values", "pixel_attention_mask"
 _VISION = (*_PIXELS, "image_grid_thw", "image_sizes", "batch_num_images")
 
@@ -40,6 +44,32 @@ class Pace:
     slices: int = 24
     batch: int = 4
 
+    def smaller(self) -> Pace:
+        """The next rung down: half of all that can be halved."""
+        return replace(
+            self,
+            tokens=max(_LEAST, self.tokens // 2),
+            tiles=max(1, self.tiles // 2),
+            slices=max(2, self.slices // 2),
+            batch=max(2, self.batch // 2),
+        )
+
+
+@contextmanager
+def memory_full() -> Iterator[None]:
+    """A device's memory that is full, as an error of ours; what was held is given back first."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise MemoryFullError(
+            "a question that the device's memory does not hold",
+            expected="room for its tokens",
+            todo="keep fewer tokens, or quantize the model (docs/models.md)",
+        ) from error
+
 
 class Vision:
     """Vision tower and connector of one model."""
@@ -48,14 +78,36 @@ class Vision:
         self.model, self.processor, self.family, self.pace = model, processor, family, pace
         self.layout = lru_cache(maxsize=64)(self._layout)
 
-    @torch.no_grad()
     def encode(self, volume: ImageVolume, reader: str) -> TokenGrid:
-        """(D * gh * gw, C) tokens; a volume of more than `pace.slices` slices is read at that many of them."""
-        prepared = self._prepare(volume)
+        """(D * gh * gw, C) tokens; a volume of more than `pace.slices` slices is read at that many of them.
+
+        Where the device's memory is full: a smaller picture, fewer tiles, fewer slices, and `notes` says so. Raises
+        MemoryFullError where the smallest does not fit either.
+        """
+        pace = self.pace
+        while True:
+            try:
+                with memory_full():
+                    return self._encode(volume, reader, pace)
+            except MemoryFullError:
+                if (smaller := pace.smaller()) == pace:
+                    raise
+                pace = smaller
+
+    def notes(self, grid: TokenGrid) -> tuple[str, ...]:
+        """What a grid lacks because memory was full when it was encoded."""
+        if "smaller" not in grid.extras:
+            return ()
+        gd, gh, gw = grid.shape
+        return (f"seen at {gh} x {gw} tokens in {gd} slices only: the device's memory held no more",)
+
+    @torch.no_grad()
+    def _encode(self, volume: ImageVolume, reader: str, pace: Pace) -> TokenGrid:
+        prepared = self._prepare(volume, pace)
         at, slices = prepared.geometry, len(prepared.pixels)
         layout = self.layout(at.shape)
         rows, deep = [], list[list[Tensor]]()
-        for pixels in np.array_split(prepared.pixels, max(1, slices // self.pace.batch)):  # never one of several
+        for pixels in np.array_split(prepared.pixels, max(1, slices // pace.batch)):  # never one of several
             features, levels = self._look(pixels)
             rows.append(features)
             deep.append(levels)
@@ -68,6 +120,8 @@ class Vision:
             )
         levels = [torch.cat(level) for level in zip(*deep, strict=True)]
         extras = {"rest": features[layout.rest]} | {f"deep{i}": level for i, level in enumerate(levels)}
+        if pace != self.pace:
+            extras["smaller"] = torch.ones(1)
         grid = TokenGrid(
             features[layout.token], at.shape, at.patch, at.uvw_to_ijk, at.uvw_to_lps, reader, extras=extras
         )
@@ -81,18 +135,18 @@ class Vision:
 
     def inputs(self, volume: ImageVolume, text: str) -> dict[str, Any]:
         """What the family's own processor makes of the same pictures and a prompt with a place for each: to compare."""
-        pixels = self._prepare(volume).pixels
+        pixels = self._prepare(volume, self.pace).pixels
         given = self._process(pixels, text)
         given.pop("labels", None)
         return {name: value.to(self.model.device) for name, value in given.items() if isinstance(value, Tensor)}
 
-    def _prepare(self, volume: ImageVolume) -> Prepared:
+    def _prepare(self, volume: ImageVolume, pace: Pace) -> Prepared:
         """Pixels of the slices that are looked at, and the geometry of their tokens."""
         depth = volume.shape[0]
-        chosen = thinned(depth, self.pace.slices)
+        chosen = thinned(depth, pace.slices)
         looked = replace(volume, voxels=volume.voxels[chosen], sop_uids=()) if len(chosen) < depth else volume
         patch = self.family.patch(self.model.config)
-        prepared = prepare(looked, long_side=self._long_side(patch, len(chosen) == 1), patch=patch)
+        prepared = prepare(looked, long_side=self._long_side(patch, len(chosen) == 1, pace), patch=patch)
         return Prepared(prepared.pixels, _spread(prepared.geometry, volume, len(chosen)))
 
     def _look(self, pixels: NDArray[np.float32]) -> tuple[Tensor, list[Tensor]]:
@@ -139,12 +193,12 @@ class Vision:
         where = [torch.from_numpy(part) for part in (token, framing, rest)]
         return Layout(where[0], where[1], where[2], placeholders, encoded)
 
-    def _long_side(self, patch: int, single: bool) -> int:
+    def _long_side(self, patch: int, single: bool, pace: Pace) -> int:
         """Pixels of a picture's longer side."""
         side = self.family.side(self.model.config)
         if side is None:
-            return patch * math.isqrt(self.pace.tokens)
-        return side * (min(self.family.tiles, self.pace.tiles) if single else 1)
+            return patch * math.isqrt(pace.tokens)
+        return side * (min(self.family.tiles, pace.tiles) if single else 1)
 
     def _size(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """A picture's size (h, w) as the family takes it, and the tiles (rows, columns) that it is cut into."""

@@ -36,6 +36,11 @@ class HFLanguagePolicy:
         """The stream as it is now; a copy of the adapter only, the model is shared."""
         return type(self)(self._reader, self.module, [matrix.detach().clone() for matrix in self.module.matrices])
 
+    def phrase(self, prompt: Prompt, answer: str) -> Completion:  # noqa: ARG002 - the protocol's
+        """The answer's tokens and the end."""
+        language = self._reader.language
+        return self._spell(False, [*language.ids(answer.strip()), min(language.ends)])
+
     def to_arrays(self) -> dict[str, NDArray[np.float32]]:
         """The adapter by name."""
         return self.module.to_arrays()

@@ -101,6 +101,7 @@ function describe(answer) {
     ["Looked at", `${kept} of ${total} tokens (${(100 * fraction).toFixed(1)} %), ${answer.evidence.length} region${answer.evidence.length === 1 ? "" : "s"}`, false],
     ...(answer.slices ? [["First look", `${answer.slices.encoded} of ${answer.slices.total} slices were encoded before this answer`, false]] : []),
     ...(answer.recheck ? [["Re-check", answer.recheck.note, answer.recheck.changed]] : []),
+    ...answer.notes.map((note) => ["Note", note, true]),
     ["Policy", answer.policy.id, false],
     ["Episode", answer.episode, false],
   ];

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from sparsight import evidence
-from sparsight.errors import BudgetError, ConfigError, QuestionError
+from sparsight.errors import BudgetError, ConfigError, MemoryFullError, QuestionError
 from sparsight.imaging.grid import tokens_to_labelmap
 from sparsight.model import RandomSelector, ScoreRequest
 from sparsight.model.hf import proofs
@@ -34,6 +35,7 @@ def test_proofs_hold(reader_of: Make, family: str, tiles: int) -> None:
     found = prove(reader_of(family, tiles))
     assert len(found) == 10
     assert not [proof for proof in found if not proof.passed]
+    assert [proof.worst for proof in found if "unmodified" in proof.name] == [0.0, 0.0]  # on a CPU: to the bit
 
 
 def test_positions_that_move_up_are_found(reader_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +125,18 @@ def test_scores_and_answers(reader_of: Make, family: str) -> None:
     assert set(answer.timings_ms) == {"decode", "prefill"}
 
 
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_texts_behind_one_reading_are_as_likely_as_each_by_itself(reader_of: Make, family: str) -> None:
+    reader = reader_of(family)
+    grid = reader.encode(pattern(1, 60, 80))
+    prompt = reader.prompt(grid, YES_NO, False).keep(torch.arange(0, grid.n, 3), reader.language.image)
+    texts = [reader.language.ids(text) for text in ("yes", "no", "a", "it is bright")]
+    together = reader.language.likely_after(prompt, texts)
+    with torch.no_grad():
+        alone = torch.cat([reader.language.likely([prompt], [text]) for text in texts])
+    assert together.tolist() == pytest.approx(alone.tolist(), abs=2e-3)
+
+
 def test_a_choice_is_one_of_the_choices(reader_of: Make) -> None:
     reader = reader_of("llava")
     question = Question("What is it?", "choice", ("mass", "ring", "line"))
@@ -165,6 +179,26 @@ def test_a_long_volume_is_read_at_even_slices(reader_of: Make) -> None:
         (grid.features - before.features).norm(dim=-1).reshape(grid.shape).amax((1, 2)).nonzero().squeeze(1).tolist()
     )
     assert all(abs(centres[w] - 30) < 2 for w in changed)
+
+
+def test_a_full_memory_takes_a_smaller_picture_and_says_so(reader_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = reader_of("idefics3", 2)
+    look, given = reader.vision._look, []
+
+    def full(pixels: NDArray[np.float32]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        given.append(pixels.shape)
+        if pixels.shape[1] > 64:
+            raise torch.OutOfMemoryError("no room")
+        return look(pixels)
+
+    monkeypatch.setattr(reader.vision, "_look", full)
+    grid = reader.encode(pattern(1, 60, 60))
+    assert [shape[1] for shape in given] == [128, 64]
+    answer = reader.read(YES_NO, grid, RandomSelector().select(grid, YES_NO, 4, seed=1))
+    assert answer.notes == ("seen at 4 x 4 tokens in 1 slices only: the device's memory held no more",)
+    monkeypatch.setattr(reader.vision, "_look", lambda pixels: (_ for _ in ()).throw(torch.OutOfMemoryError("none")))
+    with pytest.raises(MemoryFullError, match="memory"):
+        reader.encode(pattern(1, 60, 60))
 
 
 def test_the_same_question_is_embedded_alike(reader_of: Make) -> None:

@@ -1,0 +1,97 @@
+"""What is said to the reader: words rather than bare numbers, the same as on the server's own page."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+Json = dict[str, Any]
+RESEARCH = "Research use only: not for diagnosis."
+
+
+def confidence(p: float) -> str:
+    """A calibrated probability in words."""
+    if p >= 0.9:
+        words = "very likely right"
+    elif p >= 0.75:
+        words = "likely right"
+    else:
+        words = "more likely right than not" if p >= 0.6 else "uncertain"
+    return f"{words} (about {round(p * 10)} in 10)"
+
+
+def answer_html(answer: Json) -> str:
+    """An answer with all that a reader must know to trust it or not."""
+    said = "No answer" if answer["abstained"] else answer["answer"]
+    parts = [f"<p>{escape(answer['question'])}</p>", f"<h3>{escape(said)}</h3>"]
+    if answer["abstained"] and answer["answer"]:
+        parts.append(f"<p>It leaned towards: {escape(answer['answer'])}</p>")
+    if answer.get("reasoning"):
+        parts.append(f"<p><i>{escape(answer['reasoning'])}</i></p>")
+    parts += [f"<p><b>{name}:</b> {escape(text)}</p>" for name, text in _facts(answer)]
+    return "".join(parts)
+
+
+def _facts(answer: Json) -> list[tuple[str, str]]:
+    budget, grounded, slices, recheck = (answer.get(k) for k in ("budget", "grounded", "slices", "recheck"))
+    regions = len(answer["evidence"])
+    facts = [("Confidence", "too low to answer" if answer["abstained"] else confidence(answer["confidence"]))]
+    if grounded is None:
+        facts.append(("Grounded", "not tested"))
+    elif grounded:
+        facts.append(("Grounded", "yes: without these regions the answer loses its support"))
+    else:
+        facts.append(("Not grounded", "the answer hardly depends on the regions shown"))
+    if budget:
+        share = f"{budget['kept']} of {budget['total']} tokens ({100 * budget['fraction']:.1f} %)"
+        facts.append(("Looked at", f"{share}, {regions} region{'' if regions == 1 else 's'}"))
+    if slices:
+        facts.append(("First look", f"{slices['encoded']} of {slices['total']} slices were encoded before this answer"))
+    if recheck:
+        facts.append(("Re-checked", recheck["note"]))
+    if policy := answer.get("policy"):
+        facts.append(("Policy", policy["id"]))
+    return facts
+
+
+def marks(counts: dict[str, int], painted: bool) -> str:
+    """What was marked: boxes by kind, and whether something was painted."""
+    said = [f"{n} {kind}" for kind, n in counts.items() if n] + (["painted regions"] if painted else [])
+    return f"Marked: {', '.join(said)}." if said else "No regions marked."
+
+
+def reward(replies: list[Json]) -> str:
+    """What a correction, sent in one part or several, was worth."""
+    told = []
+    for worth in (reply["reward"] for reply in replies):
+        parts = ", ".join(f"{name} {value:+.2f}" for name, value in worth["parts"].items() if value is not None)
+        told.append(f"{worth['total']:+.2f}{f' ({parts})' if parts else ''}")
+    return f"Recorded. Reward {'; '.join(told)}"
+
+
+def error(given: str, expected: str, todo: str) -> str:
+    """What went wrong, and what to do."""
+    return f"{given[:1].upper()}{given[1:]}. Expected: {expected}. To do: {todo}."
+
+
+def learning(job: Json) -> str:
+    """How far learning is, or how it ended."""
+    stats, state = job.get("stats") or {}, job["state"]
+    if state == "idle":
+        return "Nothing was learned since the server started."
+    if state == "running":
+        how_far = f" {stats.get('done')} of {stats['total']}" if stats.get("total") else ""
+        return f"Learning: {stats.get('stage') or 'starting'}{how_far}"
+    error = stats.get("error") or {}
+    why = stats.get("reasons") or [error.get("given") or "not promoted"]
+    return f"Learning {state}: {'promoted' if stats.get('promoted') else '; '.join(map(str, why))}"
+
+
+def policy(version: Json) -> str:
+    """A policy version in one line of a list."""
+    return f"{version['id']}  {version['state']}  {version['created'][:16].replace('T', ' ')}"
+
+
+def earlier(answer: Json) -> str:
+    """An earlier answer in one line of a list."""
+    return f"{answer['question']} → {'no answer' if answer['abstained'] else answer['answer']}"

@@ -1,0 +1,132 @@
+"""The doctor for models: proofs on the weights, what they cost, whether they fit; and the files of configs/model."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sparsight import doctor_models
+from sparsight.cli.main import app, main
+from sparsight.config import ModelConfig
+from sparsight.doctor_models import examine_model, examine_tiny
+from sparsight.errors import WeightsError
+from sparsight.model.hf import costs, proofs, tiny
+from sparsight.model.hf.families import FAMILIES
+from sparsight.model.hf.proofs import Proof
+from sparsight.model.hf.published import published
+from sparsight.model.hf.tiny import save_tiny
+from sparsight.model.hf.vision import Pace
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "configs" / "model").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny("smolvlm", tmp_path_factory.mktemp("model"))
+
+
+def test_a_model_is_examined(weights: Path) -> None:
+    report = examine_model(ModelConfig(weights=weights, family="smolvlm", device="cpu"))
+    assert report.healthy, [finding for finding in report.findings if not finding.ok]
+    names = [finding.name for finding in report.findings]
+    assert {"model", "memory", "100% of the tokens", "10% of the tokens"} <= set(names)
+    measured = report.figures["measured"]
+    assert [row["share"] for row in measured] == [1.0, 0.25, 0.1]
+    assert [row["kept"] for row in measured] == [16, 4, 2]
+    assert all(row["first_token_ms"] > row["prefill_ms"] > 0 for row in measured)
+    computed = report.figures["computed"]
+    assert computed["memory_bytes"]["nf4"] < computed["memory_bytes"]["int8"] < computed["memory_bytes"]["none"]
+
+
+def test_a_model_that_does_not_fit_is_not_loaded(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = costs.compute(tiny.tiny("smolvlm")[0].config)
+    monkeypatch.setattr(doctor_models, "free_bytes", lambda device: computed.memory_bytes("int8"))
+    report = examine_model(ModelConfig(weights=weights, device="cpu"))
+    (finding,) = report.findings
+    assert not report.healthy
+    assert finding.todo == "quantization: int8"
+    monkeypatch.setattr(doctor_models, "free_bytes", lambda device: 1)
+    assert "smaller model" in examine_model(ModelConfig(weights=weights, device="cpu")).findings[0].todo
+
+
+def test_a_failed_proof_is_a_fault(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proofs, "prove", lambda reader: [Proof("a cache changes nothing", 1.0, 0.1, "logits")])
+    report = examine_model(ModelConfig(weights=weights, device="cpu"))
+    assert not report.healthy
+    assert "do not serve it" in next(f.todo for f in report.findings if not f.ok)
+
+
+def test_a_missing_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(WeightsError, match="no such folder"):
+        examine_model(ModelConfig(weights=tmp_path / "none"))
+    monkeypatch.setattr("sys.argv", ["sparsight", "doctor", "--weights", str(tmp_path / "none"), "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "bad_weights"
+
+
+def test_the_command_examines_a_model(weights: Path) -> None:
+    run = CliRunner().invoke(app, ["doctor", "--weights", str(weights), "--json"])
+    told = json.loads(run.stdout)
+    assert run.exit_code == 0
+    assert told["healthy"]
+    assert len(told["proofs"]) == 10
+
+
+def test_every_family_is_proven_from_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny, "families", lambda: ("llava", "internvl"))  # all of them: test_families.py
+    report = examine_tiny()
+    assert report.healthy
+    assert [finding.name for finding in report.findings] == ["llava", "internvl"]
+
+
+def test_there_is_a_configuration_for_every_family() -> None:
+    assert {ModelConfig.read(file).family for file in FILES} == set(FAMILIES)
+    assert all(file.stem == ModelConfig.read(file).family for file in FILES)
+
+
+def test_every_line_of_a_model_configuration_is_its_setting() -> None:
+    fields = {name: field.description for name, field in ModelConfig.model_fields.items()}
+    for file in FILES:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            if not line.startswith("#"):
+                name, comment = line.split(":")[0], line.split("# ", 1)[1]
+                assert comment.startswith((fields[name] or "").split(";")[0].split(",")[0]) or name == "quantization"
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_costs_are_those_of_the_pages(family: str) -> None:
+    """Memory in configs/model and the table of docs/models.md are computed, here and now."""
+    name, config = published()[family]
+    computed = costs.compute(config)
+    gib = {q: f"{computed.memory_bytes(q) / 2**30:.1f}" for q in ("nf4", "int8", "none")}
+    head = (ROOT / "configs" / "model" / f"{family}.yaml").read_text(encoding="utf-8").splitlines()[1]
+    assert re.findall(r"\d+\.\d", head.split(":", 1)[1]) == [gib["nf4"], gib["int8"], gib["none"]]
+    row = next(
+        line
+        for line in (ROOT / "docs" / "models.md").read_text(encoding="utf-8").splitlines()
+        if f"| {family} |" in line
+    )
+    assert name in row
+    assert f"| {gib['nf4']} / {gib['int8']} / {gib['none']} |" in row
+    assert " / ".join(f"{c.kv_bytes / 2**20:.1f}" for c in computed.costs) in row
+    assert " / ".join(f"{c.prefill_flops / 1e12:.1f}" for c in computed.costs) in row
+    assert f"{computed.parameters / 1e9:.2f} B" in row
+
+
+def test_costs_of_a_layer_by_hand() -> None:
+    """Two layers of two key-value heads of 16: 2 x 2 x 2 x 2 x 16 bytes a token; and every weight is used once."""
+    model, _ = tiny.tiny("llava")
+    computed = costs.compute(model.config, Pace())
+    assert computed.tokens == 64
+    assert computed.costs[0].kv_bytes == 2 * 2 * 2 * 2 * 16 * (64 + costs.TEXT)
+    linear = sum(p.numel() for n, p in model.get_decoder().named_parameters() if p.ndim == 2 and "embed" not in n)
+    length = 64 + costs.TEXT
+    assert computed.costs[0].prefill_flops == pytest.approx(2 * linear * length + 2 * 2 * 4 * 16 * length**2)
+    assert computed.parameters == sum(p.numel() for p in model.parameters())
