@@ -3,7 +3,9 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VIEWERS := $(VENV)/.viewers
 PORT ?= 8000
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .PHONY: demo test test-viewers check setup clean
 
@@ -14,7 +16,7 @@ test: $(READY) check  ## all checks and tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	$(MAKE) test-viewers
 
-test-viewers: $(READY)  ## clients of viewers: 3D Slicer, in a process of its own (its library and itk both bring ITK, and clash)
+test-viewers: $(VIEWERS)  ## clients of viewers: 3D Slicer, in a process of its own (its library and itk both bring ITK, and clash)
 	$(BIN)/python -m pytest tests/clients/slicer
 
 check: $(READY)
@@ -30,6 +32,11 @@ $(READY): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+# Slicer's library serves only the tests of its client: servers do without its 800 MB.
+$(VIEWERS): $(READY) requirements-viewers.lock
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements-viewers.lock
 	touch $@
 
 clean:

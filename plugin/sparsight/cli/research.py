@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
     bench.command()(latency)
     bench.command()(prefill)
     bench.command()(quantization)
+    bench.command()(credit)
     app.add_typer(bench, name="bench")
 
 
@@ -248,6 +249,49 @@ def quantization(
         emit_json(report)
     else:
         console.print(card(report), markup=False)
+
+
+def credit(
+    context: typer.Context,
+    data: Annotated[Path | None, typer.Option(help="Folder of data folders: anatomy of the scenes.")] = None,
+    steps: Annotated[int, typer.Option(help="Of reinforcement, each of 8 questions and 128 texts.", min=1)] = 60,
+    scenes: Annotated[int, typer.Option(help="New scenes to learn on, 12 questions each.", min=1)] = 200,
+    questions: Annotated[int, typer.Option(help="Of sim_2d, to measure on.", min=2)] = 400,
+    seeds: Annotated[int, typer.Option(help="Trainings with each credit.", min=1)] = 3,
+    out: Annotated[Path | None, typer.Option(help="Also write the JSON here.")] = None,
+    json: Json = False,
+) -> None:
+    """Reinforce the language stream with credit per stream and with shared credit, and compare."""
+    from sparsight.bench.credit import measure
+    from sparsight.bench.suites import check_data
+    from sparsight.rl.language import LanguageConfig
+
+    check_targets(out)
+    check_data(data)
+    session: Session = context.obj
+    with session.service() as service, progress_bar("bench credit", quiet=json) as tell:
+        report = measure(
+            session.config().serve.reader,
+            service.live_selector().policy,
+            data,
+            config=LanguageConfig(steps=steps),
+            scenes=scenes,
+            questions=questions,
+            seeds=range(seeds),
+            on_step=tell,
+        )
+    if out:
+        out.write_text(dumps(report, indent=2) + "\n", encoding="utf-8")
+    if json:
+        emit_json(report)
+        return
+    table = Table("credit", "selector", "budget", "n", "accuracy", "gain", "95 % interval")
+    for row in report["rows"]:
+        gain = f"{row['gain']:+.3f}" if "gain" in row else ""
+        between = "{:+.3f}..{:+.3f}".format(*row["gain_ci"]) if "gain" in row else ""
+        shown = f"{row['budget']:g}", str(row["n"]), f"{row['accuracy']:.3f}", gain, between
+        table.add_row(row["credit"], row["selector"], *shown)
+    console.print(table)
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:

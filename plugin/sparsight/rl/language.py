@@ -38,6 +38,7 @@ _FLAT_CREDIT = 1e-5  # largest advantage of any text of the batch
 _FLAT_ENTROPY = 1e-3  # nats of a token
 _SOLVED = 0.99  # mean reward at which texts that all earn the same are no collapse
 
+Credit = Literal["per_stream", "shared"]
 Judge = Callable[[Example, Completion], float | None]  # how right a text is, 0..1; None: does not apply
 
 LANGUAGE_WEIGHTS = RewardWeights(answer=0.0, grounding=0.0, match=1.0, form=0.1)
@@ -60,7 +61,7 @@ class LanguageConfig:
     full: float = 0.15  # share of the questions read with all tokens
     direct: float = 0.4  # share of the questions answered without reasoning
     limit: int = 64  # tokens of one text
-    credit: Literal["per_stream", "shared"] = "per_stream"
+    credit: Credit = "per_stream"
     dependent: float = 0.4  # share of a text's tokens, the most vision-dependent ones, that carry the gradient (VPPO)
     perception: float = 0.02  # gamma: weight of KL(with the evidence || without it) (PAPO)
     sharpness: float = 0.05  # eta: weight of the two entropies, against gaming that KL (PAPO)
