@@ -37,14 +37,20 @@ def resume(
 ) -> int:
     """Start all processes from what the first one has: its weights, or its checkpoint. Returns the steps done."""
     done = load_checkpoint(path, fingerprint, module, optimizers) if path else 0
-    if ranks.size > 1:
-        parts: list[Any] = [module, *optimizers]
-        held = BytesIO()
-        torch.save([part.state_dict() for part in parts], held)
-        done, sent = ranks.same((done, held.getvalue()))
-        for part, state in zip(parts, torch.load(BytesIO(sent), "cpu", weights_only=True), strict=True):
-            part.load_state_dict(state)
-    return done
+    start_alike(module, optimizers, ranks)
+    return ranks.same(done)
+
+
+def start_alike(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], ranks: Ranks) -> None:
+    """Give all processes the first one's weights and moments: an adapter that is new begins at random numbers."""
+    if ranks.size == 1:
+        return
+    parts: list[Any] = [module, *optimizers]
+    held = BytesIO()
+    torch.save([part.state_dict() for part in parts], held)
+    sent = ranks.same(held.getvalue())
+    for part, state in zip(parts, torch.load(BytesIO(sent), "cpu", weights_only=True), strict=True):
+        part.load_state_dict(state)
 
 
 def load_checkpoint(

@@ -18,6 +18,7 @@ from sparsight.model.completions import AdapterPolicy, Completion, LanguagePolic
 from sparsight.model.protocols import Selector
 from sparsight.model.selectors import AllSelector
 from sparsight.rl import objective
+from sparsight.rl.checkpoint import start_alike
 from sparsight.rl.ranks import ALONE, Ranks
 from sparsight.rl.trainer import Example
 
@@ -66,9 +67,10 @@ def tune_language(
         raise DataError("examples without a right answer", expected="one each", todo="leave the others out")
     for e in examples:
         language.check(e.question, e.answer or "")
-    whole, reference = AllSelector(language.max_tokens), language.frozen()
     learned = [p for p in language.module.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(learned, lr=config.lr, betas=(0.9, 0.99))
+    start_alike(language.module, [optimizer], ranks)
+    whole, reference = AllSelector(language.max_tokens), language.frozen()
     history = []
     language.module.train()
     try:

@@ -83,7 +83,8 @@ def both_streams(reader: HFReader, ranks: Ranks, folder: Path, steps: int = LEAR
         checkpoint=folder / "running.safetensors",
         ranks=ranks,
     )
-    writer = reader.writer(4)
+    torch.manual_seed(ranks.rank)
+    writer = reader.writer(4)  # at random numbers of its own in each process
     selector = PolicySelector(policy, reader)
     tuned = tune_language(writer, selector, examples, config=TUNE, seed=4, ranks=ranks)
     report = train_language(writer, selector, examples, config=WRITE, judge=judged, seed=5, ranks=ranks)
