@@ -50,6 +50,8 @@ class Pool:
 
     def __enter__(self) -> Self:
         self._ray = self._cluster.__enter__()
+        ended = self._ray.exceptions
+        self._ended = ended.RayActorError, ended.OutOfMemoryError  # the latter: by Ray, where memory is nearly full
         try:
             self._idle.extend(self._start() for _ in range(self.size))
             begun = [worker.begin.remote() for worker in self._idle]
@@ -62,7 +64,7 @@ class Pool:
                     expected=f"{self._settings.cpus} CPUs and {self._settings.gpus:g} GPUs free for each",
                     todo="lower workers, or raise start_s of pool.yaml",
                 )
-        except self._ray.exceptions.RayActorError as error:
+        except self._ended as error:
             self._leave()
             raise _lost("a worker that ended before it was ready") from error
         except BaseException:
@@ -96,7 +98,7 @@ class Pool:
                 n, one, worker = running.pop(done)
                 try:
                     result = self._result(done)
-                except self._ray.exceptions.RayActorError as error:
+                except self._ended as error:
                     self._ray.kill(worker)  # it may only be out of reach
                     worker = self._start()
                     tries[n] += 1
