@@ -1,5 +1,6 @@
 """A benchmark measured by workers of Ray has the figures of one measured here."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from sparsight.bench import evidence
 from sparsight.bench.parts import Part, Setup
+from sparsight.cluster.pool import Pool
 from sparsight.config import PoolConfig
 from sparsight.errors import WeightsError
 from sparsight.model import load_base_policy
@@ -26,8 +28,22 @@ def measured(setup: Setup, pool: PoolConfig) -> dict[str, Part]:
     return {part.suite: part for part in evidence._measured(setup, tasks, 1, pool)}
 
 
+class Lent:
+    """Workers that hold something else: what they were to hold is made there anew for each piece of work."""
+
+    def __init__(self, pool: Pool, make: Any) -> None:
+        self.pool, self.make = pool, make
+
+    def map(self, work: Any, given: Any) -> Any:
+        make = self.make
+        return self.pool.map(lambda held, one: work(make(), one), given)
+
+
 @pytest.mark.slow
-def test_workers_measure_what_this_process_does(setup: Setup, ray_here: Any) -> None:
+def test_workers_measure_what_this_process_does(
+    setup: Setup, pool_of_readers: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence, "Pool", lambda settings, make: nullcontext(Lent(pool_of_readers, make)))
     here, there = measured(setup, PoolConfig()), measured(setup, TWO)
     assert set(here) == set(there) == {"sim_2d", "sim_ood"}
     for name, part in here.items():

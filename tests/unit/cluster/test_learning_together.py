@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from sparsight.cluster import scoring
 from sparsight.cluster.pool import Pool
 from sparsight.config import Config
 from sparsight.errors import ConfigError
@@ -74,10 +76,11 @@ def same(one: Any, other: Any) -> None:
 
 
 @pytest.fixture
-def working(ray_here: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pieces of work the pool was given at a time."""
+def working(pool_of_readers: Pool, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lends the pool that is there; how many pieces of work it was given at a time."""
     given: list[int] = []
     told = Pool.map
+    monkeypatch.setattr(scoring, "Pool", lambda settings, make: nullcontext(pool_of_readers))
 
     def count(self: Pool, work: Any, parts: Any) -> Any:
         given.append(len(parts))
