@@ -1,10 +1,13 @@
 """Fixtures that every room's tests share."""
 
 import os
+import shutil
 import struct
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -27,15 +30,34 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def real_data() -> Path:
-    """The folder of real data sets; its absence skips the test, except in CI, where it is a failure."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
-    folder = Path(os.environ.get("SPARSIGHT_DATA", beside))
-    if not folder.is_dir():
-        reason = f"no real data sets at {folder}: set SPARSIGHT_DATA"
+def absent() -> Callable[[str], NoReturn]:
+    """For a test that needs what is not there: skips it, except in CI, where that is a failure."""
+
+    def absent(reason: str) -> NoReturn:
         if os.environ.get("CI", "").lower() in {"1", "true"}:
             pytest.fail(reason)
         pytest.skip(reason)
+
+    return absent
+
+
+@pytest.fixture(scope="session")
+def program(absent: Callable[[str], NoReturn]) -> Callable[[str], str]:
+    """Where a DICOM validator or reader is."""
+
+    def program(name: str) -> str:
+        return shutil.which(name) or absent(f"no {name}: apt-get install dicom3tools dcmtk")
+
+    return program
+
+
+@pytest.fixture(scope="session")
+def real_data(absent: Callable[[str], NoReturn]) -> Path:
+    """The folder of real data sets."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("SPARSIGHT_DATA", beside))
+    if not folder.is_dir():
+        absent(f"no real data sets at {folder}: set SPARSIGHT_DATA")
     return folder
 
 

@@ -14,6 +14,7 @@ SparsightError                 what was given, what was expected, what to do; a 
 ├── BusyError             423  the store is locked, the disk is full, the queue is full: try again
 ├── WeightsError          409  weights missing, altered (hash), or of another model
 ├── TrainingError         409  NaN loss, collapsed reward or entropy
+├── NotStoredError        424  a PACS that refused what was sent to it
 ├── ConfigError           400  an unknown key, a value out of range
 └── InternalError         500  a defect of ours
 
@@ -143,6 +144,13 @@ class TrainingError(SparsightError):
 
     code = "training_stopped"
     status = 409
+
+
+class NotStoredError(SparsightError):
+    """A PACS did not take all that was sent; what it took stays, and is not stored twice when it is sent again."""
+
+    code = "not_stored"
+    status = 424
 
 
 class ConfigError(SparsightError):

@@ -5,8 +5,9 @@ import shutil
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 import nibabel
@@ -26,14 +27,14 @@ PLUGIN = "libOrthancDicomWeb.so"
 
 
 @pytest.fixture(scope="module")
-def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def pacs(tmp_path_factory: pytest.TempPathFactory, absent: Callable[[str], NoReturn]) -> Iterator[str]:
     """The DICOMweb URL of an empty Orthanc."""
     program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
     plugins = [
         p for p in (Path("/usr/share/orthanc/plugins"), Path("/usr/lib/orthanc/plugins")) if (p / PLUGIN).exists()
     ]
     if program is None or not plugins:
-        pytest.skip("no Orthanc with DICOMweb: apt-get install orthanc orthanc-dicomweb")
+        absent("no Orthanc with DICOMweb: apt-get install orthanc orthanc-dicomweb")
     folder = tmp_path_factory.mktemp("orthanc")
     port = free_port()
     settings = {
@@ -177,6 +178,59 @@ def test_a_label_that_the_pacs_refuses_is_kept(remote, series):
     info = remote.get("/datastore/label/info", params={"label": uid, "tag": "final"}).json()
     assert info["pacs"]["stored"] is False
     assert reply.status_code in {200, 422}
+
+
+@pytest.mark.parametrize("modality", ["CT", "DX", "MR"])
+def test_results_are_stored_once_and_found_again(remote, series, pacs, modality, tmp_path, program):
+    """STOW-RS, then QIDO-RS and WADO-RS: the same objects, also after a second time; they are no studies."""
+    asked = remote.post("/sparsight/ask", json={"study": series[modality], "question": "Is there a nodule?"}).json()
+    box = asked["evidence"][0]["box_mm"]
+    given = {"episode": asked["episode"], "verdict": "amend", "reviewer": "reader-1",
+             "marks": [{"kind": "missed", "box_mm": box}], "key": f"results-{modality}"}  # fmt: skip
+    assert remote.post("/sparsight/feedback", json=given).status_code == 200
+    studies = {study["id"] for study in remote.get("/sparsight/studies").json()}
+    client = DICOMwebClient(pacs)
+    before = instances(client, series[modality])
+    route = f"/sparsight/episodes/{asked['episode']}/dicom"
+    written = remote.post(route).json()
+    assert instances(client, series[modality]) == before  # only a request to store sends
+    reply = remote.post(route, json={"store": True})
+    assert reply.status_code == 200, reply.text
+    stored = reply.json()
+    assert [o["kind"] for o in stored["objects"]] == ["report", "report", "evidence", "corrections"]
+    assert (stored["to"], stored["status"], stored["left_out"]) == ("pacs", "verified", [])
+    after = instances(client, series[modality])
+    assert after - before == {(o["series_uid"], o["sop_uid"]) for o in stored["objects"]}
+    assert remote.post(route, json={"store": True}).json() == stored
+    assert instances(client, series[modality]) == after
+    assert {study["id"] for study in remote.get("/sparsight/studies").json()} == studies
+    for told, file in zip(stored["objects"], written["objects"], strict=True):
+        assert told["sha256"] == file["sha256"]
+        back = client.retrieve_instance(stored["study_uid"], told["series_uid"], told["sop_uid"])
+        assert back == dcmread(file["file"])
+        assert back.PatientName == ("CompressedSamples^MR1" if modality == "MR" else "Test^Phantom")
+        rows = client.search_for_series(stored["study_uid"], search_filters={"SeriesInstanceUID": told["series_uid"]})
+        assert Dataset.from_json(rows[0]).Modality == ("SR" if told["kind"] == "report" else "SEG")
+        back.save_as(tmp_path / "back.dcm", enforce_file_format=True)
+        check = [program("dciodvfy"), "-new", str(tmp_path / "back.dcm")]
+        done = subprocess.run(check, capture_output=True, check=False, timeout=120)
+        assert b"Error" not in done.stdout + done.stderr
+
+
+def instances(client, series_uid):
+    """(series, SOP) instance UIDs of everything in the study of a series."""
+    [row] = client.search_for_series(search_filters={"SeriesInstanceUID": series_uid})
+    study = Dataset.from_json(row).StudyInstanceUID
+    rows = map(Dataset.from_json, client.search_for_instances(study))
+    return {(str(ds.SeriesInstanceUID), str(ds.SOPInstanceUID)) for ds in rows}
+
+
+def test_a_log_of_results_names_no_patient(remote, series, pacs, tmp_path_factory):
+    asked = remote.post("/sparsight/ask", json={"study": series["CT"], "question": "Is it?"}).json()
+    assert remote.post(f"/sparsight/episodes/{asked['episode']}/dicom", json={"store": True}).status_code == 200
+    logs = [path.read_text(errors="replace") for path in tmp_path_factory.getbasetemp().glob("home*/server.log")]
+    assert logs
+    assert not [log for log in logs if "Phantom" in log or "TEST" in log]
 
 
 def test_unknown_series(remote):

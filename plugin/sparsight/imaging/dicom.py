@@ -104,6 +104,14 @@ def volume_from_datasets(datasets: Sequence[Dataset]) -> ImageVolume:
     )
 
 
+def planes_of(datasets: Sequence[Dataset]) -> list[Plane]:
+    """Which frame of which object each slice of `volume_from_datasets` is, in its order; needs no pixels.
+
+    Raises as `volume_from_datasets` does for objects that form no volume.
+    """
+    return _arrange([plane for ds in _images_of_one_series(datasets) for plane in _planes(ds)])[0]
+
+
 def is_image(ds: Dataset) -> bool:
     """Could this object hold a picture? Segmentations, doses, reports and the like do not."""
     return bool(ds.get("Rows")) and bool(ds.get("Columns")) and ds.get("Modality") not in NOT_IMAGES

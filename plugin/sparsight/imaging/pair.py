@@ -37,7 +37,7 @@ def pair_of(prior: ImageVolume, current: ImageVolume) -> ImageVolume:
     prior does not lie over the current image.
     """
     _check(prior, current)
-    to_prior = _placed(prior, current) if _has_place(prior) and _has_place(current) else _sized(prior, current)
+    to_prior = index_of_prior(prior, current)
     if _coverage(to_prior, prior, current) < _COVERED:
         raise GeometryError(
             "a prior that covers less than half of the current image",
@@ -49,6 +49,11 @@ def pair_of(prior: ImageVolume, current: ImageVolume) -> ImageVolume:
     ijk_to_lps[:3, 3] -= ijk_to_lps[:3, 2]
     uids = tuple(image.sop_uids[0] if image.sop_uids else "" for image in (prior, current))
     return replace(current, voxels=voxels, ijk_to_lps=ijk_to_lps, sop_uids=uids if any(uids) else (), pair=True)
+
+
+def index_of_prior(prior: ImageVolume, current: ImageVolume) -> FloatArray:
+    """(4, 4): index (i, j, k, 1) of the current image to that of the prior, by its place, its size or its pixels."""
+    return _placed(prior, current) if _has_place(prior) and _has_place(current) else _sized(prior, current)
 
 
 def _check(prior: ImageVolume, current: ImageVolume) -> None:

@@ -10,7 +10,7 @@ import os
 import re
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,8 @@ import requests
 from dicomweb_client import DICOMwebClient
 from pydicom import Dataset, dcmread
 
-from sparsight.errors import BusyError, ImageError, NotFoundError
+from sparsight.errors import BusyError, ImageError, InputError, NotFoundError
+from sparsight.imaging import stow
 from sparsight.imaging.dicom import NOT_IMAGES, SLICED, is_image, read_header, volume_from_datasets
 from sparsight.imaging.files import image_stem, read_image_file
 from sparsight.imaging.load import is_dicom_file, is_image_file, walk_files
@@ -52,6 +53,7 @@ class StudyInfo:
 
 
 Found = list[StudyInfo]  # a class with a method `list` cannot name the type
+Headers = list[Dataset]
 
 
 class StudySource(Protocol):
@@ -71,6 +73,17 @@ class StudySource(Protocol):
 
     def fingerprint(self, study_id: str) -> str:
         """A short text that changes when the study does, without reading its pixels. Raises as `load`."""
+        ...
+
+    def headers(self, study_id: str) -> Headers:
+        """Its DICOM objects without their pixels. Raises as `load`; ImageError for what is not DICOM."""
+        ...
+
+    def store(self, datasets: Sequence[Dataset]) -> dict[str, str]:
+        """Keep results beside the studies: why each was not stored, by SOP instance UID. Raises BusyError.
+
+        InputError where studies are read only.
+        """
         ...
 
 
@@ -127,6 +140,23 @@ class FolderStudies:
         entry = self._find(study_id)
         stats = [path.stat() for path in entry.paths]
         return f"{entry.info.id}:{len(stats)}:{sum(s.st_size for s in stats)}:{max(s.st_mtime_ns for s in stats)}"
+
+    def headers(self, study_id: str) -> Headers:
+        """Read anew."""
+        entry = self._find(study_id)
+        if is_image_file(entry.paths[0]):
+            raise ImageError(
+                "a study that is not DICOM", expected="a DICOM series", todo="ask about the DICOM images themselves"
+            )
+        return [read_header(path) for path in entry.paths]
+
+    def store(self, datasets: Sequence[Dataset]) -> dict[str, str]:  # noqa: ARG002
+        """A folder of studies is read only."""
+        raise InputError(
+            "a folder of studies to store results in",
+            expected="studies of a PACS, by a DICOMweb URL",
+            todo="have the results written to files, and send those",
+        )
 
     def paths(self, study_id: str) -> tuple[Path, ...]:
         """The files of one study, all under `root`."""
@@ -191,8 +221,11 @@ class DicomWebStudies:
         """auth: anything `requests` takes. Nothing is asked of the server before the first call."""
         session = requests.Session()
         session.auth = auth
-        self._client: Any = DICOMwebClient(url, session=session, headers=dict(headers or {}), timeout=timeout_s)
+        made = {"url": url, "session": session, "headers": dict(headers or {}), "timeout": timeout_s}
+        self._client: Any = DICOMwebClient(**made)
         self._client.set_http_retry_params(max_attempts=2, wait_exponential_multiplier=250)
+        self._storing: Any = DICOMwebClient(**made)
+        self._storing.set_http_retry_params(retry=False)
 
     def list(self) -> list[StudyInfo]:
         """All image series, by id, asked anew each time: a stale list would offer the case just answered."""
@@ -218,6 +251,22 @@ class DicomWebStudies:
         """Series and number of its instances, as the server counts them now."""
         info = self._find(study_id)
         return f"{info.series_uid}:{info.images}"
+
+    def headers(self, study_id: str) -> Headers:
+        """Retrieve the metadata of one series; what the server keeps apart as bulk data is left there."""
+        info = self._find(study_id)
+        rows = self._call("retrieve_series_metadata", info.study_uid, info.series_uid)
+        try:
+            datasets = [Dataset.from_json(row, bulk_data_uri_handler=lambda *_: None) for row in rows]
+        except Exception as error:
+            raise _odd_reply("metadata that is not DICOM JSON") from error
+        if not datasets or any(ds.get("SeriesInstanceUID") != info.series_uid for ds in datasets):
+            raise _odd_reply("metadata of another series, or none")
+        return datasets
+
+    def store(self, datasets: Sequence[Dataset]) -> dict[str, str]:
+        """Send results by STOW-RS (imaging/stow.py)."""
+        return stow.store(self._storing, datasets)
 
     def _find(self, study_id: str) -> StudyInfo:
         if not UID.fullmatch(study_id):

@@ -78,6 +78,24 @@ MASK_FORM: dict[str, Any] = {
 }
 REWARD: dict[str, Any] = {"total": -0.5, "parts": {"answer": -1.0, "grounding": 0.0}, "version": "feedback-2-1"}
 FEEDBACK_REPLY: dict[str, Any] = {"key": "chest-1-reader-1", "episode": _EPISODE, "reward": REWARD}
+DICOM_REQUEST: dict[str, Any] = {"objects": ["report", "evidence"], "store": True}
+DICOM_OBJECT: dict[str, Any] = {
+    "kind": "report",
+    "sop_class_uid": "1.2.840.10008.5.1.4.1.1.88.33",
+    "sop_uid": "1.2.826.0.1.3680043.8.498.11",
+    "series_uid": "1.2.826.0.1.3680043.8.498.10",
+    "sha256": _BASE,
+    "file": None,
+}
+DICOM_LEFT_OUT: dict[str, Any] = {"kind": "corrections", "why": "no region that a reviewer marked"}
+DICOM_REPLY: dict[str, Any] = {
+    "episode": _EPISODE,
+    "status": "preliminary",
+    "to": "pacs",
+    "study_uid": "1.2.826.0.1.3680043.8.498.2",
+    "objects": [DICOM_OBJECT],
+    "left_out": [DICOM_LEFT_OUT],
+}
 POLICY: dict[str, Any] = {
     "id": "p0001-1f0c3b7d",
     "parent": "p0000-f441ca16",
@@ -219,6 +237,13 @@ FAILURES = {
         "an amendment that amends nothing",
         "an answer or a mark",
         "add one, or accept or reject",
+    ),
+    "not_stored": Failure(
+        424,
+        "the PACS did not take all that was sent",
+        "1 of 2 objects that the PACS did not store (evidence 1.2.826.0.1.3680043.8.498.12: out of resources (0xA700))",
+        "a PACS that stores structured reports and segmentations",
+        "see its log, then send again: nothing is stored twice",
     ),
     "busy": Failure(
         423,

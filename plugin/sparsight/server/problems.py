@@ -29,6 +29,7 @@ _CODES = {  # of a status alone: the entrance's, FastAPI's, MONAI Label's
     421: "misdirected",
     422: "bad_input",
     423: "busy",
+    424: "not_stored",
     429: "too_many_requests",
 }
 _FIELDS = {"budget": "bad_budget", "question": "bad_question"}  # whose faults have the code of the command line

@@ -22,6 +22,8 @@ from sparsight.server.jobs import LearningJob
 from sparsight.server.schemas import (
     AskReply,
     AskRequest,
+    DicomReply,
+    DicomRequest,
     ErrorReply,
     FeedbackReply,
     FeedbackRequest,
@@ -35,6 +37,7 @@ from sparsight.server.schemas import (
     StudyReply,
 )
 from sparsight.service import Service, parse_question
+from sparsight.store.files import disk_errors, make_folder
 from sparsight.types import Feedback, Mark, Question
 
 logger = logging.getLogger(__name__)
@@ -215,6 +218,27 @@ def one_slice(
 def labelmap(episode: str, service: Served) -> Response:
     """The tokens of the evidence as voxels, 1 where they lie, on the study's own grid."""
     return Response(picture.labelmap_nifti(service.reopen(episode)), media_type="application/gzip")
+
+
+@router.post(
+    "/episodes/{episode}/dicom",
+    response_model=DicomReply,
+    responses=_errors(*_SENDS, *_OPENED, "conflict", "not_stored"),
+    tags=["Correct"],
+)
+def dicom(episode: str, service: Served, request: DicomRequest | None = None) -> dict[str, Any]:
+    """Write an answer and its corrections as DICOM (structured report, segmentations), or store them in the PACS."""
+    from sparsight import results  # highdicom takes a second to import
+
+    wanted = request or DicomRequest()
+    made = results.make_results(service, episode, wanted.objects)
+    if wanted.store:
+        results.send_results(service, made)
+        return results.results_json(made)
+    folder = service.config.home / "dicom"
+    make_folder(folder)
+    with disk_errors():
+        return results.results_json(made, results.write_results(service, made, folder))
 
 
 @router.get("/studies", response_model=list[StudyReply], responses=_errors(*_READS, "bad_image"), tags=["Ask"])

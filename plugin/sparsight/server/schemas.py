@@ -185,6 +185,52 @@ class FeedbackReply(BaseModel):
     reward: RewardReply
 
 
+class DicomRequest(_Request):
+    """Which DICOM objects to make of an answer, and where they go."""
+
+    model_config = _shown(examples.DICOM_REQUEST)
+
+    objects: list[Literal["report", "evidence", "corrections"]] | None = Field(
+        None, min_length=1, max_length=3, description="default: all that there can be"
+    )
+    store: bool = Field(False, description="send them to the PACS; else they are written to files on the server")
+
+
+class DicomObjectReply(BaseModel):
+    """One object. A report has a version for each correction, each referring to the one before."""
+
+    model_config = _shown(examples.DICOM_OBJECT)
+
+    kind: Literal["report", "evidence", "corrections"]
+    sop_class_uid: str
+    sop_uid: str
+    series_uid: str
+    sha256: str = Field(description="of the file")
+    file: str | None = Field(None, description="where it was written, on the server; null: it is in the PACS")
+
+
+class DicomLeftOutReply(BaseModel):
+    """A kind of object that cannot be made of this answer."""
+
+    model_config = _shown(examples.DICOM_LEFT_OUT)
+
+    kind: Literal["report", "evidence", "corrections"]
+    why: str
+
+
+class DicomReply(_Reply):
+    """What was made. The same answer gives the same objects under the same UIDs, however often it is asked for."""
+
+    model_config = _shown(examples.DICOM_REPLY)
+
+    episode: str
+    status: Literal["preliminary", "verified", "rejected"] = Field(description="of the last version of the report")
+    to: Literal["folder", "pacs"]
+    study_uid: str
+    objects: list[DicomObjectReply]
+    left_out: list[DicomLeftOutReply]
+
+
 class OriginReply(_Reply):
     """The bundle that a policy was imported from, and what it said of it."""
 

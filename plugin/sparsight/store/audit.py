@@ -26,7 +26,7 @@ from sparsight.store.records import canonical, sha256_of
 from sparsight.types import PolicyVersion
 
 Decision = Literal["gate", "promote", "rollback", "export", "import"]  # about one policy
-Kind = Literal["ask", "feedback", "learn"] | Decision
+Kind = Literal["ask", "feedback", "learn", "results"] | Decision
 Head = tuple[int, str]  # number and hash of the last entry
 GENESIS: Head = (0, "0" * 64)
 

@@ -165,6 +165,10 @@ class Store:
         """Read the reward a correction was given. Raises NotFoundError."""
         return reward_from_json(self._one_feedback(key).reward)
 
+    def feedback_on(self, episode_id: str) -> list[Feedback]:
+        """List the corrections of one answer, oldest first. Raises WeightsError (arrays altered)."""
+        return self._feedback_where(tables.feedback.c.episode_id == (episode_id if is_id(episode_id) else ""), None)
+
     def unlearned(self, lineage: Sequence[str], *, on_fault: OnFault | None = None) -> list[Feedback]:
         """List the corrections that no policy of `lineage` has used, oldest first: the queue of the next learning.
 
@@ -259,6 +263,12 @@ class Store:
         """Log a decision about a policy. Pass it as `record` of the registry's change, so that none goes unlogged."""
         with self._database.write() as connection:
             last = audit.append(connection, kind, audit.policy_entry(policy) | hashes)
+        audit.keep_head(self._head_file, last)
+
+    def record_results(self, episode_id: str, to: Literal["folder", "pacs"], sha256: dict[str, str]) -> None:
+        """Log that DICOM objects of an answer left. sha256: of each as it was written, by SOP instance UID."""
+        with self._database.write() as connection:
+            last = audit.append(connection, "results", {"episode": episode_id, "to": to, "objects": sha256})
         audit.keep_head(self._head_file, last)
 
     def audit_head(self) -> Head:

@@ -56,6 +56,20 @@ def test_every_kind_is_logged_in_order(full: Store, tmp_path: Path) -> None:
     assert full.audit_head()[0] == 8
 
 
+def test_what_left_is_logged(full: Store, tmp_path: Path) -> None:
+    full.record_results("e0", "pacs", {"1.2.3": "f" * 64})
+    with tampering(tmp_path) as raw:
+        entry = json.loads(raw.execute("SELECT entry FROM audit WHERE seq = 9").fetchone()[0])
+    assert (entry["kind"], entry["body"]) == (
+        "results",
+        {"episode": "e0", "to": "pacs", "objects": {"1.2.3": "f" * 64}},
+    )
+    assert full.verify() == []
+    with tampering(tmp_path) as raw:
+        raw.execute("UPDATE audit SET entry = replace(entry, 'pacs', 'disk') WHERE seq = 9")
+    assert full.verify() == ["entry 9 was altered"]
+
+
 MOVE = (
     "UPDATE audit SET seq = -1 WHERE seq = {a}; UPDATE audit SET seq = {a} WHERE seq = {b};"
     "UPDATE audit SET seq = {b} WHERE seq = -1"

@@ -82,6 +82,19 @@ def test_what_was_corrected_and_how_much_there_is(
     assert store.counts() == {"episodes": 3, "corrections": 2}
 
 
+def test_corrections_of_one_answer_come_in_order(
+    store: Store, make_episode: Make, make_feedback: MakeFeedback, reward: Reward
+) -> None:
+    for episode in ("e1", "e2"):
+        store.save_episode(make_episode(episode))
+    for key, episode in (("z", "e1"), ("b", "e2"), ("a", "e1")):
+        store.save_feedback(make_feedback(key, episode), reward)
+    assert [feedback.key for feedback in store.feedback_on("e1")] == ["z", "a"]
+    np.testing.assert_array_equal(store.feedback_on("e2")[0].marks[0].mask, make_feedback().marks[0].mask)
+    for unknown in ("e3", "", "\x00", "\ud800"):
+        assert store.feedback_on(unknown) == []
+
+
 def test_a_correction_is_stored_once(
     store: Store, make_episode: Make, make_feedback: MakeFeedback, reward: Reward
 ) -> None:
