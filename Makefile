@@ -7,16 +7,21 @@ VIEWERS := $(VENV)/.viewers
 PORT ?= 8000
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
-.PHONY: demo test test-viewers check setup clean
+OHIF := plugin/clients/ohif
+VIEWER := plugin/sparsight/server/static/ohif/extension.mjs
 
-demo: $(READY)  ## start the server on sample studies; ONCE=1: the whole loop once, print JSON, exit
+.PHONY: demo test test-viewers check setup wheel clean
+
+demo: setup  ## start the server on sample studies; ONCE=1: the whole loop once, print JSON, exit
 	@$(BIN)/sparsight demo --port $(PORT) $(if $(ONCE),--once)
 
-test: $(READY) check  ## all checks and tests
+test: setup check  ## all checks and tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	$(MAKE) test-viewers
 
-test-viewers: $(VIEWERS)  ## clients of viewers: 3D Slicer, in a process of its own (its library and itk both bring ITK, and clash)
+test-viewers: setup $(VIEWERS)  ## clients of viewers: OHIF; 3D Slicer in a process of its own (its library and itk both bring ITK, and clash)
+	if command -v npm >/dev/null; then cd $(OHIF) && npm run --silent check && npm test --silent; fi
+	$(BIN)/python -m pytest tests/clients/ohif
 	$(BIN)/python -m pytest tests/clients/slicer
 
 check: $(READY)
@@ -25,7 +30,17 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-setup: $(READY)
+setup: $(READY) $(VIEWER)
+
+wheel: setup  ## a wheel with the OHIF extension in it: who installs it needs no npm
+	test -f $(VIEWER)
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+# The OHIF extension is built, not committed. Without npm all else works, and /ohif/ is the viewer without our panel.
+$(VIEWER): $(filter-out %.d.ts,$(wildcard $(OHIF)/src/*.ts)) $(OHIF)/package-lock.json $(OHIF)/vite.config.ts docs/openapi.json
+	@if command -v npm >/dev/null; \
+	then cd $(OHIF) && npm ci --silent --ignore-scripts && npm run --silent build; \
+	else echo "no npm: the OHIF panel is not built (docs/clients.md)"; fi
 
 # Every package is listed in the lock, so nothing is resolved: MONAI Label's own metadata cannot be satisfied (README).
 $(READY): requirements.lock pyproject.toml
@@ -40,4 +55,5 @@ $(VIEWERS): $(READY) requirements-viewers.lock
 	touch $@
 
 clean:
+	rm -rf $(OHIF)/node_modules $(OHIF)/src/api.d.ts plugin/sparsight/server/static/ohif/*.mjs dist
 	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache

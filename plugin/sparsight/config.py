@@ -83,6 +83,9 @@ class LearnConfig(_Strict):
     floor: float = Field(0.03, gt=0, description="added to the spread of a group's rewards, which divides them")
     entropy: float = Field(0.003, ge=0, description="weight of the entropy bonus")
     held_out: float = Field(0.3, ge=0, lt=1, description="share of corrections never trained on: the gate's test")
+    reader_share: float = Field(
+        0.5, gt=0, le=1, description="the most of all corrections' weight that is one reader's, where there are others"
+    )
     tuning_steps: int = Field(
         0, ge=0, description="steps that teach the language stream's adapter (LoRA) right answers; 0: none"
     )
@@ -120,6 +123,8 @@ class GateConfig(_Strict):
     min_gain: float = Field(0.01, description="lower 95 % bound of the reward gained on held-out corrections is above")
     bootstrap: int = Field(2000, ge=100, description="resamples of the paired intervals")
     sign_off: bool = Field(False, description="a person must confirm each promotion")
+    shadow: bool = Field(False, description="the candidate that waits for its signature answers silently, too")
+    canary: float = Field(0.0, ge=0, le=0.5, description="share of the studies that the candidate answers itself")
 
 
 class PoolConfig(_Strict):
@@ -145,7 +150,9 @@ class ModelConfig(_Strict):
     family: str | None = Field(None, description="model_type that the weights must be of")
     quantization: Literal["none", "int8", "nf4"] = Field("none", description="of the language stream's layers")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of what is not quantized, and of computing")
-    device: str | None = Field(None, description="cpu, cuda, cuda:1; default: a GPU where there is one")
+    device: str | None = Field(
+        None, pattern=r"^(cpu|cuda(:\d{1,2})?)$", description="cpu, cuda, cuda:1; default: a GPU where there is one"
+    )
     tokens_per_image: int = Field(
         1024, ge=16, le=16384, description="visual tokens, the most of one picture, where open"
     )

@@ -43,6 +43,7 @@ def run(config: Config, folder: Path, *, port: int, once: bool) -> dict[str, Any
             asked = _ask(url, lessons[0])
         overlay = _save(f"{url}/sparsight/episodes/{asked['episode']}/overlay.png", folder / "overlay.png")
         summary: dict[str, Any] = {"url": f"{url}/sparsight/", "overlay": str(overlay), "asked": asked}
+        summary["ohif"] = f"{url}/ohif/sparsight?StudyInstanceUIDs={_study_uid(url, lessons[0][0])}"
         if once:
             return summary | _loop(url, lessons)
         _tell(summary, lessons[0], folder)
@@ -96,6 +97,11 @@ def _ask(url: str, lesson: tuple[str, Case]) -> Any:
     question = case.question
     body = {"study": study, "question": question.text, "kind": question.kind, "choices": list(question.choices)}
     return _json(_HTTP.post(f"{url}/sparsight/ask", json=body, timeout=120))
+
+
+def _study_uid(url: str, study: str) -> str:
+    listed = _json(_HTTP.get(f"{url}/sparsight/studies", timeout=60))
+    return next(str(row["study_uid"]) for row in listed if row["id"] == study)
 
 
 def _loop(url: str, lessons: list[tuple[str, Case]]) -> dict[str, Any]:
@@ -172,7 +178,8 @@ def _tell(summary: dict[str, Any], lesson: tuple[str, Case], folder: Path) -> No
     _console.print(f"answer:  [bold]{asked['answer']}[/]  {asked['reasoning']}")
     _console.print(f"picture: {summary['overlay']}")
     _console.print(f"studies: {folder / 'studies'}")
-    _console.print(f"\nopen     [bold]{summary['url']}[/]      Ctrl-C ends it\n")
+    _console.print(f"\nopen     [bold]{summary['url']}[/]")
+    _console.print(f"in OHIF  [bold]{summary['ohif']}[/]      Ctrl-C ends it\n", soft_wrap=True)
 
 
 def _until_interrupted() -> None:

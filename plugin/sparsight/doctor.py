@@ -21,7 +21,11 @@ from sparsight.errors import SparsightError
 
 _SHOWN = ("torch", "transformers", "monai", "monailabel", "pydicom", "itk", "numpy", "fastapi")  # first to be asked for
 _NO_DEPS = ("monailabel==0.8.5", "pydicom-seg==0.4.1")  # pyproject's group `monailabel`: its metadata demands numpy<2
-_USES = {"demo": "`sparsight demo` and training", "cluster": "workers of pool.yaml"}  # of extras no server needs
+_USES = {  # of extras no server needs
+    "demo": "`sparsight demo` and training",
+    "cluster": "workers of pool.yaml",
+    "postgresql": "stores on PostgreSQL",
+}
 _MIN_FREE_BYTES = 2 * 2**30
 
 
@@ -175,7 +179,7 @@ def _reader(config: Config) -> Finding:
 def _policy(config: Config) -> Finding:
     """Shipped and live policy are whole; a newly shipped one that waits beside a learned one is no fault, but told."""
     from sparsight.model import base_policy, load_reader
-    from sparsight.service.service import registry_of
+    from sparsight.service.promotion import registry_of
 
     base_policy(config.serve.reader)
     policies = registry_of(config, load_reader(config.serve.reader))

@@ -29,17 +29,20 @@ class ModelReport:
 
 
 def examine_model(config: ModelConfig, tell: Tell = lambda stage, done, total: None) -> ModelReport:
-    """Load a model, prove it on its own weights, and say what it costs here. Raises WeightsError, ConfigError."""
+    """Load a model, prove it on its own weights, and say what it costs here.
+
+    Raises WeightsError, ConfigError, MemoryFullError.
+    """
     from sparsight.model.hf import costs
-    from sparsight.model.hf.load import LADDER, check_folder, load_model, shape_of
+    from sparsight.model.hf.load import LADDER, check_folder, device_of, load_model, shape_of
     from sparsight.model.hf.proofs import prove
-    from sparsight.model.hf.vision import Pace
+    from sparsight.model.hf.vision import Pace, memory_full
 
     folder = config.weights or Path()
     check_folder(folder, config)
     pace = Pace(config.tokens_per_image, config.tiles, config.slices)
     computed = costs.compute(shape_of(folder), pace)
-    free = free_bytes(config.device)
+    free = free_bytes(device_of(config))
     needed = computed.memory_bytes(config.quantization)
     smaller = [q for q in LADDER[LADDER.index(config.quantization) + 1 :] if computed.memory_bytes(q) <= free]
     advice = f"quantization: {smaller[0]}" if smaller else "a smaller model, or a larger GPU"
@@ -54,9 +57,10 @@ def examine_model(config: ModelConfig, tell: Tell = lambda stage, done, total: N
     tell("load", 0, 3)
     reader = load_model(folder, config)
     tell("prove", 1, 3)
-    proofs = prove(reader)
-    tell("measure", 2, 3)
-    measured = costs.measure(reader)
+    with memory_full():
+        proofs = prove(reader)
+        tell("measure", 2, 3)
+        measured = costs.measure(reader)
     findings = [
         Finding(
             "model",
@@ -116,11 +120,11 @@ def examine_tiny(tell: Tell = lambda stage, done, total: None) -> ModelReport:
     return ModelReport(tuple(findings), {"proofs": figures})
 
 
-def free_bytes(device: str | None) -> int:
+def free_bytes(device: str) -> int:
     """Memory that a model could take now: of the GPU where it would go there, else of this machine."""
     import torch
 
-    if device != "cpu" and torch.cuda.is_available():
+    if device != "cpu":
         return int(torch.cuda.mem_get_info(device)[0])
     pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:

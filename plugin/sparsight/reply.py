@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from sparsight.errors import finite
-from sparsight.service import Asked, Learned
-from sparsight.types import Episode, PolicyVersion, Recheck, Reward
+from sparsight.service import Asked, Learned, Service
+from sparsight.types import Episode, Evidence, Feedback, Mark, PolicyVersion, Recheck, Reward
 
 
 def ask_json(asked: Asked) -> dict[str, Any]:
@@ -38,23 +38,28 @@ def episode_json(episode: Episode) -> dict[str, Any]:
         "budget": _budget(recheck.kept if recheck else first, total),
         "recheck": _recheck(recheck, answer.text, first, total) if recheck else None,
         "slices": None if episode.slices is None else {"encoded": episode.slices, "total": episode.grid_shape[0]},
-        "evidence": [
-            {
-                "box_mm": [[round(x, 3) for x in corner] for corner in region.box_mm],
-                "box_ijk": [list(corner) for corner in region.box_ijk],
-                "weight": round(region.weight, 4),
-                "propensity": None if region.propensity is None else round(region.propensity, 6),
-                "sop_uid": region.sop_uid,
-                "slice": region.slice_index,
-                "image": None if episode.prior is None else ("prior", "current")[region.slice_index],
-            }
-            for region in evidence.regions
-        ],
+        "evidence": regions_json(evidence, pair=episode.prior is not None),
         "notes": list(answer.notes),
         "policy": {"id": episode.policy, "sha256": episode.policy_sha256},
         "reader": episode.reader,
         "timings_ms": {name: round(value, 2) for name, value in episode.timings_ms.items()},
     }
+
+
+def regions_json(evidence: Evidence, *, pair: bool = False) -> list[dict[str, Any]]:
+    """Regions, heaviest first. pair: of a study and its prior."""
+    return [
+        {
+            "box_mm": [[round(x, 3) for x in corner] for corner in region.box_mm],
+            "box_ijk": [list(corner) for corner in region.box_ijk],
+            "weight": round(region.weight, 4),
+            "propensity": None if region.propensity is None else round(region.propensity, 6),
+            "sop_uid": region.sop_uid,
+            "slice": region.slice_index,
+            "image": ("prior", "current")[region.slice_index] if pair else None,
+        }
+        for region in evidence.regions
+    ]
 
 
 def _budget(kept: int, total: int) -> dict[str, Any]:
@@ -81,6 +86,44 @@ def _recheck(recheck: Recheck, answer: str, first: int, total: int) -> dict[str,
 def reward_json(reward: Reward) -> dict[str, Any]:
     """A correction's reward, shown back at once."""
     return {"total": round(reward.total, 4), "parts": reward.parts, "version": reward.version}
+
+
+def corrected_json(service: Service, feedback: Feedback, reward: Reward) -> dict[str, Any]:
+    """What whoever corrects is told at once."""
+    episode = service.episode(feedback.episode)
+    return {
+        "key": feedback.key,
+        "episode": feedback.episode,
+        "state": service.store.state_of(feedback.key),
+        "policy": {"id": episode.policy, "sha256": episode.policy_sha256},
+        "reward": reward_json(reward),
+    }
+
+
+def feedback_json(service: Service, feedback: Feedback) -> dict[str, Any]:
+    """A correction with what became of it."""
+    changes = service.store.changes_of(feedback.key)
+    said = ("key", "episode", "reviewer", "verdict", "answer", "cannot_tell", "difficulty", "blinded", "comment")
+    return {
+        **{name: getattr(feedback, name) for name in said},
+        "created": feedback.created.isoformat(),
+        "marks": [_mark_json(mark) for mark in feedback.marks],
+        "state": changes[-1].state if changes else "submitted",
+        "changes": [
+            {"key": c.key, "change": c.change, "by": c.by, "created": c.created.isoformat(), "state": c.state}
+            for c in changes
+        ],
+        "learned_by": list(service.learned_by(feedback.key)),
+        "reward": reward_json(service.store.reward(feedback.key)),
+    }
+
+
+def _mark_json(mark: Mark) -> dict[str, Any]:
+    if mark.mask is not None:
+        return {"kind": mark.kind, "voxels": int(mark.mask.sum())}
+    if mark.path_mm is not None:
+        return {"kind": mark.kind, "path_mm": mark.path_mm, "radius_mm": mark.radius_mm}
+    return {"kind": mark.kind, "box_mm": mark.box_mm}
 
 
 def policy_json(policy: PolicyVersion) -> dict[str, Any]:

@@ -84,7 +84,8 @@ def make_results(service: Service, episode_id: str, kinds: Sequence[Kind] | None
         )
     asked = service.reopen(episode_id)
     images = _images(service, asked)
-    draft = _Draft(asked, images, tuple(service.store.feedback_on(episode_id)))
+    submitted = service.store.feedback_of(episode_id, submitted=True)
+    draft = _Draft(asked, images, tuple(given for given in submitted if not given.blinded))
     objects: list[Result] = []
     left_out: list[tuple[Kind, str]] = []
     for kind in KINDS if kinds is None else dict.fromkeys(kinds):
@@ -157,7 +158,10 @@ def results_json(results: Results, written: dict[str, Path] | None = None) -> di
 
 @dataclass(frozen=True, eq=False)
 class _Draft:
-    """One episode on its way: with its images and all corrections of it, oldest first."""
+    """One episode on its way: with its images and what stands of its corrections, oldest first.
+
+    Drafts, what was withdrawn, and readings before the answer was seen say nothing about it.
+    """
 
     asked: Asked
     images: Images
@@ -189,7 +193,8 @@ class _Draft:
         for number, feedback in enumerate(self.corrections, 1):
             masks = ((mark.kind, mark_mask(mark, self.asked.volume)) for mark in feedback.marks)
             marks = tuple((kind, _outline(mask)) for kind, mask in masks if mask.any())
-            yield make_report(episode, self.images, comments, Review(feedback, number, marks, previous))
+            told = [*comments, *_CANNOT_TELL] if feedback.cannot_tell else comments
+            yield make_report(episode, self.images, told, Review(feedback, number, marks, previous))
             previous = feedback
 
     def evidence(self) -> Dataset:
@@ -256,6 +261,9 @@ def _images(service: Service, asked: Asked) -> Images:
             "a study that changed since it was asked about", expected="the same images", todo="ask about it again"
         )
     return images
+
+
+_CANNOT_TELL = ["The reviewer: this image does not answer the question."]
 
 
 def _comments(episode: Episode) -> list[str]:

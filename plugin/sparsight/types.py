@@ -24,10 +24,14 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-Box = tuple[tuple[float, float, float], tuple[float, float, float]]  # (min, max) corners
+Point = tuple[float, float, float]  # LPS mm
+Box = tuple[Point, Point]  # (min, max) corners
 QuestionKind = Literal["free", "yes_no", "choice"]
 Verdict = Literal["accept", "amend", "reject"]
 MarkKind = Literal["relevant", "irrelevant", "missed"]
+Difficulty = Literal["easy", "moderate", "hard"]
+FeedbackState = Literal["draft", "submitted", "withdrawn"]
+Change = Literal["submit", "withdraw", "undo"]
 PolicyState = Literal["candidate", "held", "live", "retired"]
 Doubt = Literal["negative", "not grounded"]
 
@@ -250,17 +254,28 @@ class Episode:
 
 @dataclass(frozen=True, eq=False)
 class Mark:
-    """A region a clinician pointed at: a box in LPS mm, or a mask (D, H, W) bool with its own affine."""
+    """A region a clinician pointed at: one of a box, a path or a mask.
+
+    box_mm: LPS. path_mm: points of a stroke in LPS mm, one for a click; radius_mm: half the pen's width, 0 marks the
+    tokens that the path runs through. mask: (D, H, W) bool with its own affine.
+    """
 
     kind: MarkKind
     box_mm: Box | None = None
     mask: NDArray[np.bool_] | None = None
     mask_ijk_to_lps: NDArray[np.float64] | None = None
+    path_mm: tuple[Point, ...] | None = None
+    radius_mm: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class Feedback:
-    """A correction. `key` makes it idempotent: the same key with the same content is the same correction."""
+    """A correction. `key` makes it idempotent: the same key with the same content is the same correction.
+
+    What becomes of it afterwards (submitted, withdrawn, undone) is kept beside it: it is never altered.
+    cannot_tell: this image does not answer the question. blinded: given before the answer was seen, hence kept apart
+    from verdicts on it, and from learning.
+    """
 
     key: str
     episode: str
@@ -270,6 +285,21 @@ class Feedback:
     answer: str | None = None
     marks: tuple[Mark, ...] = ()
     comment: str = ""
+    cannot_tell: bool = False
+    difficulty: Difficulty | None = None
+    blinded: bool = False
+
+
+@dataclass(frozen=True)
+class FeedbackChange:
+    """One step in the life of a correction; each is a record of its own. state: what it led to."""
+
+    key: str
+    feedback: str
+    change: Change | Literal["draft"]
+    by: str  # pseudonym
+    created: datetime  # UTC
+    state: FeedbackState
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,14 @@ QUESTIONS = ["Is there a nodule in the upper left?", "What is the finding in the
 
 @dataclass(frozen=True)
 class Server:
-    """A running server. `folder`: its studies; `home`: its store."""
+    """A running server. `folder`: its studies; `home`: its store; `reader`: its weights."""
 
     url: str
     folder: Path
     home: Path
     log: Path
     process: subprocess.Popen[bytes]
+    reader: Path
 
     def client(self, timeout_s: float = 60.0) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=timeout_s, trust_env=False)
@@ -89,7 +90,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, studies_folder: Path, reade
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(url, process=process)
-        yield Server(url, studies_folder, home, log, process)
+        yield Server(url, studies_folder, home, log, process, reader_folder)
     finally:
         process.terminate()
         try:

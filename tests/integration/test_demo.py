@@ -23,6 +23,7 @@ def test_the_loop_ends_with_a_summary(tmp_path: Path) -> None:
     with Image.open(summary["overlay"]) as picture:
         assert min(picture.size) >= 100
     assert summary["asked"]["evidence"]
+    assert "/ohif/sparsight?StudyInstanceUIDs=1." in summary["ohif"]
     learned = summary["learned"]
     assert learned["state"] == "done"
     assert learned["stats"]["corrections"] + learned["stats"]["held_out"] == summary["corrections"] == 24

@@ -17,6 +17,7 @@ from sparsight.config import Config
 from sparsight.model.hf.proofs import pattern
 from sparsight.model.hf.tiny import save_tiny
 from sparsight.service import Service
+from sparsight.service.turn import Priority
 from sparsight.types import Feedback, ImageVolume, Question
 
 pytestmark = [pytest.mark.slow, pytest.mark.learning]
@@ -96,23 +97,21 @@ def test_who_asks_while_it_learns_is_answered_as_before(service: Service) -> Non
 
     def step(progress: object) -> None:
         if getattr(progress, "stage", "") in {"tuning", "language"}:
-            rows = service.reader.adapt  # the reader is learning now
-            assert callable(rows)
-            seen.append(1.0)
+            seen.append(1.0)  # the reader is learning now
 
     held: list[float] = []
     give_way = service._turnstile.give_way
 
-    def asked_between(priority: object) -> None:
+    def asked_between(priority: Priority) -> None:
         if seen and not held:  # between two steps of the language stream
-            policy, selector = service._policy()
-            service._take_on(policy)
+            policy, selector = service._streams.live()
+            service._streams.take_on(policy.id)
             grid = service.reader.encode(_study(3))
             answer = service.reader.read(ASKED, grid, selector.select(grid, ASKED, grid.n))
             held.append(answer.confidence)
             assert answer.text == before.text
-        give_way(priority)  # type: ignore[arg-type]
+        give_way(priority)
 
-    service._turnstile.give_way = asked_between  # type: ignore[method-assign]
+    service._turnstile.give_way = asked_between  # type: ignore[method-assign]  # to be there between two steps
     service.learn(on_progress=step)
     assert held == [pytest.approx(before.confidence, abs=1e-4)]

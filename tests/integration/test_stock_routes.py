@@ -268,8 +268,17 @@ def test_archive_of_labelled_images(client, head, tmp_path):
 def test_ohif_files_of_sub_folders_are_themselves(client):
     page = client.get("/ohif/")
     assert page.headers["content-type"].startswith("text/html")
+    assert "://" not in page.text.replace("http://www.w3.org", ""), "nothing is loaded from elsewhere"
+    assert "fonts.googleapis" not in client.get("/ohif/app.bundle.css").text
+    assert "default-src 'self'" in page.headers["content-security-policy"]
     icon = client.get("/ohif/assets/favicon-16x16.png")
     assert icon.content[1:4] == b"PNG"
-    assert "javascript" in client.get("/ohif/app-config.js").headers["content-type"]
+    settings = client.get("/ohif/app-config.js")
+    assert "javascript" in settings.headers["content-type"]
+    assert "/sparsight/dicomweb" in settings.text
+    built = client.get("/sparsight/ohif/extension.mjs")
+    assert (built.status_code == 200) != settings.text.endswith("extensions = window.config.modes = [];\n")
+    if built.status_code == 200:
+        assert "javascript" in built.headers["content-type"], "else a browser does not run it"
     assert client.get("/ohif/viewer/study").text == page.text  # a route inside the viewer
     assert client.get("/ohif/no-such-file.js").status_code == 404

@@ -57,6 +57,21 @@ def write(tmp_path):
     return build
 
 
+def test_a_text_may_hold_other_line_ends_and_the_file_a_byte_order_mark(write) -> None:
+    folder = write(row(0, question="Is there\u2028a mass?"), row(1))
+    lines = (folder / "data.jsonl").read_text("utf-8").split("\n")
+    plain = "\n".join(json.dumps(json.loads(line), ensure_ascii=False) for line in lines)
+    (folder / "data.jsonl").write_text(plain, "utf-8-sig")
+    assert len(load_folder(folder, "train")) == 2
+
+
+def test_a_picture_whose_exif_is_damaged_is_refused(write) -> None:
+    folder = write(row(0, image="images/0.jpg"), row(1))
+    spelled = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x02\0\0\0a\0\0\0\0\0\0\0"  # an orientation of "a"
+    picture(0).save(folder / "images" / "0.jpg", exif=spelled)
+    refused(folder, "image is not one", "r0")
+
+
 def refused(folder: Path, *words: str, split: str = "train") -> DataError:
     with pytest.raises(DataError) as caught:
         load_folder(folder, split)

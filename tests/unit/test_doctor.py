@@ -101,6 +101,10 @@ def test_what_is_missing_or_too_old_is_named_with_the_command(needs) -> None:
     assert workers.todo == 'only workers of pool.yaml need it: pip install "no-workers>=1"'
 
 
+def test_every_extra_that_no_server_needs_is_told_with_its_use() -> None:
+    assert set(doctor._USES) == set(PYPROJECT["project"]["optional-dependencies"]) - {"server"}
+
+
 def test_monai_label_is_installed_without_its_dependencies(needs, monkeypatch) -> None:
     needs()
 

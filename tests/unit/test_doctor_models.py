@@ -5,13 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from sparsight import doctor_models
 from sparsight.cli.main import app, main
 from sparsight.config import ModelConfig
 from sparsight.doctor_models import examine_model, examine_tiny
-from sparsight.errors import WeightsError
+from sparsight.errors import MemoryFullError, WeightsError
 from sparsight.model.hf import costs, proofs, tiny
 from sparsight.model.hf.families import FAMILIES
 from sparsight.model.hf.proofs import Proof
@@ -57,6 +58,12 @@ def test_a_failed_proof_is_a_fault(weights: Path, monkeypatch: pytest.MonkeyPatc
     report = examine_model(ModelConfig(weights=weights, device="cpu"))
     assert not report.healthy
     assert "do not serve it" in next(f.todo for f in report.findings if not f.ok)
+
+
+def test_a_memory_that_does_not_hold_the_proofs_is_said_so(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proofs, "prove", lambda reader: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+    with pytest.raises(MemoryFullError, match="quantize"):
+        examine_model(ModelConfig(weights=weights, device="cpu"))
 
 
 def test_a_missing_folder_is_refused(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from typer.testing import CliRunner
@@ -12,7 +13,8 @@ from sparsight.bench import quantization
 from sparsight.bench.quantization import Asked, card, measure
 from sparsight.cli.main import app
 from sparsight.config import ModelConfig
-from sparsight.errors import DataError
+from sparsight.errors import DataError, WeightsError
+from sparsight.model.hf import load as loading
 from sparsight.model.hf.proofs import pattern
 from sparsight.model.hf.tiny import save_tiny
 from sparsight.types import Question
@@ -57,6 +59,21 @@ def test_open_questions_count_for_the_distribution_alone(config: ModelConfig) ->
     assert row["n_closed"] == 0
     assert np.isnan(row["accuracy"]["mean"])
     assert "| - |" in card(report)
+
+
+def test_a_rung_that_does_not_fit_is_not_measured_under_its_name(
+    config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = loading._model
+
+    def full(folder: Path, config: ModelConfig, rung: loading.Quantization) -> object:
+        if rung == "none":
+            raise torch.OutOfMemoryError("no room")
+        return own(folder, config, rung)
+
+    monkeypatch.setattr(loading, "_model", full)
+    with pytest.raises(WeightsError, match="does not fit"):
+        measure(config, _asked(2), seed=0, on_step=lambda *_: None)
 
 
 def test_no_questions_are_refused(config: ModelConfig) -> None:

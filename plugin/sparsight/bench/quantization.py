@@ -65,7 +65,8 @@ def measure(config: ModelConfig, asked: Sequence[Asked], *, seed: int, on_step: 
     grids: list[TokenGrid] = []
     sha256 = {}
     for done, rung in enumerate(LADDER):
-        reader = load_model(config.weights or Path(), config.model_copy(update={"quantization": rung}))
+        own = config.model_copy(update={"quantization": rung})
+        reader = load_model(config.weights or Path(), own, smaller=False)  # else a smaller one would go by its name
         if not grids:  # the same for all: the vision tower is never quantized
             grids = [reader.encode(one.volume) for one in asked]
         sha256[rung] = reader.sha256
@@ -123,8 +124,8 @@ def _look(reader: HFReader, asked: Sequence[Asked], grids: Sequence[TokenGrid], 
         if not choices:
             right.append(np.nan)
             continue
-        end = min(reader.language.ends)
-        likely = reader.language.likely_after(prompt, [[*reader.language.ids(choice), end] for choice in choices])
+        texts = [[*reader.language.ids(choice), reader.language.end] for choice in choices]
+        likely = reader.language.likely_after(prompt, texts)
         right.append(float(choices[int(likely.argmax())] == one.answer))
     return _Seen(torch.stack(firsts), np.array(right))
 

@@ -1,4 +1,4 @@
-"""Commands of the loop: ask, correct, learn, policies, promote, rollback, next."""
+"""Commands of the loop: ask, correct, revise, learn, policies, promote, rollback, next."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from rich.table import Table
 from sparsight.cli.output import Json, check_targets, console, emit_json, progress_bar, refused
 from sparsight.cli.session import Session
 from sparsight.errors import BudgetError, FeedbackError, SparsightError
-from sparsight.types import Budget, Feedback, Mark, MarkKind, Verdict
+from sparsight.types import Budget, Change, Difficulty, Feedback, Mark, MarkKind, Point, Verdict
 
 Studies = Annotated[str | None, typer.Option(help="Folder or DICOMweb URL; STUDY is then an id of it.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    for command in (ask, correct, learn, policies, promote, rollback):
+    for command in (ask, correct, revise, learn, policies, promote, rollback):
         app.command()(command)
     app.command("next")(next_case)
 
@@ -95,20 +95,34 @@ def correct(
     mark: Annotated[Path | None, typer.Option(help="A mask (NIfTI, NRRD, DICOM SEG) of a region.")] = None,
     mark_kind: Annotated[str, typer.Option(help="relevant, irrelevant or missed.")] = "relevant",
     box: Annotated[list[str] | None, typer.Option(help="A region in LPS mm: x0,y0,z0,x1,y1,z1.")] = None,
+    point: Annotated[list[str] | None, typer.Option(help="A click in LPS mm: x,y,z.")] = None,
+    stroke: Annotated[list[str] | None, typer.Option(help="A stroke in LPS mm: x,y,z;x,y,z;...")] = None,
+    radius: Annotated[float, typer.Option(help="Half the width of clicks and strokes, mm.", min=0, max=100)] = 0.0,
+    cannot_tell: Annotated[
+        bool, typer.Option("--cannot-tell", help="This image does not answer the question.")
+    ] = False,
+    difficulty: Annotated[str | None, typer.Option(help="easy, moderate or hard.")] = None,
+    comment: Annotated[str, typer.Option(help="For people; never learned from.")] = "",
+    draft: Annotated[bool, typer.Option("--draft", help="Keep it, but learn nothing from it until submitted.")] = False,
+    blinded: Annotated[bool, typer.Option("--blinded", help="--answer was given before ours was seen.")] = False,
     reviewer: Annotated[str, typer.Option(help="Pseudonym of who corrects.")] = "local",
     key: Annotated[str | None, typer.Option(help="Makes a repeated call the same correction.")] = None,
     json: Json = False,
 ) -> None:
     """Say what was right or wrong about an answer; the reward is shown at once."""
     from sparsight.imaging.export import read_mask
-    from sparsight.reply import reward_json
+    from sparsight.reply import corrected_json
 
     kind = cast(MarkKind, _one_of("--mark-kind", mark_kind, get_args(MarkKind)))
     marks = [Mark(kind, box_mm=_box(text)) for text in box or ()]
+    paths = [_path(text) for text in (*(point or ()), *(stroke or ()))]
+    marks += [Mark(kind, path_mm=path, radius_mm=radius) for path in paths]
     if mark:
         mask, ijk_to_lps = read_mask(mark)
         marks.append(Mark(kind, mask=mask, mask_ijk_to_lps=ijk_to_lps))
-    chosen = _one_of("--verdict", verdict or ("amend" if answer or marks else "accept"), get_args(Verdict))
+    amends = answer or marks or cannot_tell or blinded
+    chosen = _one_of("--verdict", verdict or ("amend" if amends else "accept"), get_args(Verdict))
+    hard = None if difficulty is None else _one_of("--difficulty", difficulty, get_args(Difficulty))
     feedback = Feedback(
         key=key or uuid.uuid4().hex,
         episode=episode,
@@ -117,20 +131,47 @@ def correct(
         created=datetime.now(UTC),
         answer=answer,
         marks=tuple(marks),
+        comment=comment,
+        cannot_tell=cannot_tell,
+        difficulty=cast(Difficulty | None, hard),
+        blinded=blinded,
     )
     session: Session = context.obj
     with session.service() as service:
-        reward = service.correct(feedback)
+        reward = service.correct(feedback, draft=draft)
+        reply = corrected_json(service, feedback, reward)
     if json:
-        emit_json({"key": feedback.key, "reward": reward_json(reward)})
+        emit_json(reply)
     else:
         parts = ", ".join(f"{name} {value:+.2f}" for name, value in reward.parts.items() if value is not None)
         console.print(f"recorded as {feedback.key}; reward [bold]{reward.total:+.2f}[/] ({parts or 'verdict only'})")
 
 
+def revise(
+    context: typer.Context,
+    key: Annotated[str, typer.Argument(help="Key of a correction, as `correct` printed it.")],
+    change: Annotated[str, typer.Argument(help="submit, withdraw or undo.")],
+    reviewer: Annotated[str, typer.Option(help="Pseudonym of who changes it.")] = "local",
+    json: Json = False,
+) -> None:
+    """Submit a draft, withdraw a correction, or undo its last change."""
+    chosen = cast(Change, _one_of("CHANGE", change, get_args(Change)))
+    session: Session = context.obj
+    with session.service() as service:
+        state = service.revise(key, chosen, by=reviewer)
+        learned_by = service.learned_by(key)
+    if json:
+        emit_json({"key": key, "state": state, "learned_by": list(learned_by)})
+        return
+    console.print(f"{escape(key)} is {'a draft' if state == 'draft' else state}")
+    if learned_by and state != "submitted":
+        console.print(f"  [yellow]policy {learned_by[0]} has learned from it; `rollback` undoes that[/]")
+
+
 def learn(context: typer.Context, json: Json = False) -> None:
     """Train a candidate policy on the new corrections; the gate promotes it or holds it, with reasons."""
     from sparsight.reply import learn_json
+    from sparsight.report.cards import write_own_cards
 
     session: Session = context.obj
     with session.processes() as ranks:
@@ -138,6 +179,8 @@ def learn(context: typer.Context, json: Json = False) -> None:
             return
         with session.service() as service, progress_bar("learn", quiet=json) as tell:
             learned = service.learn(on_progress=lambda p: tell(p.stage, p.done, p.total), ranks=ranks)
+            if learned.candidate:
+                write_own_cards(service)
     if json:
         emit_json(learn_json(learned))
         return
@@ -253,6 +296,18 @@ def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise FeedbackError(f"{option} {value[:20]!r}", expected=" or ".join(allowed), todo="choose one of them")
     return value
+
+
+def _path(text: str) -> tuple[Point, ...]:
+    try:
+        points = tuple(tuple(float(part) for part in point.split(",")) for point in text.split(";"))
+        if any(len(point) != 3 for point in points):
+            raise ValueError
+    except ValueError:
+        raise FeedbackError(
+            f"a path {text[:40]!r}", expected="x,y,z;x,y,z;... in LPS mm", todo="see `ask --json`"
+        ) from None
+    return cast(tuple[Point, ...], points)
 
 
 def _box(text: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import sparsight
-from sparsight.cli import clinical, dicom, exchange, operate, research
+from sparsight.cli import clinical, dicom, exchange, operate, records, research
 from sparsight.cli.output import emit_json, refused, stderr
 from sparsight.cli.session import Session
 from sparsight.errors import SparsightError
@@ -47,7 +47,7 @@ def _common(
     context.obj = Session(home=home, configs=configs, reader=reader)
 
 
-for module in (clinical, dicom, exchange, research, operate):
+for module in (clinical, records, dicom, exchange, research, operate):
     module.register(app)
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from sparsight.cluster.identity import package_sha256
 from sparsight.cluster.sharded import spread
-from sparsight.errors import ConfigError, SparsightError, WeightsError
+from sparsight.errors import ConfigError, MemoryFullError, SparsightError, WeightsError
 from sparsight.model.protocols import Reader
 from sparsight.rl.ranks import ALONE, Ranks, T
 
@@ -97,15 +97,17 @@ class Processes(Ranks):
         return work(reader, self, given, **here)
 
     def everyone(self, work: Callable[[], T]) -> list[T]:
-        own: T | SparsightError
+        own: T | Exception
         try:
             own = work()
-        except SparsightError as error:
+        except (SparsightError, torch.OutOfMemoryError) as error:
+            if self.in_step and isinstance(error, MemoryFullError | torch.OutOfMemoryError):
+                raise MemoryError("a device's memory is full, and the other processes wait in a pass") from error
             own = error
         told: list[Any] = [None] * self.size
         dist.all_gather_object(told, own, group=self._group)
         for one in told:
-            if isinstance(one, SparsightError):
+            if isinstance(one, SparsightError | torch.OutOfMemoryError):
                 raise one
         return told
 

@@ -157,7 +157,7 @@ class FolderCases(Sequence[Case]):
         try:
             with Image.open(path) as image:
                 return np.asarray(image.convert("L"))[None] > 0
-        except OSError as error:
+        except Exception as error:  # whatever a damaged file makes a reader raise
             raise ImageError("a mask that cannot be read", expected="a picture", todo="save it again") from error
 
     def _question(self, row: Row) -> Question:

@@ -117,7 +117,7 @@ def _check_sizes(folder: Path, rows: Sequence[Row]) -> None:
             for name in (row.image, *row.slices):
                 if name not in sizes:
                     sizes[name] = picture_size(folder / name)
-        except (OSError, Image.DecompressionBombError):
+        except Exception:  # whatever a damaged file makes a reader raise
             unreadable.append(row.id)
     if unreadable:
         raise refusal(unreadable, "rows whose image is not one", "a picture that can be opened")

@@ -10,6 +10,7 @@ from sparsight.datasets.cases import FolderCases, Loader, closed_sets
 from sparsight.datasets.checks import check_files, check_rows, to_extract
 from sparsight.datasets.gathered import Gathered
 from sparsight.datasets.published import LAYOUTS, layout_of, read_published
+from sparsight.datasets.records import contents
 from sparsight.datasets.rows import Row, refusal
 from sparsight.errors import DataError
 from sparsight.imaging.load import load as load_image
@@ -70,12 +71,8 @@ def _unknown(folder: Path) -> DataError:
 
 
 def _own_rows(file: Path) -> list[Row]:
-    try:
-        lines = file.read_text("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError("a data.jsonl that is not UTF-8", expected="UTF-8 text", todo="save it as UTF-8") from error
     rows, faults = [], []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(contents(file).split("\n"), start=1):  # a text may hold other line ends
         if not line.strip():
             continue
         try:

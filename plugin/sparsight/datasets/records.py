@@ -18,12 +18,12 @@ _AGAIN = "take the file as it was published"
 
 def read_json(file: Path, needed: Sequence[str]) -> list[Record]:
     """A list of objects that have the needed keys. Raises DataError."""
-    return _checked(file, _parsed(file, _contents(file)), needed)
+    return _checked(file, _parsed(file, contents(file)), needed)
 
 
 def read_jsonl(file: Path, needed: Sequence[str]) -> list[Record]:
     """One object a line, with the needed keys. Raises DataError."""
-    lines = [line for line in _contents(file).split("\n") if line.strip()]  # a text may hold other line ends
+    lines = [line for line in contents(file).split("\n") if line.strip()]  # a text may hold other line ends
     return _checked(file, [_parsed(file, line, f", line {n}") for n, line in enumerate(lines, start=1)], needed)
 
 
@@ -74,7 +74,8 @@ def options_of(value: Any) -> dict[str, str]:
     return {text(option.get("letter")): text(option.get("content")) for option in listed}
 
 
-def _contents(file: Path) -> str:
+def contents(file: Path) -> str:
+    """The text of a file, without a byte order mark. Raises DataError."""
     try:
         return file.read_text("utf-8-sig")
     except UnicodeDecodeError as error:

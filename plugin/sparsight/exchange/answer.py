@@ -20,7 +20,8 @@ from sparsight.exchange.layout import READER
 from sparsight.imaging.export import write_labelmap
 from sparsight.imaging.grid import tokens_to_labelmap
 from sparsight.imaging.load import load
-from sparsight.model import PolicySelector, TokenPolicy, load_reader
+from sparsight.model import PolicySelector, TokenPolicy
+from sparsight.model.nano.reader import NanoReader
 from sparsight.service import parse_question
 from sparsight.service.answering import Answering, shown
 from sparsight.service.question import check_budget
@@ -45,7 +46,7 @@ class Answerer:
     def __init__(self, bundle_root: str | Path = ".") -> None:
         bundle = read_bundle(Path(bundle_root), alone=False)
         check_sizes(bundle.reader_files, bundle.spec)
-        self._reader = load_reader(Path(bundle_root) / READER)
+        self._reader = NanoReader.load(Path(bundle_root) / READER)  # whatever else lies there
         self._policy = bundle.manifest.policy
         policy = TokenPolicy.from_arrays(check_policy(bundle.policy, bundle.spec))
         self._selector = PolicySelector(policy, self._reader, self._policy.id)
@@ -59,7 +60,7 @@ class Answerer:
         share = check_budget(self._config.budget if budget is None else budget)
         volume = load(Path(image))
         grid = self._reader.encode(volume)
-        answering = Answering(self._reader, self._config, grid, asked, lambda progress: None)
+        answering = Answering(self._reader, self._config, volume, grid, asked, lambda progress: None)
         reading = answering.answer(self._selector, share)
         kept = shown(reading.selection, reading.recheck)
         threshold = self._config.necessity_nats

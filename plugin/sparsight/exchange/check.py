@@ -19,6 +19,7 @@ from torch import nn
 from sparsight.errors import BundleError, WeightsError
 from sparsight.exchange.layout import refused
 from sparsight.model import TokenPolicy
+from sparsight.model.completions import adapter_of
 from sparsight.model.nano.glance import Glance
 from sparsight.model.nano.reader import build
 from sparsight.model.nano.tokenizer import load_tokenizer
@@ -54,6 +55,8 @@ def check_policy(data: bytes, spec: NanoSpec) -> dict[str, NDArray[np.float32]]:
     look, film = (arrays.get(name, np.empty(0)).shape for name in ("look.weight", "film.weight"))
     prior = arrays.get("prior.bias", np.empty(0)).size
     fits = (look[1:], film[1:]) == ((spec.channels + spec.logits + DIM,), (2 * spec.hidden,))
+    if adapter_of(arrays):  # nano has no place for one: no question could be answered once it is live
+        raise refused("a policy with an adapter of another model", expected="a visual stream alone")
     if not fits or max(look[0], prior) > _MOST:
         raise refused("a policy of other sizes than the reader beside it", expected="one trained for that reader")
     try:

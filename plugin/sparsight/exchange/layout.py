@@ -6,11 +6,12 @@ runs code when it is read. A release that writes another file, or another infere
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
-from sparsight.errors import BundleError
+from sparsight.errors import BundleError, InputError
 from sparsight.model.nano import weights
 from sparsight.types import PolicyState
 
@@ -92,3 +93,13 @@ def refused(
 ) -> BundleError:
     """The error of a bundle that is not taken."""
     return BundleError(given, expected=expected, todo=todo)
+
+
+def check_site(site: str) -> None:
+    """Raise InputError for a name of a site that is no pseudonym."""
+    if not re.fullmatch(SITE, site):
+        raise InputError(
+            f"a site's name of {len(site)} characters",
+            expected="1 to 64 letters, digits, dots, dashes or underscores",
+            todo="give the site a pseudonym, such as site-a",
+        )

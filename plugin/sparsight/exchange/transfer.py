@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import sparsight
 from sparsight.config import Config
-from sparsight.errors import ConflictError, InputError, WeightsError
+from sparsight.errors import ConflictError, WeightsError
 from sparsight.exchange.bundle import Bundle, checked
 from sparsight.exchange.check import check_shipped, check_sizes
 from sparsight.exchange.describe import as_json, licence, metadata, readme
@@ -25,15 +24,15 @@ from sparsight.exchange.layout import (
     POLICY,
     READER,
     README,
-    SITE,
     Manifest,
     PolicyEntry,
     ReaderEntry,
+    check_site,
 )
 from sparsight.model import reader_files
 from sparsight.model.nano.weights import CARD, check_files, reader_id
 from sparsight.service import Service
-from sparsight.service.service import install_shipped, registry_of
+from sparsight.service.promotion import install_shipped, registry_of
 from sparsight.store import Store
 from sparsight.types import Origin, PolicyVersion
 
@@ -71,12 +70,8 @@ def export_bundle(service: Service, out: Path, *, policy: str | None = None, sit
     The same policy, reader, site and release make the same bytes. Raises NotFoundError, WeightsError (altered),
     InputError (something is at `out` already, or a site's name that is none), BusyError, OSError.
     """
-    if site is not None and not re.fullmatch(SITE, site):
-        raise InputError(
-            f"a site's name of {len(site)} characters",
-            expected="1 to 64 letters, digits, dots, dashes or underscores",
-            todo="give the site a pseudonym, such as site-a",
-        )
+    if site is not None:
+        check_site(site)
     check_new(out)
     version = service.registry.live() if policy is None else service.registry.get(policy)
     weights = service.registry.weights_path(version.id).read_bytes()

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.spatial import cKDTree
 
 from sparsight.errors import GeometryError
 from sparsight.types import Box, ImageVolume
@@ -147,6 +148,34 @@ def tokens_to_labelmap(grid: Grid, keep: NDArray[np.int64], volume_shape: tuple[
     for (i0, j0, k0), (i1, j1, k1) in zip(*_voxel_bounds(grid, keep, volume_shape), strict=True):
         labelmap[k0:k1, j0:j1, i0:i1] = 1
     return labelmap
+
+
+def path_to_tokens(grid: Grid, path_mm: Sequence[tuple[float, float, float]], radius_mm: float) -> NDArray[np.float32]:
+    """Tokens that a stroke through points (n, 3) in LPS mm runs through or comes within radius_mm of: (N,), 1 or 0.
+
+    One point is a click: the token it lies in, and those whose centres are near it. Nothing where it leaps further than
+    twice the image's size.
+    """
+    points = np.asarray(path_mm, np.float64)
+    to_uvw = np.linalg.inv(grid.uvw_to_lps)
+    ends = np.concatenate([points, points[-1:]])
+    lengths = np.abs(np.diff(ends @ to_uvw[:3, :3].T, axis=0)).max(1)  # in tokens
+    marked = np.zeros(grid.shape, np.float32)
+    if lengths.max() > 2 * max(grid.shape):
+        return marked.ravel()
+    dense = [
+        a + (b - a) * np.linspace(0, 1, 1 + int(np.ceil(4 * n)))[:, None]
+        for a, b, n in zip(ends[:-1], ends[1:], lengths, strict=True)
+    ]
+    along = np.unique(np.concatenate(dense), axis=0)  # at most a quarter of a token apart
+    uvw = along @ to_uvw[:3, :3].T + to_uvw[:3, 3]
+    at = np.floor(uvw + 0.5).astype(np.int64)
+    inside = (at >= 0).all(1) & (at < np.array(grid.shape[::-1])).all(1)
+    marked[tuple(at[inside, ::-1].T)] = 1
+    if radius_mm > 0:
+        distance, _ = cKDTree(along).query(token_centres(grid, grid.uvw_to_lps), distance_upper_bound=radius_mm)
+        marked[(distance <= radius_mm).reshape(grid.shape)] = 1
+    return marked.ravel()
 
 
 def token_centres(grid: Grid, affine: FloatArray) -> FloatArray:

@@ -219,9 +219,10 @@ class DicomWebStudies:
         self, url: str, *, headers: Mapping[str, str] | None = None, auth: Any = None, timeout_s: float = 30.0
     ) -> None:
         """auth: anything `requests` takes. Nothing is asked of the server before the first call."""
+        self.url, self.sent = url.rstrip("/"), dict(headers or {})  # headers of every request
         session = requests.Session()
         session.auth = auth
-        made = {"url": url, "session": session, "headers": dict(headers or {}), "timeout": timeout_s}
+        made = {"url": url, "session": session, "headers": self.sent, "timeout": timeout_s}
         self._client: Any = DICOMwebClient(**made)
         self._client.set_http_retry_params(max_attempts=2, wait_exponential_multiplier=250)
         self._storing: Any = DICOMwebClient(**made)

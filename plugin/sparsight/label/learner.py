@@ -18,6 +18,7 @@ from typing import Any
 from sparsight.config import Config
 from sparsight.errors import SparsightError, TrainingError
 from sparsight.reply import learn_json
+from sparsight.report.cards import write_own_cards
 from sparsight.service import Progress, Service
 from sparsight.store.files import make_folder, replace_file
 
@@ -56,7 +57,10 @@ def learn(service: Callable[[], Service], path: Path) -> dict[str, Any]:
 
     _write(path, {"stage": "load", "done": 0, "total": 0, "started": started})
     try:
-        outcome = learn_json(service().learn(on_progress=tell))
+        served = service()
+        outcome = learn_json(served.learn(on_progress=tell))
+        if outcome["candidate"]:
+            write_own_cards(served)
     except SparsightError as error:
         _write(path, {"stage": "failed", "started": started, **error.as_dict()})
         raise

@@ -86,6 +86,7 @@ class LanguagePolicy(Protocol):
     """A language stream as a policy over texts."""
 
     max_tokens: int  # the most visual tokens one prompt holds
+    words: int  # V
 
     @property
     def module(self) -> nn.Module:

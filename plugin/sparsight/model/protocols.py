@@ -74,7 +74,7 @@ class Reader(Protocol):
         *,
         on_token: Callable[[str], None] | None = None,
     ) -> Answer:
-        """Reason over the kept tokens, at their original positions, then answer. on_token receives text as it comes."""
+        """Reason over the kept tokens, at their original positions, then answer. on_token hears the reasoning."""
         ...
 
     def adapt(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:

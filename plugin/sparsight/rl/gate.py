@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t
 
 from sparsight.config import GateConfig
 from sparsight.rl.statistics import Interval, bootstrap_mean
@@ -45,10 +47,16 @@ class Check:
 
 @dataclass(frozen=True)
 class Decision:
-    """promote only where every check passed."""
+    """promote only where every check passed. look: the how manieth against this live policy; level: of its intervals.
+
+    means: what both policies reached, by set.
+    """
 
     promote: bool
     checks: tuple[Check, ...]
+    look: int = 1
+    level: float = 0.95
+    means: dict[str, float] = field(default_factory=dict)
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -57,36 +65,60 @@ class Decision:
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json` and the manifest."""
-        return {"promote": self.promote, "checks": [vars(c) for c in self.checks]}
+        checks = [vars(c) for c in self.checks]
+        return {"promote": self.promote, "look": self.look, "level": self.level, "checks": checks}
 
 
 _MIN_STRATUM = 20  # below this a stratum's interval says nothing
 
 
-def decide(*, sentinel: Paired, held_out: Paired, config: GateConfig) -> Decision:
+def level_of(look: int) -> float:
+    """Level of the intervals at the look-th candidate that is measured against one live policy.
+
+    The error of 5 % is spent over all looks there can ever be, 6 / (pi^2 look^2) of it at each, which sums to 1. By the
+    union bound a candidate that is not better passes once in twenty live policies at most (one-sided: forty), however
+    often one looks, and whatever the looks have in common: the sentinel set is the same at each.
+    """
+    return 1 - 0.05 * 6 / (math.pi * look) ** 2
+
+
+def decide(*, sentinel: Paired, held_out: Paired, config: GateConfig, look: int = 1) -> Decision:
     """Candidate against live on two sets that it was not trained on (docs/method.md, "The gate").
+
+    look: 1 for the first candidate that is measured against this live policy, 2 for the second, ... (level_of).
 
     sentinel: 0/1 correct on the frozen set. Overall, the lower bound of the gain must not be below -margin; a stratum
     of at least 20 questions, whose interval is wide, must not be shown to be worse (mean below -margin and high < 0).
     held_out: reward of new corrections that were kept out of training: the lower bound of the gain must exceed
     `min_gain`, on at least `min_feedback` corrections.
     """
-    checks = [_non_inferior(sentinel, config)]
+    level = level_of(look)
+    checks = [_non_inferior(sentinel, config, level)]
     checks += [
-        _stratum(sentinel, name, config)
+        _stratum(sentinel, name, config, level)
         for name in sorted(set(sentinel.stratum))
         if sentinel.stratum.count(name) >= _MIN_STRATUM
     ]
-    checks += [_enough(held_out, config), _gain(held_out, config)]
-    return Decision(all(c.passed for c in checks), tuple(checks))
+    checks += [_enough(held_out, config), _gain(held_out, config, level)]
+    means = {
+        f"{name}_{which}": float(values.mean())
+        for name, pair in (("sentinel", sentinel), ("held_out", held_out))
+        for which, values in (("live", pair.live), ("candidate", pair.candidate))
+        if len(values)
+    }
+    return Decision(all(c.passed for c in checks), tuple(checks), look, level, means)
 
 
-def _interval(gain: NDArray[np.float64], group: NDArray[np.int64], config: GateConfig) -> Interval:
-    return bootstrap_mean(gain, groups=group, resamples=config.bootstrap, seed=config.sentinel_seed)
+def _interval(gain: NDArray[np.float64], group: NDArray[np.int64], config: GateConfig, level: float) -> Interval:
+    """The 95 % bootstrap interval, each half widened to `level` as Student's t is: resamples do not reach its tails."""
+    got = bootstrap_mean(gain, groups=group, resamples=config.bootstrap, seed=config.sentinel_seed)
+    freedom = max(len(np.unique(group)) - 1, 1)
+    wider = float(t.ppf((1 + level) / 2, freedom) / t.ppf(0.975, freedom))
+    return replace(got, low=got.mean - wider * (got.mean - got.low), high=got.mean + wider * (got.high - got.mean))
 
 
-def _non_inferior(sentinel: Paired, config: GateConfig) -> Check:
-    got = _interval(sentinel.gain, sentinel.group, config)
+def _non_inferior(sentinel: Paired, config: GateConfig, level: float) -> Check:
+    got = _interval(sentinel.gain, sentinel.group, config, level)
     passed = got.low >= -config.margin
     reason = (
         f"sentinel accuracy {sentinel.live.mean():.3f} -> {sentinel.candidate.mean():.3f}, "
@@ -96,9 +128,9 @@ def _non_inferior(sentinel: Paired, config: GateConfig) -> Check:
     return Check("sentinel_non_inferior", passed, reason, got.mean, got.low, got.high, got.n)
 
 
-def _stratum(sentinel: Paired, name: str, config: GateConfig) -> Check:
+def _stratum(sentinel: Paired, name: str, config: GateConfig, level: float) -> Check:
     chosen = np.array([s == name for s in sentinel.stratum])
-    got = _interval(sentinel.gain[chosen], sentinel.group[chosen], config)
+    got = _interval(sentinel.gain[chosen], sentinel.group[chosen], config, level)
     passed = got.mean >= -config.margin or got.high >= 0  # not shown to be worse
     reason = f"stratum {name}: gain {got.mean:+.3f} [{got.low:+.3f}, {got.high:+.3f}], n={got.n}"
     return Check(f"stratum_{name}", passed, reason, got.mean, got.low, got.high, got.n)
@@ -111,10 +143,10 @@ def _enough(held_out: Paired, config: GateConfig) -> Check:
     return Check("enough_feedback", passed, reason, float(n), float(n), float(n), n)
 
 
-def _gain(held_out: Paired, config: GateConfig) -> Check:
+def _gain(held_out: Paired, config: GateConfig, level: float) -> Check:
     if len(held_out.live) == 0:
         return Check("held_out_gain", False, "no correction was kept out of training", 0.0, 0.0, 0.0, 0)
-    got = _interval(held_out.gain, held_out.group, config)
+    got = _interval(held_out.gain, held_out.group, config, level)
     passed = bool(got.low > config.min_gain)
     reason = (
         f"held-out corrections: reward {held_out.live.mean():+.3f} -> {held_out.candidate.mean():+.3f}, "

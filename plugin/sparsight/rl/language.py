@@ -32,6 +32,7 @@ from sparsight.types import Question, TokenGrid
 
 _CLIP = 0.2, 0.28  # low and high (DAPO's clip-higher)
 _CHUNK_TOKENS = 16_384  # visual tokens of one forward: bounds memory
+_CHUNK_LOGITS = 2**28  # of one forward: 1 GiB, of which a step holds several
 _SAVE_EVERY = 10  # steps
 _PATIENCE = 10  # steps in a row before a collapse is called one
 _FLAT_CREDIT = 1e-5  # largest advantage of any text of the batch
@@ -267,8 +268,8 @@ class _Run:
         """Add the gradients of this process's share of a batch; what is reported of each of its questions."""
         seen: list[dict[str, float]] = []
         whole = True
-        mine = self.ranks.share(asked)
-        for chunk in [[one] for one in mine] if self.ranks.in_step else _chunks(mine):
+        mine, logits = self.ranks.share(asked), self.config.completions * (self.config.limit + 1) * self.language.words
+        for chunk in [[one] for one in mine] if self.ranks.in_step else _chunks(mine, logits):
             loss, means = self._loss_of(chunk)
             whole = whole and bool(torch.isfinite(loss))
             (loss * len(chunk) / len(asked)).backward()  # type: ignore[no-untyped-call]
@@ -365,12 +366,14 @@ class _Watch:
         return False
 
 
-def _chunks(asked: Sequence[_Asked]) -> list[list[_Asked]]:
-    """Questions of about equal numbers of kept tokens together, as many as memory allows."""
+def _chunks(asked: Sequence[_Asked], logits: int) -> list[list[_Asked]]:
+    """Questions of about equal numbers of kept tokens together, as many as memory allows. logits: of one prompt."""
+    most = max(1, _CHUNK_LOGITS // (logits * len(asked[0].prompts)))
     result: list[list[_Asked]] = []
     for one in sorted(asked, key=_width):
         last = result[-1] if result else []
-        if last and 2 * _width(last[0]) >= _width(one) and (len(last) + 1) * _width(one) <= _CHUNK_TOKENS:
+        fits = len(last) < most and (len(last) + 1) * _width(one) <= _CHUNK_TOKENS
+        if last and 2 * _width(last[0]) >= _width(one) and fits:
             last.append(one)
         else:
             result.append([one])

@@ -22,6 +22,11 @@ from sparsight.rl.checkpoint import start_alike
 from sparsight.rl.ranks import ALONE, Ranks
 from sparsight.rl.trainer import Example
 
+_CHUNK_TOKENS = 4096  # padded tokens of one pass: bounds memory, whatever shares its batch
+_TEXT = 64  # tokens of words in a prompt, about
+
+_Asked = tuple[Prompt, Completion]  # a question on some tokens, and its right answer
+
 
 @dataclass(frozen=True)
 class TuningConfig:
@@ -76,9 +81,8 @@ def tune_language(
     try:
         for step in range(config.steps):
             asked = _ask(language, selector, whole, examples, config, np.random.default_rng([seed, step]))
-            tokens = sum(len(text.ids) for _, text in asked)
             optimizer.zero_grad(set_to_none=True)
-            told = ranks.everyone(partial(_learn, language, reference, ranks.share(asked), tokens, config.kl))
+            told = ranks.everyone(partial(_learn, language, reference, asked, ranks, config.kl))
             ranks.add_gradients(learned)
             norm = torch.nn.utils.clip_grad_norm_(learned, 1.0)
             if not torch.isfinite(norm):
@@ -102,7 +106,7 @@ def _ask(
     examples: Sequence[Example],
     config: TuningConfig,
     rng: np.random.Generator,
-) -> list[tuple[Prompt, Completion]]:
+) -> list[_Asked]:
     """Draw the questions of a step, a subset for each, and the right answers as texts."""
     asked = []
     for i in rng.choice(len(examples), config.batch, replace=config.batch > len(examples)):
@@ -118,18 +122,33 @@ def _ask(
 
 
 def _learn(
-    language: AdapterPolicy,
-    reference: LanguagePolicy,
-    asked: Sequence[tuple[Prompt, Completion]],
-    tokens: int,
-    beta: float,
+    language: AdapterPolicy, reference: LanguagePolicy, asked: Sequence[_Asked], ranks: Ranks, beta: float
 ) -> tuple[float, float]:
-    """Add the gradients of this process's share of a batch of so many tokens; its part of loss and KL."""
-    prompts, texts = [prompt for prompt, _ in asked], [[text] for _, text in asked]
-    spoken = language.speak(prompts, texts)
-    with torch.no_grad():
-        before = reference.speak(prompts, texts)
-    drift = (objective.token_kl(spoken.log_p, before.log_p) * spoken.said).sum() / tokens
-    loss = -(spoken.chosen * spoken.said).sum() / tokens
-    (loss + beta * drift).backward()  # type: ignore[no-untyped-call]
-    return float(loss.detach()), float(drift.detach())
+    """Add the gradients of this process's share of a batch; its part of loss and KL."""
+    tokens, loss, drift = sum(len(text.ids) for _, text in asked), 0.0, 0.0
+    mine = ranks.share(asked)
+    for part in [[one] for one in mine] if ranks.in_step else _together(mine):
+        prompts, texts = [prompt for prompt, _ in part], [[text] for _, text in part]
+        spoken = language.speak(prompts, texts)
+        with torch.no_grad():
+            before = reference.speak(prompts, texts)
+        missing = -(spoken.chosen * spoken.said).sum() / tokens
+        moved = (objective.token_kl(spoken.log_p, before.log_p) * spoken.said).sum() / tokens
+        (missing + beta * moved).backward()  # type: ignore[no-untyped-call]
+        loss, drift = loss + float(missing.detach()), drift + float(moved.detach())
+    return loss, drift
+
+
+def _together(asked: Sequence[_Asked]) -> list[list[_Asked]]:
+    """Questions that are read in one pass: as many of about one length as memory allows."""
+    parts: list[list[_Asked]] = []
+    for one in sorted(asked, key=_kept):
+        if parts and (len(parts[-1]) + 1) * (_kept(one) + _TEXT) <= _CHUNK_TOKENS:
+            parts[-1].append(one)
+        else:
+            parts.append([one])
+    return parts
+
+
+def _kept(asked: _Asked) -> int:
+    return len(asked[0].keep)

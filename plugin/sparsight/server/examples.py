@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, NamedTuple
 
 _EPISODE = "e0123456789abcdef"
@@ -61,14 +62,38 @@ ASK_REPLY: dict[str, Any] = {
         "total": 592.62,
     },
 }
-MARK: dict[str, Any] = {"kind": "missed", "box_mm": [[8.0, 20.0, -6.0], [32.0, 44.0, 2.0]]}
+KEPT: dict[str, Any] = {"kept": 605, "total": 6048, "regions": [REGION]}
+EVENTS = "".join(
+    f"event: {name}\ndata: {json.dumps(data)}\n\n"
+    for name, data in (
+        ("start", {"episode": _EPISODE}),
+        ("progress", {"stage": "selecting"}),
+        ("progress", {"stage": "reading"}),
+        ("kept", KEPT),
+        ("token", {"text": "I see"}),
+        ("answer", {"answer": "no"}),
+        ("evidence", {"grounded": True, "regions": [REGION]}),
+        ("done", ASK_REPLY),
+    )
+)
+MARK: dict[str, Any] = {
+    "kind": "missed",
+    "box_mm": [[8.0, 20.0, -6.0], [32.0, 44.0, 2.0]],
+    "path_mm": None,
+    "radius_mm": 0.0,
+}
+STROKE: dict[str, Any] = {"kind": "missed", "path_mm": [[10.0, 22.0, -2.0], [30.0, 40.0, -2.0]], "radius_mm": 3.0}
 FEEDBACK_REQUEST: dict[str, Any] = {
     "episode": _EPISODE,
     "reviewer": "reader-1",
     "verdict": "amend",
     "answer": "yes",
-    "marks": [MARK],
+    "cannot_tell": False,
+    "marks": [MARK, STROKE],
+    "difficulty": "hard",
     "comment": "beside the heart",
+    "blinded": False,
+    "draft": False,
     "key": "chest-1-reader-1",
 }
 MASK_FORM: dict[str, Any] = {
@@ -76,8 +101,6 @@ MASK_FORM: dict[str, Any] = {
     "mask": "the bytes of nodule.nii.gz",
     "kind": "missed",
 }
-REWARD: dict[str, Any] = {"total": -0.5, "parts": {"answer": -1.0, "grounding": 0.0}, "version": "feedback-2-1"}
-FEEDBACK_REPLY: dict[str, Any] = {"key": "chest-1-reader-1", "episode": _EPISODE, "reward": REWARD}
 DICOM_REQUEST: dict[str, Any] = {"objects": ["report", "evidence"], "store": True}
 DICOM_OBJECT: dict[str, Any] = {
     "kind": "report",
@@ -95,6 +118,45 @@ DICOM_REPLY: dict[str, Any] = {
     "study_uid": "1.2.826.0.1.3680043.8.498.2",
     "objects": [DICOM_OBJECT],
     "left_out": [DICOM_LEFT_OUT],
+}
+REWARD: dict[str, Any] = {
+    "total": -0.5,
+    "parts": {"answer": -1.0, "abstention": None, "grounding": 0.0},
+    "version": "feedback-3-1",
+}
+FEEDBACK_REPLY: dict[str, Any] = {
+    "key": "chest-1-reader-1",
+    "episode": _EPISODE,
+    "state": "submitted",
+    "policy": POLICY_USED,
+    "reward": REWARD,
+}
+CHANGE_REQUEST: dict[str, Any] = {"change": "withdraw", "reviewer": "reader-1", "key": "chest-1-reader-1-withdrawn"}
+CHANGE_REPLY: dict[str, Any] = {"key": "chest-1-reader-1", "state": "withdrawn", "learned_by": ["p0001-1f0c3b7d"]}
+GIVEN: dict[str, Any] = {
+    "key": "chest-1-reader-1",
+    "episode": _EPISODE,
+    "reviewer": "reader-1",
+    "verdict": "amend",
+    "created": "2026-03-02T09:31:40.120031+00:00",
+    "answer": "yes",
+    "cannot_tell": False,
+    "difficulty": "hard",
+    "blinded": False,
+    "comment": "beside the heart",
+    "marks": [MARK],
+    "state": "withdrawn",
+    "changes": [
+        {
+            "key": "chest-1-reader-1-withdrawn",
+            "change": "withdraw",
+            "by": "reader-1",
+            "created": "2026-03-03T08:00:00+00:00",
+            "state": "withdrawn",
+        }
+    ],
+    "learned_by": [],
+    "reward": REWARD,
 }
 POLICY: dict[str, Any] = {
     "id": "p0001-1f0c3b7d",
@@ -131,12 +193,23 @@ NEXT_CASE_REPLY: dict[str, Any] = {
     "score": 0.031,
     "reason": "'yes' with 54%, disagreement 0.031 nats over 8 looks",
 }
-STUDY: dict[str, Any] = {"id": "chest-1", "modality": "DX", "question": "Is there a nodule?"}
+STUDY: dict[str, Any] = {
+    "id": "chest-1",
+    "modality": "DX",
+    "question": "Is there a nodule?",
+    "study_uid": "1.2.826.0.1.3680043.8.498.2",
+    "series_uid": "1.2.826.0.1.3680043.8.498.1",
+}
 GEOMETRY: dict[str, Any] = {
     "shape": [12, 56, 64],
     "ijk_to_lps": [[2.0, 0.0, 0.0, -66.0], [0.0, 2.0, 0.0, -60.0], [0.0, 0.0, 3.0, -20.0], [0.0, 0.0, 0.0, 1.0]],
     "spacing_mm": [2.0, 2.0, 3.0],
     "slices": [5, 3, 0],
+}
+TOKENS: dict[str, Any] = {
+    "shape": [12, 21, 24],
+    "uvw_to_lps": [[5.3, 0.0, 0.0, -63.3], [0.0, 5.3, 0.0, -57.3], [0.0, 0.0, 3.0, -20.0], [0.0, 0.0, 0.0, 1.0]],
+    "tokens": [[9, 14, 5, 0.22], [10, 14, 5, 0.78]],
 }
 STATE: dict[str, Any] = {
     "state": "ready",

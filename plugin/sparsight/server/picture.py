@@ -34,6 +34,21 @@ def geometry(asked: Asked) -> dict[str, Any]:
     }
 
 
+def tokens(asked: Asked) -> dict[str, Any]:
+    """The tokens of the evidence and where they lie, for a viewer that draws them on any plane."""
+    weights, grid = asked.weights(), asked.grid
+    kept = np.flatnonzero(weights)
+    w, v, u = np.unravel_index(kept, grid.shape)
+    return {
+        "shape": grid.shape,
+        "uvw_to_lps": grid.uvw_to_lps.tolist(),
+        "tokens": [
+            [int(a), int(b), int(c), round(float(weight), 6)]
+            for a, b, c, weight in zip(u, v, w, weights[kept], strict=True)
+        ],
+    }
+
+
 def slice_png(asked: Asked, k: int | None, *, evidence: bool = True) -> bytes:
     """Slice k (default: the heaviest evidence) as an RGB PNG, one pixel per voxel. Raises InputError."""
     depth = asked.volume.shape[0]

@@ -110,6 +110,13 @@ async def _unknown(_: Request, error: Exception) -> JSONResponse:
     return reply(status, code_of(status), "a defect of the server", "none", "report the id below", id=incident)
 
 
+async def reply_to(request: Request, error: Exception) -> JSONResponse:
+    """The reply to whatever the service raised, where no route is left to raise it."""
+    if isinstance(error, SparsightError):
+        return await _ours(request, error)
+    return await (_disk if isinstance(error, OSError) else _unknown)(request, error)
+
+
 def install(app: FastAPI) -> None:
     """Put the handlers in place."""
     app.add_exception_handler(SparsightError, _ours)

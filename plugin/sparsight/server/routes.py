@@ -10,24 +10,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, File, Form, Query, Response, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, UploadFile
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
 from sparsight.errors import FeedbackError
 from sparsight.imaging.export import read_mask
-from sparsight.reply import ask_json, episode_json, policy_json, reward_json
-from sparsight.server import examples, guard, picture, state
+from sparsight.reply import ask_json, corrected_json, episode_json, feedback_json, policy_json
+from sparsight.server import examples, guard, picture, state, stream
 from sparsight.server.jobs import LearningJob
 from sparsight.server.schemas import (
     AskReply,
     AskRequest,
+    ChangeReply,
+    ChangeRequest,
     DicomReply,
     DicomRequest,
     ErrorReply,
     FeedbackReply,
     FeedbackRequest,
     GeometryReply,
+    GivenReply,
     LearnReply,
     NextCaseReply,
     NextCaseRequest,
@@ -35,8 +39,9 @@ from sparsight.server.schemas import (
     PromoteRequest,
     StateReply,
     StudyReply,
+    TokensReply,
 )
-from sparsight.service import Service, parse_question
+from sparsight.service import OnProgress, Service, new_id, parse_question
 from sparsight.store.files import disk_errors, make_folder
 from sparsight.types import Feedback, Mark, Question
 
@@ -76,17 +81,27 @@ _NOT_READY: dict[str, Any] = {
     "content": {"application/json": {"examples": {body["state"]: {"value": body} for body in examples.NOT_READY}}},
 }
 
+_EVENTS: Responses = {
+    200: {
+        "description": "the answer; or its events, `done` with the same body",
+        "content": {stream.MEDIA_TYPE: {"schema": {"type": "string"}, "example": examples.EVENTS}},
+    }
+}
+
 router = APIRouter(prefix="/sparsight")
 
 
 @router.post(
     "/ask",
     response_model=AskReply,
-    responses=_errors(*_SENDS, *_OPENED, "bad_question", "bad_budget"),
+    responses=_EVENTS | _errors(*_SENDS, *_OPENED, "bad_question", "bad_budget"),
     tags=["Ask"],
 )
-def ask(request: AskRequest, service: Served) -> dict[str, Any]:
-    """Ask a question about a study: the answer, its reasoning and the few regions it rests on."""
+async def ask(request: AskRequest, service: Served, http: Request) -> Any:
+    """Ask a question about a study: the answer, its reasoning and the few regions it rests on.
+
+    With `Accept: text/event-stream` as events: start, progress, kept, token, answer, evidence, then done or error.
+    """
     question = parse_question(
         request.question, choices=tuple(request.choices), max_chars=service.config.serve.max_question_chars
     )
@@ -94,15 +109,29 @@ def ask(request: AskRequest, service: Served) -> dict[str, Any]:
         kind = request.kind or question.kind
         choices = question.choices or (("yes", "no") if kind == "yes_no" else ())
         question = Question(question.text, kind, choices if kind != "free" else (), request.region)
-    asked = service.ask(request.study, question, prior=request.prior, budget=request.budget, recheck=request.recheck)
-    return ask_json(asked)
+    episode = new_id()
+
+    def run(tell: OnProgress | None = None) -> dict[str, Any]:
+        asked = service.ask(
+            request.study,
+            question,
+            prior=request.prior,
+            budget=request.budget,
+            recheck=request.recheck,
+            episode_id=episode,
+            on_progress=tell,
+        )
+        return ask_json(asked)
+
+    if stream.wants_events(http):
+        return await stream.stream(run, episode, http, pair=request.prior is not None)
+    return await run_in_threadpool(run)
 
 
 @router.post("/feedback", response_model=FeedbackReply, responses=_errors(*_SENDS, *_MARKED), tags=["Correct"])
 def feedback(request: FeedbackRequest, service: Served) -> dict[str, Any]:
     """Accept, amend or reject an answer; the reward it earns is shown back at once."""
-    marks = tuple(Mark(mark.kind, box_mm=mark.box_mm) for mark in request.marks)
-    return _correct(service, request, marks)
+    return _correct(service, request)
 
 
 @router.post(
@@ -133,11 +162,14 @@ def feedback_mask(
         with path.open("wb") as target:
             shutil.copyfileobj(mask.file, target)
         drawn, ijk_to_lps = read_mask(path)
-    marks = tuple(Mark(mark.kind, box_mm=mark.box_mm) for mark in request.marks)
-    return _correct(service, request, (*marks, Mark(kind, mask=drawn, mask_ijk_to_lps=ijk_to_lps)))
+    return _correct(service, request, Mark(kind, mask=drawn, mask_ijk_to_lps=ijk_to_lps))
 
 
-def _correct(service: Service, request: FeedbackRequest, marks: tuple[Mark, ...]) -> dict[str, Any]:
+def _correct(service: Service, request: FeedbackRequest, *drawn: Mark) -> dict[str, Any]:
+    marks = [
+        Mark(m.kind, box_mm=m.box_mm, path_mm=None if m.path_mm is None else tuple(m.path_mm), radius_mm=m.radius_mm)
+        for m in request.marks
+    ]
     given = Feedback(
         key=request.key or uuid.uuid4().hex,
         episode=request.episode,
@@ -145,10 +177,38 @@ def _correct(service: Service, request: FeedbackRequest, marks: tuple[Mark, ...]
         verdict=request.verdict,
         created=datetime.now(UTC),
         answer=request.answer,
-        marks=marks,
+        marks=(*marks, *drawn),
         comment=request.comment,
+        cannot_tell=request.cannot_tell,
+        difficulty=request.difficulty,
+        blinded=request.blinded,
     )
-    return {"key": given.key, "episode": given.episode, "reward": reward_json(service.correct(given))}
+    return corrected_json(service, given, service.correct(given, draft=request.draft))
+
+
+@router.post(
+    "/feedback/{key}/change",
+    response_model=ChangeReply,
+    responses=_errors(*_SENDS, "not_found", "conflict", "bad_input", "bad_feedback"),
+    tags=["Correct"],
+)
+def change(key: str, request: ChangeRequest, service: Served) -> dict[str, Any]:
+    """Submit a draft, withdraw a correction, or undo its last change; nothing is learned from what is withdrawn."""
+    state_now = service.revise(key, request.change, by=request.reviewer, change_key=request.key)
+    return {"key": key, "state": state_now, "learned_by": list(service.learned_by(key))}
+
+
+@router.get(
+    "/episodes/{episode}/feedback",
+    response_model=list[GivenReply],
+    responses=_errors(*_READS, "not_found", "bad_input"),
+    tags=["Correct"],
+)
+def given(episode: str, service: Served) -> list[dict[str, Any]]:
+    """All corrections of an answer, of every reviewer, oldest first, with what became of them."""
+    service.episode(episode)
+    found = service.store.feedback_of(episode, on_fault=lambda fault: logger.error("left out: %s", fault))
+    return [feedback_json(service, one) for one in found]
 
 
 @router.get("/episodes", response_model=list[AskReply], responses=_errors(*_READS, "bad_input"), tags=["Ask"])
@@ -177,6 +237,14 @@ def geometry(episode: str, service: Served) -> dict[str, Any]:
     """Where the pixels of slice.png are in the patient."""
     asked = service.reopen(episode)
     return picture.geometry(asked)
+
+
+@router.get(
+    "/episodes/{episode}/tokens", response_model=TokensReply, responses=_errors(*_READS, *_OPENED), tags=["Ask"]
+)
+def tokens(episode: str, service: Served) -> dict[str, Any]:
+    """Each token of the evidence with its weight and place, for a viewer that draws them on any plane."""
+    return picture.tokens(service.reopen(episode))
 
 
 @router.get(
@@ -247,7 +315,13 @@ def studies(service: Served) -> list[dict[str, Any]]:
     if service.studies is None:
         return []
     return [
-        {"id": info.id, "modality": info.modality, "question": service.suggest(info.modality)}
+        {
+            "id": info.id,
+            "modality": info.modality,
+            "question": service.suggest(info.modality),
+            "study_uid": info.study_uid,
+            "series_uid": info.series_uid,
+        }
         for info in service.studies.list()
     ]
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from sparsight.server import examples
-from sparsight.types import Doubt
+from sparsight.types import Change, Difficulty, Doubt, FeedbackState
 
 Point = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 Corners = tuple[Point, Point]
@@ -136,16 +136,20 @@ class AskReply(_Reply):
 
 
 class MarkRequest(_Request):
-    """A region the reviewer points at."""
+    """A region the reviewer points at: a box, or a path (a stroke; one point is a click)."""
 
-    model_config = _shown(examples.MARK)
+    model_config = _shown(examples.MARK, examples.STROKE)
 
     kind: Literal["relevant", "irrelevant", "missed"]
-    box_mm: Corners
+    box_mm: Corners | None = None
+    path_mm: list[Point] | None = Field(None, min_length=1, max_length=2000, description="points of a stroke, LPS mm")
+    radius_mm: float = Field(0.0, ge=0, le=100, description="half the pen's width; 0: the tokens that it runs through")
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        low, high = self.box_mm
+    def _one_region(self) -> Self:
+        if (self.box_mm is None) == (self.path_mm is None):
+            raise ValueError("a mark needs either box_mm or path_mm")
+        low, high = self.box_mm or ((0, 0, 0), (0, 0, 0))
         if any(a > b for a, b in zip(low, high, strict=True)):
             raise ValueError("the first corner must hold the smaller coordinates")
         return self
@@ -160,9 +164,23 @@ class FeedbackRequest(_Request):
     reviewer: Pseudonym = Field("anonymous", description="a pseudonym, never a name")
     verdict: Literal["accept", "amend", "reject"]
     answer: str | None = Field(None, min_length=1, max_length=2000, description="the right answer")
+    cannot_tell: bool = Field(False, description="this image does not answer the question")
     marks: list[MarkRequest] = Field(default_factory=list, max_length=50)
+    difficulty: Difficulty | None = None
     comment: str = Field("", max_length=2000)
+    blinded: bool = Field(False, description="the reviewer's own answer, given before ours was seen; verdict amend")
+    draft: bool = Field(False, description="keep it, but learn nothing from it until it is submitted")
     key: Identifier | None = Field(None, description="chosen by the client; default: a new one")
+
+
+class ChangeRequest(_Request):
+    """What becomes of a correction. undo takes back its last change."""
+
+    model_config = _shown(examples.CHANGE_REQUEST)
+
+    change: Change
+    reviewer: Pseudonym = Field("anonymous", description="pseudonym of who changes it")
+    key: Identifier | None = Field(None, description="makes a repeated request the same change")
 
 
 class RewardReply(BaseModel):
@@ -182,6 +200,40 @@ class FeedbackReply(BaseModel):
 
     key: str
     episode: str
+    state: FeedbackState
+    policy: PolicyUsed = Field(description="that answered, and that the reward is of")
+    reward: RewardReply
+
+
+class ChangeReply(BaseModel):
+    """A correction after a change."""
+
+    model_config = _shown(examples.CHANGE_REPLY)
+
+    key: str
+    state: FeedbackState
+    learned_by: list[str] = Field(description="the live policy and its ancestors, those that learned from it already")
+
+
+class GivenReply(_Reply):
+    """One correction of an answer."""
+
+    model_config = _shown(examples.GIVEN)
+
+    key: str
+    episode: str
+    reviewer: str
+    verdict: Literal["accept", "amend", "reject"]
+    created: str = Field(description="ISO 8601")
+    answer: str | None
+    cannot_tell: bool
+    difficulty: Difficulty | None
+    blinded: bool
+    comment: str
+    marks: list[dict[str, Any]] = Field(description="kind, and box_mm, path_mm with radius_mm, or voxels of a mask")
+    state: FeedbackState
+    changes: list[dict[str, str]] = Field(description="key, change, by, created, state; oldest first")
+    learned_by: list[str]
     reward: RewardReply
 
 
@@ -306,6 +358,8 @@ class StudyReply(_Reply):
     id: str
     modality: str
     question: str
+    study_uid: str = Field("", description="of DICOM, else empty")
+    series_uid: str = Field("", description="of DICOM, else empty")
 
 
 class GeometryReply(BaseModel):
@@ -317,6 +371,16 @@ class GeometryReply(BaseModel):
     ijk_to_lps: list[list[float]]
     spacing_mm: tuple[float, float, float] = Field(description="along (i, j, k)")
     slices: list[int] = Field(description="slices that hold evidence, heaviest first")
+
+
+class TokensReply(BaseModel):
+    """The visual tokens of the evidence: (u, v, w) along columns, rows and slices of the tokens' grid."""
+
+    model_config = _shown(examples.TOKENS)
+
+    shape: tuple[int, int, int] = Field(description="of the grid: along w, v, u")
+    uvw_to_lps: list[list[float]] = Field(description="(u, v, w, 1) of a token to LPS mm; it reaches 0.5 around")
+    tokens: list[tuple[int, int, int, float]] = Field(description="u, v, w and weight; weights sum to 1")
 
 
 class ErrorDetail(_Reply):

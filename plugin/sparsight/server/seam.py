@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 from sparsight.compat import allow_monailabel
 from sparsight.config import Config
 from sparsight.errors import SparsightError
-from sparsight.server import problems, state
+from sparsight.server import problems, state, viewer
 from sparsight.server.entrance import Entrance
 from sparsight.server.page import add_page
 from sparsight.server.routes import router
@@ -58,6 +58,7 @@ def stock_app() -> ASGIApp:
     app.router.lifespan_context = _with_our_lifespan(app.router.lifespan_context, config)
     problems.install(app)
     app.include_router(router)
+    app.include_router(viewer.router)
     add_page(app)
     app.add_api_route("/", lambda: RedirectResponse("/sparsight/"), include_in_schema=False)
     return Entrance(app, allowed=allowed, max_bytes=app.max_body_size)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import shutil
 import subprocess
 import tempfile
@@ -50,6 +51,12 @@ from starlette.routing import BaseRoute
 
 from sparsight.errors import InputError, NotFoundError
 from sparsight.server import guard, jobs
+
+_WITH_FONTS = {"index.html": "text/html", "app.bundle.css": "text/css"}
+_OWN_ONLY = (  # what OHIF does: scripts in the page, workers of blobs, WebAssembly; of this machine alone
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' blob: data:; object-src 'none'; base-uri 'self'; "
+    "frame-ancestors 'self'"
+)
 
 
 def apply() -> None:
@@ -297,7 +304,16 @@ def _refuse_model_upload(*_: Any, **__: Any) -> Any:
 
 
 def ohif_file(path: str) -> Response:
-    """A file of the OHIF viewer that MONAI Label ships, or its index.html for a route inside the viewer."""
+    """A file of the OHIF viewer that MONAI Label ships, or its index.html for a route inside the viewer.
+
+    Its settings are ours: they name our extension, mode and DICOMweb (viewer.py).
+    """
+    if path == "app-config.js":
+        own = Path(__file__).parent / "static" / "ohif"
+        settings = (own / path).read_text(encoding="utf-8")
+        if not (own / "extension.mjs").is_file():  # a checkout that was set up without npm
+            settings += "window.config.extensions = window.config.modes = [];\n"
+        return Response(settings, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
     root = Path(ohif.__file__).resolve().parent / "static" / "ohif"
     file = (root / path).resolve() if path else root / "index.html"
     if not file.is_relative_to(root):
@@ -306,4 +322,12 @@ def ohif_file(path: str) -> Response:
         if file.suffix:  # a missing script must not come back as a page
             raise HTTPException(404, "no such file")
         file = root / "index.html"
+    if kind := _WITH_FONTS.get(file.name):
+        return Response(_without_fonts(file), media_type=kind, headers={"Content-Security-Policy": _OWN_ONLY})
     return FileResponse(file)
+
+
+@functools.cache
+def _without_fonts(file: Path) -> str:
+    """Page or styles without links to fonts on another machine, which would tell it when somebody reads."""
+    return re.sub(r"<link[^>]*https?://[^>]*>|@import[^;]*https?://[^;]*;", "", file.read_text(encoding="utf-8"))

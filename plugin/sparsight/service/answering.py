@@ -7,6 +7,7 @@ not need the tokens it was read from, is re-checked at a wider budget before it 
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -23,19 +24,34 @@ from sparsight.model.coverage import allowed
 from sparsight.model.policy import PolicySelector
 from sparsight.model.protocols import Reader, ScoreRequest
 from sparsight.rl.answers import is_negative, normalise
-from sparsight.types import Answer, Budget, Doubt, Episode, ImageVolume, Question, Recheck, Selection, TokenGrid
+from sparsight.types import (
+    Answer,
+    Budget,
+    Doubt,
+    Episode,
+    Evidence,
+    ImageVolume,
+    Question,
+    Recheck,
+    Selection,
+    TokenGrid,
+)
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Something happened during ask or learn: for a progress bar or an event stream."""
+    """Something happened during ask or learn: for a progress bar or an event stream.
 
-    stage: str  # load, encode, select, token, recheck (its tokens follow), answer, evidence; step, sentinel, gate
+    evidence: of `read` where the tokens lie that a reading begins with, of `evidence` what the answer rests on.
+    """
+
+    stage: str  # load, encode, select, read (its tokens follow), token, recheck, answer, evidence; step, sentinel, gate
     done: int = 0
     total: int = 0
     text: str = ""
+    evidence: Evidence | None = None
 
 
 OnProgress = Callable[[Progress], None]
@@ -58,6 +74,7 @@ class Answering:
 
     reader: Reader
     config: ServeConfig
+    volume: ImageVolume | None  # None: nobody is told where the tokens lie
     grid: TokenGrid
     question: Question
     tell: OnProgress
@@ -96,6 +113,9 @@ class Answering:
         """What was read, and the answer: all that was selected, or its best half, quarter, ... where memory is full."""
         asked = len(selection.keep)
         while True:
+            if self.volume is not None:
+                found = evidence.describe(self.volume, self.grid, selection, necessity=None, threshold=0.0)
+                self.tell(Progress("read", evidence=found))
             try:
                 answer = self.reader.read(
                     self.question, self.grid, selection, on_token=lambda text: self.tell(Progress("token", text=text))
@@ -162,6 +182,11 @@ class Asked:
     def weights(self) -> NDArray[np.float32]:
         """Weight of each token, (N,), sums to 1 over those of the evidence."""
         return evidence.token_weights(self.shown)
+
+
+def new_id() -> str:
+    """An id for an episode."""
+    return f"e{uuid.uuid4().hex[:16]}"
 
 
 def tokens_at(share: float, grid: TokenGrid, reader: Reader) -> int:

@@ -8,13 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsight.errors import FeedbackError, GeometryError
-from sparsight.imaging.grid import box_to_tokens, resample_mask, token_coverage
+from sparsight.imaging.grid import box_to_tokens, path_to_tokens, resample_mask, token_coverage
 from sparsight.rl import rewards
 from sparsight.rl.answers import normalise
 from sparsight.rl.rewards import Marks
 from sparsight.types import Episode, Feedback, ImageVolume, Mark, Reward, TokenGrid
 
-VERSION = f"feedback-2-{rewards.VERSION}"
+VERSION = f"feedback-3-{rewards.VERSION}"
+MOST_POINTS = 2000  # of a stroke
+MOST_MM = 100.0
 
 
 def check(feedback: Feedback, episode: Episode) -> None:
@@ -32,25 +34,58 @@ def check(feedback: Feedback, episode: Episode) -> None:
             expected="1 to 2000",
             todo="leave it out, or write it in a few words",
         )
-    if feedback.verdict == "amend" and feedback.answer is None and not feedback.marks:
+    if feedback.cannot_tell and (feedback.answer is not None or _accepts_an_answer(feedback, episode)):
+        raise FeedbackError(
+            "an answer to what cannot be told from this image", expected="one of the two", todo="leave one out"
+        )
+    if feedback.blinded and (feedback.verdict != "amend" or feedback.marks):
+        raise FeedbackError(
+            f"a verdict ({feedback.verdict}) or marks on an answer that was not seen",
+            expected="amend, with the reader's own answer alone",
+            todo="judge the answer in a second correction",
+        )
+    if feedback.verdict == "amend" and feedback.answer is None and not feedback.marks and not feedback.cannot_tell:
         raise FeedbackError(
             "an amendment that amends nothing", expected="an answer or a mark", todo="add one, or accept or reject"
         )
-    if any((mark.box_mm is None) == (mark.mask is None) for mark in feedback.marks):
-        raise FeedbackError("a mark without a region", expected="a box or a mask", todo="draw it")
+    check_marks(feedback)
+
+
+def check_marks(feedback: Feedback) -> None:
+    """Raise FeedbackError for a mark that is no region, wherever the image is."""
     for mark in feedback.marks:
-        if mark.box_mm is not None:
-            low, high = np.array(mark.box_mm)
-            if not (np.isfinite([low, high]).all() and (low <= high).all()):
-                raise FeedbackError(
-                    f"a box from {mark.box_mm[0]} to {mark.box_mm[1]}",
-                    expected="finite millimetres, the least corner first",
-                    todo="swap its corners, or see `ask --json`",
-                )
+        _check_mark(mark)
+
+
+def _accepts_an_answer(feedback: Feedback, episode: Episode) -> bool:
+    return feedback.verdict == "accept" and not episode.answer.abstained
+
+
+def _check_mark(mark: Mark) -> None:
+    if sum(region is not None for region in (mark.box_mm, mark.mask, mark.path_mm)) != 1:
+        raise FeedbackError("a mark without one region", expected="a box, a path or a mask", todo="draw one")
+    if mark.box_mm is not None:
+        low, high = np.array(mark.box_mm)
+        if not (np.isfinite([low, high]).all() and (low <= high).all()):
+            raise FeedbackError(
+                f"a box from {mark.box_mm[0]} to {mark.box_mm[1]}",
+                expected="finite millimetres, the least corner first",
+                todo="swap its corners, or see `ask --json`",
+            )
+    if mark.path_mm is not None and not (
+        1 <= len(mark.path_mm) <= MOST_POINTS
+        and np.isfinite(np.array(mark.path_mm, np.float64)).all()
+        and 0 <= mark.radius_mm <= MOST_MM
+    ):
+        raise FeedbackError(
+            f"a path of {len(mark.path_mm)} points with a radius of {mark.radius_mm:g} mm",
+            expected=f"1 to {MOST_POINTS} points of finite millimetres, a radius of 0 to {MOST_MM:g} mm",
+            todo="draw it anew, or send a mask",
+        )
 
 
 def right_answer(feedback: Feedback, episode: Episode) -> str | None:
-    """The answer that the reviewer holds for right; None where we were not told."""
+    """The answer that the reviewer holds for right; None where we were not told, or where there is none to be told."""
     if feedback.answer is not None:
         return feedback.answer
     accepted = feedback.verdict == "accept" and not episode.answer.abstained  # an abstention says nothing to accept
@@ -62,7 +97,7 @@ def wrong_answer(feedback: Feedback, episode: Episode) -> str | None:
 
     A rejection with marks may be of the evidence, so nothing is concluded from it about the answer.
     """
-    bare = feedback.verdict == "reject" and feedback.answer is None and not feedback.marks
+    bare = feedback.verdict == "reject" and feedback.answer is None and not feedback.marks and not feedback.cannot_tell
     return episode.answer.text if bare and not episode.answer.abstained else None
 
 
@@ -87,18 +122,27 @@ def reward_of(feedback: Feedback, episode: Episode, grid: TokenGrid | None) -> R
     """What the correction says of the tokens that the policy chose: mean of the parts that apply, in [-1, 1].
 
     answer: of what was answered from them, the first reading where there was a re-check: 1 right, -1 wrong, None where
-    only regions were amended or another answer was rejected. grounding: wanted marks kept minus unwanted ones.
-    grid: needed where there are marks.
+    only regions were amended or another answer was rejected. abstention: where the image cannot tell, 1 for having said
+    so, else -1. grounding: wanted marks kept minus unwanted ones. grid: needed where there are marks.
     """
+    first = episode.recheck.first if episode.recheck is not None else episode.answer
+    grounded = _grounded(feedback, episode, grid)
+    if feedback.cannot_tell:
+        return _composed({"answer": None, "abstention": 1.0 if first.abstained else -1.0} | grounded)
     told = right_answer(feedback, episode)
     changed = episode.recheck is not None and episode.recheck.changed
     answer: float | None = -1.0 if feedback.verdict == "reject" and not changed else None
     if told is not None:
-        first = episode.recheck.first if episode.recheck is not None else episode.answer
         answer = 1.0 if normalise(told) == normalise(first.text) else -1.0
+    return _composed({"answer": answer, "abstention": None} | grounded)
+
+
+def _grounded(feedback: Feedback, episode: Episode, grid: TokenGrid | None) -> dict[str, float | None]:
     marks = marks_on(grid, feedback.marks) if grid is not None else None
-    grounding = rewards.grounding(episode.selection.keep, marks)
-    parts = {"answer": answer, "grounding": grounding}
+    return {"grounding": rewards.grounding(episode.selection.keep, marks)}
+
+
+def _composed(parts: dict[str, float | None]) -> Reward:
     applicable = [value for value in parts.values() if value is not None]
     return Reward(sum(applicable) / len(applicable) if applicable else 0.0, parts, VERSION)
 
@@ -115,6 +159,13 @@ def _coverage(grid: TokenGrid, mark: Mark) -> NDArray[np.float32]:
         if not coverage.any():
             raise GeometryError(
                 f"a {mark.kind} box outside the image", expected="LPS millimetres inside it", todo="check its frame"
+            )
+        return coverage
+    if mark.path_mm is not None:
+        coverage = path_to_tokens(grid, mark.path_mm, mark.radius_mm)
+        if not coverage.any():
+            raise GeometryError(
+                f"a {mark.kind} path outside the image", expected="LPS millimetres inside it", todo="check its frame"
             )
         return coverage
     assert mark.mask is not None

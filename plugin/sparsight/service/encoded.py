@@ -83,6 +83,7 @@ class EncodedStudies:
 
         prior: likewise, an earlier image; both are then encoded as one pair. where: which slices of a study that is new
         to encode first; `complete` does the others. Whoever asks meanwhile waits for all of them.
+        on_stage: told `load` when the study is known to be there, also where it is loaded already; then `encode`.
         A study that changed on disk is loaded anew: its fingerprint is part of the key. Only encoding takes a turn at
         the machine: a slow PACS holds up nobody else.
         Raises NotFoundError, ImageError, GeometryError, InputError.
@@ -90,12 +91,11 @@ class EncodedStudies:
         located = self._locate(study)
         compared = None if prior is None else self._locate(prior)
         key = (located.fingerprint if compared is None else f"{located.fingerprint}\n{compared.fingerprint}", reader.id)
+        if isinstance(study, str) or isinstance(prior, str):
+            on_stage("load")
         if hit := self._hit(key):
             return self.complete(hit, reader, turn)
         start = time.perf_counter()
-        if isinstance(study, str) or isinstance(prior, str):
-            on_stage("load")
-
         own: list[Encoded] = []  # encoded for this very question
 
         def make() -> Encoded:

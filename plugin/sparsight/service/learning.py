@@ -8,16 +8,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from sparsight.config import Config
 from sparsight.errors import SparsightError
-from sparsight.model import TokenPolicy
+from sparsight.model import PolicySelector, TokenPolicy
 from sparsight.model.completions import Arrays
 from sparsight.model.protocols import Reader
-from sparsight.rl import gate
+from sparsight.rl import gate, offpolicy, readers
 from sparsight.rl.ranks import ALONE, Ranks
+from sparsight.rl.readers import Opinion
 from sparsight.rl.trainer import Example
+from sparsight.service import oversight
 from sparsight.service.corrections import marks_on, right_answer, wrong_answer
-from sparsight.service.lesson import Correction, Lesson, Step, teach
+from sparsight.service.lesson import Correction, Lesson, Step, groups, read, teach
 from sparsight.store import PolicyRegistry, Store
 from sparsight.types import Episode, Feedback, PolicyVersion, TokenGrid
 
@@ -35,6 +39,21 @@ class Learned:
     held_out: int
     seconds: float
     gate: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trust:
+    """How much each reader may teach. left_out: corrections that nothing is learned from, and why; named: in words."""
+
+    weights: dict[str, float]
+    left_out: dict[str, str]
+    named: tuple[str, ...]
+
+    @classmethod
+    def of(cls, found: Sequence[Opinion], share: float) -> Trust:
+        """Look at all opinions there are. share: the most of all weight that is one reader's."""
+        named = tuple(f"reader {one.reader} {one.why}" for one in readers.conspicuous(found))
+        return cls(oversight.weights(found, share), readers.left_out(found), named)
 
 
 @dataclass(frozen=True)
@@ -58,24 +77,32 @@ class Learner:
         start = time.perf_counter()
         lineage = self.registry.lineage(live.id)
         faults: list[SparsightError] = []
-        pending, unused = self._corrections(self.store.unlearned(lineage, on_fault=faults.append))
+        new = self.store.unlearned(lineage, on_fault=faults.append)
+        earlier = self.store.learned(lineage, on_fault=_pass_over)
+        said_by_readers = oversight.opinions(self.store, (*earlier, *new))
+        trust = Trust.of(said_by_readers, self.config.learn.reader_share)
+        pending, unused = self._corrections(new, trust)
         unused.update(fault.code for fault in faults)
-        said = tuple(f"corrections that could not be used: {n} ({code})" for code, n in sorted(unused.items()))
+        said = (
+            *trust.named,
+            *(f"corrections that could not be used: {n} ({code})" for code, n in sorted(unused.items())),
+        )
         if not pending:
             return _nothing("no new correction with an answer, a rejection or a mark for this reader", *said)
-        known, _ = self._corrections(self.store.learned(lineage, on_fault=_pass_over))
+        known, _ = self._corrections(earlier, trust)
         train, held = split(pending, self.config.learn.held_out, never_held={c.study for c in known})
         if not train:
             return _nothing(f"{len(held)} corrections, all kept out of training: more studies are needed")
-        if earlier := self._tried(live, {c.key for c in pending}):
-            return _nothing(f"these corrections were learned already: policy {earlier.id} is {earlier.state}")
-        config = self.config
-        lesson = Lesson(
-            train, known, held, live_policy, adapter, self.rank, config.learn, config.gate, config.serve.share
-        )
+        keys = {c.key for c in pending}
+        if tried := self._tried(live, keys):
+            return _nothing(f"these corrections were learned already: policy {tried.id} is {tried.state}")
+        config, share = self.config, self.config.serve.share
+        look = self._looks(live) + 1
+        lesson = Lesson(train, known, held, live_policy, adapter, self.rank, config.learn, config.gate, share, look)
         taught = self.ranks.lead(teach, self.reader, lesson, on_step=self.on_step)
         assert taught is not None  # in the first process
         decision, said = taught.decision, (*said, *taught.said)
+        verdicts = self._verdicts(new, taught.candidate)
         version = self.registry.add(
             {**taught.candidate.to_arrays(), **taught.adapter},
             parent=live.id,
@@ -84,22 +111,20 @@ class Learner:
             record=lambda policy: self.store.mark_learned(
                 policy, train=[c.key for c in train], heldout=[c.key for c in held]
             ),
+            same=lambda policy: self.store.learned_keys([policy.id]) == keys,
         )
         version = self._decide(version, decision, live)
         seconds = time.perf_counter() - start
         promoted = version.state == "live"
         reasons = (*decision.reasons, *said)
-        return Learned(version, promoted, reasons, len(train), len(held), seconds, decision.as_dict())
+        return Learned(version, promoted, reasons, len(train), len(held), seconds, decision.as_dict() | verdicts)
 
     def _tried(self, live: PolicyVersion, keys: set[str]) -> PolicyVersion | None:
         """The child of the live policy that learned exactly these corrections and was held back or rolled back."""
         tried = (v for v in self.registry.list() if v.parent == live.id and v.state in ("held", "retired"))
-        return next((v for v in tried if self._learned_from(v) == keys), None)
+        return next((v for v in tried if self.store.learned_keys([v.id]) == keys), None)
 
-    def _learned_from(self, policy: PolicyVersion) -> set[str]:
-        return {feedback.key for feedback in self.store.learned([policy.id], on_fault=_pass_over)}
-
-    def _corrections(self, recorded: Sequence[Feedback]) -> tuple[list[Correction], Counter[str]]:
+    def _corrections(self, recorded: Sequence[Feedback], trust: Trust) -> tuple[list[Correction], Counter[str]]:
         """Those that can be replayed: with an answer held for right or for wrong, or a mark, on this reader's tokens.
 
         And how many could not be used for a fault, by what it was: their tokens are gone, a record was altered, ...
@@ -107,6 +132,11 @@ class Learner:
         found: list[Correction] = []
         unused: Counter[str] = Counter()
         for feedback in recorded:
+            if feedback.blinded:  # kept apart: they measure what seeing the answer does to a verdict
+                continue
+            if why := trust.left_out.get(feedback.key):
+                unused[why] += 1
+                continue
             try:
                 episode = self.store.episode(feedback.episode)
                 answer, rejected = right_answer(feedback, episode), wrong_answer(feedback, episode)
@@ -117,17 +147,52 @@ class Learner:
                     continue
                 grid = self.grid_of(episode)
                 marks = marks_on(grid, feedback.marks)
-                if answer is not None:
-                    self.reader.check(episode.question, answer)
+                if (scored := rejected if answer is None else answer) is not None:
+                    self.reader.check(episode.question, scored)
             except SparsightError as error:
                 unused[error.code] += 1
                 continue
             question = episode.question
             if answer is not None and question.choices and answer not in question.choices:
                 question = replace(question, choices=(*question.choices, answer))
-            example = Example(grid, question, answer, marks, rejected=rejected)
+            weight = trust.weights.get(feedback.reviewer, 1.0)
+            example = Example(grid, question, answer, marks, weight, rejected=rejected)
             found.append(Correction(feedback.key, episode.volume_sha256, question.kind, example))
         return found, unused
+
+    def _looks(self, live: PolicyVersion) -> int:
+        """How many candidates were measured against this live policy before."""
+        return sum(v.parent == live.id for v in self.registry.list())
+
+    def _verdicts(self, recorded: Sequence[Feedback], candidate: TokenPolicy) -> dict[str, Any]:
+        """Off-policy estimates of the share that would be accepted, from bare verdicts. They decide nothing.
+
+        The action is the kept region, its propensity that of the policy that answered (offpolicy.first_in).
+        """
+        selector = PolicySelector(candidate, self.reader)
+        seen: list[tuple[float, float, float, str]] = []
+        for feedback in recorded:
+            bare = feedback.answer is None and not feedback.marks and not feedback.cannot_tell
+            if not bare or feedback.blinded or feedback.verdict == "amend":
+                continue
+            try:
+                episode = self.store.episode(feedback.episode)
+                grid = self.grid_of(episode)
+            except SparsightError:
+                continue
+            if episode.reader != self.reader.id:
+                continue
+            self.ranks.lead(read, self.reader, episode.question)
+            before, keep = episode.selection.scores, episode.selection.keep
+            after = selector.select(grid, episode.question, 1).scores
+            if len(after) == len(before):
+                logs = offpolicy.first_in(before, keep), offpolicy.first_in(after, keep)
+                seen.append((float(feedback.verdict == "accept"), *logs, episode.volume_sha256))
+        if not seen:
+            return {}
+        reward, log_pi0, log_pi = (np.array([s[i] for s in seen], np.float64) for i in range(3))
+        logged = offpolicy.Logged(reward, log_pi0, log_pi, groups([s[3] for s in seen]))
+        return {"verdicts": {"n": len(seen), "accepted": float(reward.mean()), **offpolicy.estimate(logged).as_dict()}}
 
     def _decide(self, version: PolicyVersion, decision: gate.Decision, live: PolicyVersion) -> PolicyVersion:
         if not decision.promote:
@@ -171,5 +236,12 @@ def _nothing(*reasons: str) -> Learned:
 
 
 def _metrics(decision: gate.Decision, train: int, held: int) -> dict[str, float]:
-    metrics = {check.name: check.value for check in decision.checks if check.n}
-    return {**metrics, "corrections": float(train), "held_out": float(held)}
+    """For the manifest: what was measured, its bounds where they are finite, and on how much."""
+    metrics = {"corrections": float(train), "held_out": float(held), "look": float(decision.look)}
+    metrics |= {f"mean_{name}": value for name, value in decision.means.items()}
+    for check in decision.checks:
+        if check.n:
+            bounds = {"": check.value, "_low": check.low, "_high": check.high, "_n": float(check.n)}
+            bounds |= {"_passed": float(check.passed)}
+            metrics |= {f"{check.name}{end}": value for end, value in bounds.items() if np.isfinite(value)}
+    return metrics

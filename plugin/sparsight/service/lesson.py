@@ -24,6 +24,7 @@ from sparsight.rl.language import LanguageConfig, train_language
 from sparsight.rl.ranks import Ranks
 from sparsight.rl.trainer import Example, train_policy
 from sparsight.rl.tuning import TuningConfig, tune_language
+from sparsight.types import Question
 
 Step = Callable[[str, int, int], None]
 _REPLAY = 96  # simulated questions mixed in as earlier cases, beside the corrections that the live policy knows
@@ -45,6 +46,7 @@ class Lesson:
     """All that a candidate comes from. known: learned before; held: kept out of training; budget: to measure at.
 
     adapter: the live policy's. rank: of the adapter by which the language stream learns, 0 where it does not.
+    look: the how manieth candidate against this live policy.
     """
 
     train: list[Correction]
@@ -56,6 +58,7 @@ class Lesson:
     learn: LearnConfig
     gate: GateConfig
     budget: float
+    look: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +84,11 @@ def teach(reader: Reader, ranks: Ranks, lesson: Lesson, on_step: Step = lambda *
     return Taught(candidate, adapter, _measure(reader, lesson, candidate, adapter, on_step), said)
 
 
+def read(reader: Reader, ranks: Ranks, question: Question) -> None:  # noqa: ARG001 - as `lead` calls it
+    """Make a question known to the reader: where its layers are spread over processes, all must read it."""
+    reader.embed(question)
+
+
 def _train(reader: Reader, ranks: Ranks, lesson: Lesson, on_step: Step) -> TokenPolicy:
     probes = sentinel.simulated(reader, "train", _REPLAY, _REPLAY_SEED, on_step)
     earlier = [replace(c.example, is_replay=True) for c in lesson.known]
@@ -104,8 +112,8 @@ def _write(
 ) -> tuple[Arrays, tuple[str, ...]]:
     """Train the language stream's adapter on what the candidate keeps; the adapter, and what there is to say of it.
 
-    First the right answers themselves, then what its own texts earn. A stop (texts that all earn the same, say) leaves
-    the last good adapter: the visual stream's part still counts.
+    First the right answers themselves, then what its own texts earn. A stop (texts that all earn the same, a full
+    memory) leaves the last good adapter: the visual stream's part still counts.
     """
     writer = reader.writer(lesson.rank) if lesson.rank else None
     if writer is None:
@@ -137,6 +145,8 @@ def _write(
             )
     except TrainingError as error:
         said = (f"language stream: {error.given}",)
+    except torch.OutOfMemoryError:
+        said = ("language stream: the device's memory did not hold its training",)
     return writer.to_arrays(), said
 
 
@@ -152,10 +162,11 @@ def _measure(reader: Reader, lesson: Lesson, candidate: TokenPolicy, adapter: Ar
         on_held.append(np.array([_reward(reader, c.example, stream, lesson.budget) for c in held], np.float64))
     return gate.decide(
         sentinel=Paired(
-            on_sentinel[0], on_sentinel[1], _groups([p.group for p in probes]), tuple(p.stratum for p in probes)
+            on_sentinel[0], on_sentinel[1], groups([p.group for p in probes]), tuple(p.stratum for p in probes)
         ),
-        held_out=Paired(on_held[0], on_held[1], _groups([c.study for c in held]), tuple(c.stratum for c in held)),
+        held_out=Paired(on_held[0], on_held[1], groups([c.study for c in held]), tuple(c.stratum for c in held)),
         config=settings,
+        look=lesson.look,
     )
 
 
@@ -173,7 +184,8 @@ def _reward(reader: Reader, example: Example, selector: PolicySelector, budget: 
     return rewards.compose(parts, rewards.RewardWeights()).total
 
 
-def _groups(names: Sequence[str]) -> Any:
+def groups(names: Sequence[str]) -> Any:
+    """Number of each name, the same for the same: what is resampled together."""
     return (
         np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)[1] if names else np.zeros(0, np.int64)
     )

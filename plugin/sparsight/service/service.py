@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
@@ -13,34 +11,46 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from sparsight import evidence
 from sparsight.cluster.scoring import scored_by
 from sparsight.config import Config
-from sparsight.errors import BusyError, ConflictError, InputError, NotFoundError, SparsightError
+from sparsight.errors import BusyError, InputError, NotFoundError, SparsightError
 from sparsight.imaging.grid import Grid
 from sparsight.imaging.studies import open_studies
-from sparsight.model import PolicySelector, TokenPolicy, base_policy, load_reader
-from sparsight.model.completions import Arrays, adapter_of, rank_of
+from sparsight.model import PolicySelector, load_reader
+from sparsight.model.completions import rank_of
 from sparsight.model.policy import FOVEA
 from sparsight.model.protocols import Reader, Where
 from sparsight.rl.acquisition import acquire
 from sparsight.rl.answers import is_of_all
 from sparsight.rl.ranks import ALONE, Ranks
-from sparsight.service import corrections
-from sparsight.service.answering import Answering, Asked, OnProgress, Progress, Reading, shown, tokens_at
+from sparsight.service import corrections, promotion, shadow
+from sparsight.service.answering import Answering, Asked, OnProgress, Progress, Reading, new_id, shown, tokens_at
 from sparsight.service.encoded import Encoded, EncodedStudies
 from sparsight.service.learning import Learned, Learner
+from sparsight.service.promotion import install_shipped, registry_of
 from sparsight.service.question import check_budget, check_pair, check_region, parse_question
+from sparsight.service.streams import Streams
 from sparsight.service.turn import Priority, Turnstile
-from sparsight.store import Features, PolicyRegistry, Store
-from sparsight.types import Budget, Episode, Feedback, ImageVolume, PolicyVersion, Question, Reward, TokenGrid
+from sparsight.store import Features, Store
+from sparsight.types import (
+    Budget,
+    Change,
+    Episode,
+    Feedback,
+    FeedbackState,
+    ImageVolume,
+    PolicyVersion,
+    Question,
+    Reward,
+    TokenGrid,
+)
 
 _LOG = logging.getLogger(__name__)
 _UNFINISHED = 2  # studies whose other slices wait to be encoded: they are held in memory beside the cache
@@ -71,11 +81,8 @@ class Service:
         self._encoded = EncodedStudies(self.studies, config.serve.cache_bytes)
         self._turnstile = Turnstile(config.serve.max_waiting)
         self._tokens_kept: set[str] = set()  # hashes of volumes whose tokens this process has stored
-        self._live: tuple[str, PolicySelector] | None = None
-        self._adapters: dict[str, Arrays] = {}  # of the live policy and the one before, by id
-        self._adapted = ""  # the policy whose adapter the reader has on
-        self._live_lock = threading.Lock()
-        self._rest = ThreadPoolExecutor(1, "sparsight-rest")  # encodes what a first look left out
+        self._streams = Streams(self.registry, self.reader)
+        self._rest = ThreadPoolExecutor(1, "sparsight-rest")  # what nobody waits for
         self._finishing: dict[str, tuple[Future[None], TokenGrid]] = {}  # by hash of the volume
 
     # --- the five verbs ---
@@ -88,9 +95,12 @@ class Service:
         prior: str | ImageVolume | None = None,
         budget: Budget | None = None,
         recheck: bool = True,
+        episode_id: str | None = None,
         on_progress: OnProgress | None = None,
     ) -> Asked:
-        """Answer a question about a study and record it.
+        """Answer a question about a study and record it, as `episode_id` where one was made before (`new_id`).
+
+        What on_progress raises ends it: before `answer` was told nothing is recorded.
 
         study: an id of the served studies, a path where none are served, or a volume. prior: an earlier image to
         compare with, likewise (imaging/pair.py says which pairs can be). budget: share of the tokens to keep, in
@@ -98,7 +108,7 @@ class Service:
         (serve.recheck_budget).
         Raises QuestionError, BudgetError, NotFoundError, ImageError, GeometryError, InputError, BusyError.
         """
-        tell = on_progress or (lambda progress: None)
+        tell = on_progress or _quiet
         start = time.perf_counter()
         serve = self.config.serve
         parse_question(question.text, choices=question.choices, max_chars=serve.max_question_chars)
@@ -115,11 +125,11 @@ class Service:
         volume = study_.volume
         check_region(question, study_.grid)
         recheck = recheck and bool(serve.recheck_budget)
-        policy, reading = self._answer(study_, question, share, tell, recheck=recheck and study_.whole)
+        policy, reading = self._answer(study_, question, share, on_progress, recheck=recheck and study_.whole)
         if recheck and not study_.whole and self._in_doubt(study_, question, reading):
             tell(Progress("recheck"))  # what was not looked at may say otherwise
             study_ = self._encoded.complete(study_, self.reader, self._turnstile.turn)
-            policy, reading = self._answer(study_, question, share, tell, recheck=True)
+            policy, reading = self._answer(study_, question, share, on_progress, recheck=True)
         grid = study_.grid
         if not study_.whole:
             self._finish(study_)
@@ -130,12 +140,12 @@ class Service:
             necessity=reading.necessity,
             threshold=serve.necessity_nats,
         )
-        tell(Progress("evidence"))
+        tell(Progress("evidence", evidence=found))
         if study_.whole:
             self._keep_tokens(study_)
         timings = {**study_.timings_ms, **reading.timings_ms, "total": (time.perf_counter() - start) * 1000}
         episode = Episode(
-            id=f"e{uuid.uuid4().hex[:16]}",
+            id=episode_id or new_id(),
             created=datetime.now(UTC),
             study=study_.id,
             series_uid=volume.series_uid,
@@ -155,12 +165,14 @@ class Service:
             slices=None if grid.encoded is None else int(grid.encoded.sum()),
         )
         self.store.save_episode(episode)
+        self._shadow(study_, episode, share)
         return Asked(episode, volume, grid)
 
-    def correct(self, feedback: Feedback) -> Reward:
+    def correct(self, feedback: Feedback, *, draft: bool = False) -> Reward:
         """Record a correction and tell what it is worth to the policy that answered.
 
-        The same key with the same content is the same correction, and its reward the one that was told the first time.
+        draft: nothing is learned from it until `revise` submits it. The same key with the same content is the same
+        correction, and its reward the one that was told the first time.
         Raises NotFoundError, ConflictError, FeedbackError.
         """
         episode = self.store.episode(feedback.episode)
@@ -168,21 +180,33 @@ class Service:
         if feedback.answer is not None:
             self.reader.check(episode.question, feedback.answer)
         reward = corrections.reward_of(feedback, episode, self._places(episode) if feedback.marks else None)
-        new = self.store.save_feedback(feedback, reward)
+        new = self.store.save_feedback(feedback, reward, draft=draft)
         return reward if new else self.store.reward(feedback.key)
+
+    def revise(self, key: str, change: Change, *, by: str, change_key: str | None = None) -> FeedbackState:
+        """Submit a draft, withdraw a correction, or undo its last change; nothing is learned from it while withdrawn.
+
+        What a policy has learned from it already stays learned: `learned_by` tells, `rollback` undoes.
+        Raises NotFoundError, ConflictError, FeedbackError.
+        """
+        return self.store.change_feedback(key, change, by=by, created=datetime.now(UTC), change_key=change_key)
+
+    def learned_by(self, key: str) -> tuple[str, ...]:
+        """Ids of the live policy and its ancestors that have learned from a correction, or were judged by it."""
+        return tuple(policy for policy in self.registry.lineage() if key in self.store.learned_keys([policy]))
 
     def learn(self, *, on_progress: OnProgress | None = None, ranks: Ranks = ALONE) -> Learned:
         """Train a candidate on the corrections not yet learned, measure it against the live policy, promote or hold it.
 
         Asks go first: between two steps whoever waits has the machine. ranks: of this process, their first.
         """
-        tell = on_progress or (lambda progress: None)
+        tell = on_progress or _quiet
         wait([rest for rest, _ in list(self._finishing.values())])  # not within our turn: it needs turns itself
         others = scored_by(self.config.pool, self.config.serve.reader, self.reader, ranks)
         with others as reader, self._turnstile.turn(Priority.LEARNING):
-            live, selector = self._policy()
-            self._take_on(live)
-            adapter, learn = self._adapters[live.id], self.config.learn
+            live, selector = self._streams.live()
+            self._streams.take_on(live.id)
+            adapter, learn = self._streams.adapter(live.id), self.config.learn
             rank = (rank_of(adapter) or learn.language_rank) if learn.tuning_steps or learn.language_steps else 0
             writer = self.reader.writer(rank) if rank else None
 
@@ -190,14 +214,17 @@ class Service:
                 tell(Progress(stage, done, total))
                 with nullcontext() if writer is None else writer.standing_as(adapter):  # whoever asks gets the live one
                     self._turnstile.give_way(Priority.LEARNING)
-                self._adapted = live.id  # another may have gone live meanwhile: whoever asks next looks again
+                if writer is None:
+                    self._streams.take_on(live.id)  # whoever asked may have been answered by another policy
+                else:
+                    self._streams.adapted = live.id  # what `standing_as` puts on for whoever asks next
 
             learner = Learner(self.config, self.store, self.registry, reader, self._grid, step, rank, ranks)
             try:
                 return learner.learn(live, selector.policy, adapter)
             finally:
                 self.reader.adapt(adapter)
-                self._adapted = live.id
+                self._streams.adapted = live.id
 
     def promote(self, policy: str, *, sign_off: str | None = None) -> PolicyVersion:
         """Make a policy live: a candidate that passed the gate, a shipped or imported one that waits, a retired one.
@@ -207,39 +234,7 @@ class Service:
         What is put back keeps its reasons, and its signature unless it is signed anew.
         Raises NotFoundError; ConflictError for one that the gate held back, with its reasons, or without a signature.
         """
-        version = self.registry.get(policy)
-        if version.state == "live":
-            return version
-        if version.state == "held":
-            raise ConflictError(
-                f"policy {policy} was held back: {'; '.join(version.reasons)}",
-                expected="a candidate that passed the gate",
-                todo="collect more corrections and learn again",
-            )
-        if version.state == "candidate" and not version.reasons:
-            raise ConflictError(
-                f"policy {policy} was never measured", expected="a candidate that passed the gate", todo="learn again"
-            )
-        waits = version.state == "candidate" and version.parent is None  # shipped or imported
-        signed = (sign_off or "").strip() or None
-        if signed is None and (self.config.gate.sign_off or waits):
-            raise ConflictError(
-                "a promotion without a name", expected="a signature", todo="say who signs: --sign-off NAME"
-            )
-        reasons = version.reasons
-        if waits and version.origin is not None:
-            reasons = (*reasons, f"chosen in place of policy {self.registry.live().id}")
-        elif waits:
-            reasons = (f"shipped with the reader; chosen in place of policy {self.registry.live().id}",)
-        elif version.state == "retired":
-            reasons = _put_back(version, signed, in_place_of=self.registry.live().id)
-        return self.registry.promote(
-            policy,
-            reasons=reasons,
-            sign_off=signed or version.sign_off,
-            expect_live=version.parent if version.state == "candidate" else None,
-            record=self._log("promote"),
-        )
+        return promotion.promote(self.registry, self.store, policy, sign_off, always_signed=self.config.gate.sign_off)
 
     def next_case(self, *, exclude: frozenset[str] = frozenset()) -> NextCase | None:
         """The study where one more correction would teach most, with a question to ask; None when all were seen.
@@ -264,7 +259,8 @@ class Service:
             except (InputError, NotFoundError):
                 continue
             with in_turn():
-                _, selector = self._policy()
+                policy, selector = self._streams.live()
+                self._streams.take_on(policy.id)
                 k = tokens_at(self.config.serve.share, study.grid, self.reader)
                 worth = acquire(self.reader, selector, study.grid, parse_question(text), k)
             case = NextCase(info.id, text, worth.score, worth.reason)
@@ -275,7 +271,7 @@ class Service:
 
     def rollback(self) -> PolicyVersion:
         """Make the live policy's parent live again, bit for bit. Raises ConflictError when it has none."""
-        return self.registry.rollback(record=self._log("rollback"))
+        return self.registry.rollback(record=lambda policy: self.store.record("rollback", policy))
 
     def policies(self) -> list[PolicyVersion]:
         """All versions, oldest first."""
@@ -295,6 +291,17 @@ class Service:
             )
         return Asked(episode, volume, self._places(episode))
 
+    def again(self, episode: Episode, policy: str) -> Reading:
+        """Answer an earlier question anew with a policy version, from as many tokens; recorded nowhere.
+
+        Raises NotFoundError (the study's tokens were not kept, or no such policy), WeightsError, BusyError.
+        """
+        grid = self._places(episode)
+        answering = Answering(self.reader, self.config.serve, None, grid, episode.question, _quiet)
+        with self._turnstile.turn(Priority.BATCH):
+            self._streams.take_on(policy)
+            return answering.answer(self._streams.of(policy), episode.selection.fraction, recheck=False)
+
     def suggest(self, modality: str) -> str:
         """A first question for a study of this modality (serve.yaml: suggested_questions)."""
         suggested = self.config.serve.suggested_questions
@@ -302,8 +309,7 @@ class Service:
 
     def status(self) -> dict[str, Any]:
         """Numbers for a status page."""
-        live = self.registry.live()
-        return {"reader": self.reader.id, "policy": live.id, **self.store.counts()}
+        return {"reader": self.reader.id, "policy": self.registry.live().id, **self.store.counts()}
 
     def close(self) -> None:
         """Encode what is left of the studies that were asked about, and release the store."""
@@ -312,55 +318,64 @@ class Service:
 
     def live_selector(self) -> PolicySelector:
         """The visual stream that answers now."""
-        return self._policy()[1]
+        return self._streams.live()[1]
 
     # --- inside ---
 
-    def _log(self, kind: Literal["promote", "rollback"]) -> Callable[[PolicyVersion], None]:
-        return lambda policy: self.store.record(kind, policy)
-
     def _in_doubt(self, study: Encoded, question: Question, reading: Reading) -> bool:
         """Whether slices that were not looked at could change an answer."""
-        doubt = self._answering(study, question, lambda progress: None).doubt(reading)
+        doubt = self._answering(study, question).doubt(reading)
         return doubt is not None or is_of_all(question, reading.answer.text)
 
-    def _answering(self, study: Encoded, question: Question, tell: OnProgress) -> Answering:
-        return Answering(self.reader, self.config.serve, study.grid, question, tell)
+    def _answering(self, study: Encoded, question: Question, tell: OnProgress | None = None) -> Answering:
+        heard = None if tell is None else study.volume  # where tokens lie is worked out for whoever listens
+        return Answering(self.reader, self.config.serve, heard, study.grid, question, tell or _quiet)
 
     def _answer(
-        self, study: Encoded, question: Question, share: Budget, tell: OnProgress, *, recheck: bool
+        self, study: Encoded, question: Question, share: Budget, tell: OnProgress | None, *, recheck: bool
     ) -> tuple[PolicyVersion, Reading]:
-        """One answer with the policy that is live when it is our turn."""
+        """One answer with the policy that is live when it is our turn, or, for a canary's study, the candidate."""
         with self._turnstile.turn():
-            policy, selector = self._policy()
-            self._take_on(policy)
+            policy = self.registry.live()
+            if shadow.is_canary(study.volume.sha256, self.config.gate.canary):
+                policy = self._candidate() or policy
+            self._streams.take_on(policy.id)
+            selector = self._streams.of(policy.id)
             return policy, self._answering(study, question, tell).answer(selector, share, recheck=recheck)
 
-    def _policy(self) -> tuple[PolicyVersion, PolicySelector]:
-        """The live policy; another process may have promoted one since the last question."""
-        live = self.registry.live()
-        with self._live_lock:
-            if self._live is None or self._live[0] != live.id:
-                arrays = load_file(self.registry.weights_path(live.id))
-                last = dict(list(self._adapters.items())[-1:])  # whose turn it is may still hold the one before
-                self._adapters = {**last, live.id: adapter_of(arrays)}
-                self._live = (live.id, PolicySelector(TokenPolicy.from_arrays(arrays), self.reader, live.id))
-            return live, self._live[1]
+    def _candidate(self) -> PolicyVersion | None:
+        """The candidate on trial, where gate.yaml lets it answer at all."""
+        trial = self.config.gate.shadow or self.config.gate.canary
+        return shadow.on_trial(self.registry) if trial else None
 
-    def _take_on(self, live: PolicyVersion) -> None:
-        """Put the live policy's adapter on the reader; only within a turn, for the reader is one for all."""
-        if self._adapted != live.id:
-            self.reader.adapt(self._adapters[live.id])
-            self._adapted = live.id
+    def _shadow(self, study: Encoded, episode: Episode, share: Budget) -> None:
+        """Let the candidate answer the same question silently, when nobody waits."""
+        candidate = self._candidate() if self.config.gate.shadow else None
+        if candidate is None or candidate.id == episode.policy:
+            return
+
+        def answer() -> None:
+            try:
+                with self._turnstile.turn(Priority.BATCH, bounded=False):
+                    self._streams.take_on(candidate.id)
+                    answering = self._answering(study, episode.question)
+                    reading = answering.answer(self._streams.of(candidate.id), share, recheck=False)
+                self.store.save_shadow(shadow.shadow_of(episode, candidate, reading))
+            except SparsightError as error:
+                _LOG.warning("a candidate did not answer silently: %s", error.code)
+            except Exception:
+                _LOG.exception("a candidate did not answer silently")
+
+        self._rest.submit(answer)
 
     def _usual_budget(self) -> Budget:
         """Where the caller names none: serve.budget; all tokens while the visual stream has learned nothing yet."""
-        return 1.0 if self._policy()[1].policy.untrained else self.config.serve.budget
+        return 1.0 if self._streams.live()[1].policy.untrained else self.config.serve.budget
 
     def _where(self, question: Question) -> Where | None:
         """Which slices of a long volume to encode before the first answer; None: all (serve.first_slices)."""
         first = self.config.serve.first_slices
-        _, selector = self._policy()
+        _, selector = self._streams.live()
         if not first or selector.policy.prior is None or len(self._finishing) >= _UNFINISHED:
             return None
 
@@ -398,18 +413,26 @@ class Service:
         self._tokens_kept.add(study.volume.sha256)
 
     def _places(self, episode: Episode) -> TokenGrid:
-        """Where the tokens of an episode's study lie; those of some slices may not be encoded yet."""
+        """Where the tokens of an episode's study lie, at the size it was asked at; some may not be encoded yet."""
         if (unfinished := self._finishing.get(episode.volume_sha256)) and unfinished[1].reader == episode.reader:
             return unfinished[1]
-        return self._encoded.grid_of(episode.volume_sha256, episode.reader) or self._grid(episode)
+        grid = self._encoded.grid_of(episode.volume_sha256, episode.reader)
+        grid = grid if grid is not None and grid.shape == episode.grid_shape else self._grid(episode)
+        if grid.shape != episode.grid_shape:  # memory was short then, or when its tokens were stored
+            raise NotFoundError("tokens of another size", expected="that of the question", todo="ask again")
+        return grid
 
     def _grid(self, episode: Episode) -> TokenGrid:
         """The tokens of an episode's study, as stored when it was asked. Raises NotFoundError."""
         kept = self.store.features(episode.volume_sha256, episode.reader)
         features = torch.from_numpy(kept.features.astype(np.float32))
         extras = {name: torch.from_numpy(np.asarray(part, np.float32)) for name, part in kept.extras.items()}
-        at = kept.uvw_to_ijk, kept.uvw_to_lps
-        return TokenGrid(features, kept.shape, kept.patch, *at, episode.reader, extras=extras)
+        at = kept.patch, kept.uvw_to_ijk, kept.uvw_to_lps
+        return TokenGrid(features, kept.shape, *at, episode.reader, extras=extras)
+
+
+def _quiet(_: Progress) -> None:
+    """Nobody listens."""
 
 
 def _patiently(complete: Callable[[], Encoded]) -> Encoded:
@@ -421,30 +444,7 @@ def _patiently(complete: Callable[[], Encoded]) -> Encoded:
             continue
 
 
-def _put_back(version: PolicyVersion, signed: str | None, *, in_place_of: str) -> tuple[str, ...]:
-    """Reasons of a retired policy that goes live again: the old ones, and what a new signature would hide."""
-    reasons = [*version.reasons, f"put back in place of policy {in_place_of}"]
-    if version.sign_off and signed not in (None, version.sign_off):
-        reasons.append(f"signed off before by {version.sign_off}")
-    return tuple(dict.fromkeys(reasons))
-
-
-def install_shipped(config: Config, reader_id: str, registry: PolicyRegistry, store: Store) -> None:
-    """Take in the policy that lies beside the reader of `config`, once."""
-    registry.install_base(
-        base_policy(config.serve.reader),
-        reader=reader_id,
-        at_once=not config.gate.sign_off,
-        record=lambda policy: store.record("promote" if policy.state == "live" else "gate", policy),
-    )
-
-
 def _half(features: torch.Tensor) -> NDArray[np.float16]:
     """As they are stored; what float16 cannot hold becomes the largest that it can."""
     largest = float(np.finfo(np.float16).max)
     return features.clamp(-largest, largest).numpy().astype(np.float16)
-
-
-def registry_of(config: Config, reader: Reader | str) -> PolicyRegistry:
-    """The policies of one reader, or its id: tokens of another mean nothing to them, so each reader has its own."""
-    return PolicyRegistry(config.home / "readers" / (reader if isinstance(reader, str) else reader.id))

@@ -3,8 +3,8 @@
 Written in the transaction of what it records. Entries hold ids, counts and hashes, never text of a patient or a
 clinician. What `verify` finds: an entry altered, removed, inserted or moved; a cut tail, as long as either the file
 `audit.head` (the last entry's hash, kept beside the database) or a record that lost its entry tells of it; an episode,
-a correction or a list of learned corrections that is not what was recorded. What no log of its own can show is a
-rewrite of database AND `audit.head` by someone who can write both: keep `head()` elsewhere to show that too.
+a correction, a change of one or a list of learned corrections that is not what was recorded. What no log of its own can
+show is a rewrite of database AND `audit.head` by someone who can write both: keep `head()` elsewhere to show that too.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any, Literal
 from sqlalchemy import Connection, select
 
 from sparsight.errors import BusyError, ConfigError
-from sparsight.store import tables
+from sparsight.store import changes, tables
 from sparsight.store.files import disk_errors, replace_file
 from sparsight.store.records import canonical, sha256_of
 from sparsight.types import PolicyVersion
 
 Decision = Literal["gate", "promote", "rollback", "export", "import"]  # about one policy
-Kind = Literal["ask", "feedback", "learn", "results"] | Decision
+Kind = Literal["ask", "feedback", "change", "learn", "results"] | Decision
 Head = tuple[int, str]  # number and hash of the last entry
 GENESIS: Head = (0, "0" * 64)
 
@@ -119,6 +119,8 @@ def _chain(connection: Connection, hashes: dict[int, str], recorded: dict[str, d
                 recorded["episode"][body["episode"]] = body["sha256"]
             elif kind == "feedback":
                 recorded["correction"][body["feedback"]] = body["sha256"]
+            elif kind == "change":
+                recorded["change"][body["change"]] = body["sha256"]
             elif kind == "learn" and body["corrections"]:
                 recorded["list learned by policy"][body["policy"]] = body["corrections_sha256"]
         except (ValueError, KeyError, TypeError):
@@ -133,6 +135,7 @@ def _records(connection: Connection, recorded: dict[str, dict[str, str]]) -> Ite
     for name, stored in (
         ("episode", ((r.id, sha256_of(r.body)) for r in connection.execute(select(tables.episodes)))),
         ("correction", ((r.feedback_key, sha256_of(r.body + r.reward)) for r in connection.execute(_FEEDBACK))),
+        ("change", _changes(connection)),
         ("list learned by policy", _learned(connection)),
     ):
         expected = recorded[name]
@@ -143,6 +146,11 @@ def _records(connection: Connection, recorded: dict[str, dict[str, str]]) -> Ite
             elif known != sha256:
                 yield f"{name} {key} was altered"
         yield from (f"{name} {key} is missing" for key in expected)
+
+
+def _changes(connection: Connection) -> Iterator[tuple[str, str]]:
+    for row in connection.execute(select(tables.changes)).mappings():
+        yield row["change_key"], sha256_of(changes.sealed(row))
 
 
 def _learned(connection: Connection) -> Iterator[tuple[str, str]]:

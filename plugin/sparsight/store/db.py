@@ -13,20 +13,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
+from uuid import uuid4
 
-import numpy as np
-from numpy.typing import NDArray
-from sqlalchemy import Connection, Row, Select, func, select
+from sqlalchemy import Connection, Row, Select, func, select, true
 
-from sparsight.errors import ConflictError, InputError, NotFoundError, SparsightError, WeightsError
-from sparsight.store import audit, tables
+from sparsight.errors import ConflictError, FeedbackError, NotFoundError, SparsightError, WeightsError
+from sparsight.store import audit, changes, shadows, tables
 from sparsight.store.audit import Head
-from sparsight.store.blobs import Arrays, BlobStore
+from sparsight.store.blobs import BlobStore
 from sparsight.store.engine import Database
+from sparsight.store.features import Features, from_arrays, to_arrays
 from sparsight.store.files import make_folder
 from sparsight.store.records import (
     canonical,
@@ -40,26 +40,12 @@ from sparsight.store.records import (
     reward_to_json,
     sha256_of,
 )
-from sparsight.types import Episode, Feedback, PolicyVersion, Reward
+from sparsight.store.shadows import Shadow
+from sparsight.types import Change, Episode, Feedback, FeedbackChange, FeedbackState, PolicyVersion, Reward
 
 Role = Literal["train", "heldout"]
 OnFault = Callable[[SparsightError], object]
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, eq=False)
-class Features:
-    """An encoded study as learning needs it again: a TokenGrid (types.py) in float16, without torch.
-
-    features: (N, C) float16. extras: arrays of the reader's own, by name.
-    """
-
-    features: NDArray[np.float16]
-    shape: tuple[int, int, int]  # (gd, gh, gw)
-    patch: tuple[float, float, float]
-    uvw_to_ijk: NDArray[np.float64]  # (4, 4)
-    uvw_to_lps: NDArray[np.float64]  # (4, 4)
-    extras: Arrays = field(default_factory=dict)
 
 
 class Store:
@@ -126,11 +112,11 @@ class Store:
             bodies = connection.execute(query).scalars().all()
         return _readable(self._episode, bodies, on_fault)
 
-    def save_feedback(self, feedback: Feedback, reward: Reward) -> bool:
-        """Record a correction and its reward; True if it is new.
+    def save_feedback(self, feedback: Feedback, reward: Reward, *, draft: bool = False) -> bool:
+        """Record a correction and its reward; True if it is new. draft: nothing learns from it until it is submitted.
 
         The time is not part of the content: a client that repeats a request gets False, and the first time and reward
-        stay. Raises ConflictError (same key, other content), NotFoundError (episode), FeedbackError (key).
+        stay. Raises ConflictError (same key, other content, or a draft), NotFoundError (episode), FeedbackError (key).
         """
         record, arrays = feedback_to_record(feedback)
         record["arrays"] = self._blobs.put(arrays) if arrays else None
@@ -140,9 +126,12 @@ class Store:
             query = select(tables.feedback.c.content_sha256).filter_by(feedback_key=feedback.key)
             known = connection.execute(query).scalar_one_or_none()
             if known is not None:
+                if not draft and self._life(connection, feedback.key).states[-1] == "draft":
+                    raise ConflictError(
+                        "a correction that was kept as a draft", expected="a new one", todo="submit it by its key"
+                    )
                 return _same(known, content, "a correction's key")
-            if not _has_episode(connection, feedback.episode):
-                raise _unknown("episode")
+            answered_by = _policy_of(connection, feedback.episode)
             row = {
                 "seq": _next(connection, tables.feedback.c.seq),
                 "feedback_key": feedback.key,
@@ -152,25 +141,71 @@ class Store:
                 "reward": reward_json,
             }
             connection.execute(tables.feedback.insert(), row)
-            entry = {"feedback": feedback.key, "episode": feedback.episode, "sha256": sha256_of(body + reward_json)}
-            last = audit.append(connection, "feedback", entry)
+            entry = {"feedback": feedback.key, "episode": feedback.episode, "policy_sha256": answered_by}
+            last = audit.append(connection, "feedback", entry | {"sha256": sha256_of(body + reward_json)})
+            if draft:
+                kept = f"draft-{uuid4().hex}"
+                first = FeedbackChange(kept, feedback.key, "draft", feedback.reviewer, feedback.created, "draft")
+                last = self._record_change(connection, first)
         audit.keep_head(self._head_file, last)
         return True
 
+    def change_feedback(
+        self, key: str, change: Change, *, by: str, created: datetime, change_key: str | None = None
+    ) -> FeedbackState:
+        """Submit, withdraw or undo; the state it led to. The same change_key is the same change.
+
+        by: pseudonym of who changes it. What is so already is no change, and recorded as none. Raises NotFoundError,
+        ConflictError (not possible in its state, or another change under this key), FeedbackError (change_key).
+        """
+        change_key = change_key or f"change-{uuid4().hex}"
+        check_id(change_key, what="a change's key", error=FeedbackError)
+        with self._database.write() as connection:
+            if (known := changes.by_key(connection, change_key)) is not None:
+                _same(canonical([known.feedback, known.change]), canonical([key, change]), "a change's key")
+                return known.state
+            if connection.execute(_one_feedback(key)).one_or_none() is None:
+                raise _unknown("correction")
+            life = self._life(connection, key)
+            state = life.after(change)
+            if state is None:
+                return life.states[-1]
+            last = self._record_change(connection, FeedbackChange(change_key, key, change, by, created, state))
+        audit.keep_head(self._head_file, last)
+        return state
+
+    def changes_of(self, key: str) -> list[FeedbackChange]:
+        """What became of a correction, oldest first; empty for one that was submitted when it was made."""
+        with self._database.read() as connection:
+            return changes.of(connection, key)
+
+    def state_of(self, key: str) -> FeedbackState:
+        """Whether a correction is a draft, submitted or withdrawn."""
+        with self._database.read() as connection:
+            return self._life(connection, key).states[-1]
+
     def feedback(self, key: str) -> Feedback:
         """Read a correction. Raises NotFoundError, WeightsError (arrays altered)."""
-        return self._feedback(self._one_feedback(key).body)
+        return self._feedback(self._row(key).body)
 
     def reward(self, key: str) -> Reward:
         """Read the reward a correction was given. Raises NotFoundError."""
-        return reward_from_json(self._one_feedback(key).reward)
+        return reward_from_json(self._row(key).reward)
 
-    def feedback_on(self, episode_id: str) -> list[Feedback]:
-        """List the corrections of one answer, oldest first. Raises WeightsError (arrays altered)."""
-        return self._feedback_where(tables.feedback.c.episode_id == (episode_id if is_id(episode_id) else ""), None)
+    def feedback_of(self, episode: str, *, submitted: bool = False, on_fault: OnFault | None = None) -> list[Feedback]:
+        """All corrections of an answer, of any reader, oldest first; in any state, unless `submitted`.
+
+        on_fault: as in `unlearned`.
+        """
+        mine = tables.feedback.c.episode_id == (episode if is_id(episode) else "")
+        return self._feedback_where(mine, on_fault, submitted=submitted)
+
+    def all_feedback(self, *, submitted: bool = True, on_fault: OnFault | None = None) -> list[Feedback]:
+        """Every correction, oldest first; in any state, unless `submitted`. on_fault: as in `unlearned`."""
+        return self._feedback_where(true(), on_fault, submitted=submitted)
 
     def unlearned(self, lineage: Sequence[str], *, on_fault: OnFault | None = None) -> list[Feedback]:
-        """List the corrections that no policy of `lineage` has used, oldest first: the queue of the next learning.
+        """List the submitted corrections that no policy of `lineage` has used, oldest first: the queue of learning.
 
         lineage: ids of the live policy and its ancestors (PolicyRegistry.lineage). on_fault: told of each correction
         that cannot be read, which is then left out; without it the first one raises WeightsError (arrays altered).
@@ -178,10 +213,15 @@ class Store:
         keys = _used_by(lineage)
         return self._feedback_where(tables.feedback.c.feedback_key.not_in(keys), on_fault)
 
+    def learned_keys(self, lineage: Sequence[str]) -> set[str]:
+        """Keys of all corrections that `lineage` has used, also of those that were withdrawn since."""
+        with self._database.read() as connection:
+            return set(connection.execute(_used_by(lineage)).scalars())
+
     def learned(
         self, lineage: Sequence[str], role: Role | None = None, *, on_fault: OnFault | None = None
     ) -> list[Feedback]:
-        """List the corrections that `lineage` has used, oldest first: replay. role: only those used so.
+        """List the submitted corrections that `lineage` has used, oldest first: replay. role: only those used so.
 
         on_fault: as in `unlearned`.
         """
@@ -223,7 +263,7 @@ class Store:
         """
         check_id(volume_sha256, what="a volume's hash")
         check_id(reader, what="a reader's id")
-        blob = self._blobs.put(_features_to_arrays(features))
+        blob = self._blobs.put(to_arrays(features))
         key = {"volume_sha256": volume_sha256, "reader": reader}
         with self._database.write() as connection:
             known = connection.execute(select(tables.features.c.blob).filter_by(**key)).scalar_one_or_none()
@@ -240,29 +280,46 @@ class Store:
             blob = connection.execute(query).scalar_one_or_none()
         if blob is None:
             raise _unknown("encoded study")
-        return _features_from_arrays(self._blobs.get(blob))
+        return from_arrays(self._blobs.get(blob))
+
+    def save_shadow(self, shadow: Shadow) -> bool:
+        """Keep what a candidate said silently; True if it is new."""
+        with self._database.write() as connection:
+            return shadows.put(connection, shadow)
+
+    def shadows(self, policy: str) -> list[Shadow]:
+        """All that a candidate said silently, oldest first."""
+        with self._database.read() as connection:
+            return shadows.of(connection, policy)
 
     def corrected(self, studies: Iterable[str]) -> set[str]:
-        """Which of these studies have an answer that was corrected."""
+        """Which of these studies have an answer with a correction that was not withdrawn, drafts among them."""
         query = select(tables.episodes.c.study_sha256).join(
             tables.feedback, tables.feedback.c.episode_id == tables.episodes.c.id
         )
+        query = query.where(tables.feedback.c.feedback_key.not_in(changes.keys_in("withdrawn")))
         with self._database.read() as connection:
             hashes = set(connection.execute(query.distinct()).scalars())
         return {study for study in studies if sha256_of(study) in hashes}
 
     def counts(self) -> dict[str, int]:
-        """Number of episodes and of corrections."""
+        """Number of episodes and of submitted corrections."""
+        submitted = tables.feedback.c.feedback_key.not_in(changes.keys_in("draft", "withdrawn"))
+        counted = {
+            "episodes": select(func.count()).select_from(tables.episodes),
+            "corrections": select(func.count()).select_from(tables.feedback).where(submitted),
+        }
         with self._database.read() as connection:
-            return {
-                name: int(connection.execute(select(func.count()).select_from(table)).scalar_one())
-                for name, table in (("episodes", tables.episodes), ("corrections", tables.feedback))
-            }
+            return {name: int(connection.execute(query).scalar_one()) for name, query in counted.items()}
 
-    def record(self, kind: audit.Decision, policy: PolicyVersion, **hashes: str) -> None:
-        """Log a decision about a policy. Pass it as `record` of the registry's change, so that none goes unlogged."""
+    def record(self, kind: audit.Decision, policy: PolicyVersion | None, **hashes: str) -> None:
+        """Log a decision about a policy. Pass it as `record` of the registry's change, so that none goes unlogged.
+
+        policy: None for what is about corrections.
+        """
+        about = {} if policy is None else audit.policy_entry(policy)
         with self._database.write() as connection:
-            last = audit.append(connection, kind, audit.policy_entry(policy) | hashes)
+            last = audit.append(connection, kind, about | hashes)
         audit.keep_head(self._head_file, last)
 
     def record_results(self, episode_id: str, to: Literal["folder", "pacs"], sha256: dict[str, str]) -> None:
@@ -301,17 +358,27 @@ class Store:
         record = json.loads(body)
         return feedback_from_record(record, self._blobs.get(record["arrays"]) if record["arrays"] else {})
 
-    def _one_feedback(self, key: str) -> Row[Any]:
-        query = select(tables.feedback).filter_by(feedback_key=key if is_id(key) else "")
+    def _row(self, key: str) -> Row[Any]:
         with self._database.read() as connection:
-            row = connection.execute(query).one_or_none()
+            row = connection.execute(_one_feedback(key)).one_or_none()
         if row is None:
             raise _unknown("correction")
         return row
 
-    def _feedback_where(self, condition: Any, on_fault: OnFault | None) -> list[Feedback]:
+    def _life(self, connection: Connection, key: str) -> changes.Life:
+        return changes.Life.of([change.change for change in changes.of(connection, key)])
+
+    def _record_change(self, connection: Connection, change: FeedbackChange) -> Head:
+        row = changes.row_of(change, _next(connection, tables.changes.c.seq))
+        connection.execute(tables.changes.insert(), row)
+        entry = {"change": change.key, "feedback": change.feedback, "sha256": sha256_of(changes.sealed(row))}
+        return audit.append(connection, "change", entry)
+
+    def _feedback_where(self, condition: Any, on_fault: OnFault | None, *, submitted: bool = True) -> list[Feedback]:
+        query = select(tables.feedback.c.body).where(condition).order_by(tables.feedback.c.seq)
+        if submitted:
+            query = query.where(tables.feedback.c.feedback_key.not_in(changes.keys_in("draft", "withdrawn")))
         with self._database.read() as connection:
-            query = select(tables.feedback.c.body).where(condition).order_by(tables.feedback.c.seq)
             bodies = connection.execute(query).scalars().all()
         return _readable(self._feedback, bodies, on_fault)
 
@@ -343,8 +410,16 @@ def _by_id(column: Any, episode_id: str) -> Select[Any]:
     return select(column).filter_by(id=episode_id if is_id(episode_id) else "")
 
 
-def _has_episode(connection: Connection, episode_id: str) -> bool:
-    return connection.execute(_by_id(tables.episodes.c.seq, episode_id)).first() is not None
+def _policy_of(connection: Connection, episode_id: str) -> str:
+    """Hash of the policy that answered. Raises NotFoundError."""
+    body = connection.execute(_by_id(tables.episodes.c.body, episode_id)).scalar_one_or_none()
+    if body is None:
+        raise _unknown("episode")
+    return str(json.loads(body)["policy_sha256"])
+
+
+def _one_feedback(key: str) -> Select[Any]:
+    return select(tables.feedback).filter_by(feedback_key=key if is_id(key) else "")
 
 
 def _same(known: str, given: str, what: str) -> Literal[False]:
@@ -359,34 +434,3 @@ def _same(known: str, given: str, what: str) -> Literal[False]:
 
 def _unknown(what: str) -> NotFoundError:
     return NotFoundError(f"no {what} has this id", expected="an id that sparsight gave", todo="list what is stored")
-
-
-def _features_to_arrays(given: Features) -> Arrays:
-    n = int(np.prod(given.shape))
-    if given.features.dtype != np.float16 or given.features.ndim != 2 or len(given.features) != n:
-        raise InputError(
-            f"features of shape {given.features.shape} and type {given.features.dtype}",
-            expected=f"({n}, C) float16 for a grid of {given.shape}",
-            todo="convert them before storing",
-        )
-    return {
-        "features": given.features,
-        "shape": np.array(given.shape, np.int64),
-        "patch": np.array(given.patch, np.float64),
-        "uvw_to_ijk": np.asarray(given.uvw_to_ijk, np.float64),
-        "uvw_to_lps": np.asarray(given.uvw_to_lps, np.float64),
-        **{f"extras.{name}": array for name, array in given.extras.items()},
-    }
-
-
-def _features_from_arrays(arrays: Arrays) -> Features:
-    gd, gh, gw = (int(size) for size in arrays["shape"])
-    i, j, k = (float(size) for size in arrays["patch"])
-    return Features(
-        features=arrays["features"],
-        shape=(gd, gh, gw),
-        patch=(i, j, k),
-        uvw_to_ijk=arrays["uvw_to_ijk"],
-        uvw_to_lps=arrays["uvw_to_lps"],
-        extras={name.removeprefix("extras."): a for name, a in arrays.items() if name.startswith("extras.")},
-    )

@@ -42,11 +42,15 @@ class Database:
             make_folder(Path(url.database).parent)
         self._engine = _engine(url, busy_timeout_s)
         # one at a time: SQLite's switch to WAL does not wait for its turn as everything else does
-        with _errors(), locked(root / "open.lock", timeout_s=busy_timeout_s + 5, what="the opening of the store"):
-            if self._sqlite:
-                self._use_wal()
-            with self._transaction(writes=True) as connection:
-                migrate(connection)
+        try:
+            with _errors(), locked(root / "open.lock", timeout_s=busy_timeout_s + 5, what="the opening of the store"):
+                if self._sqlite:
+                    self._use_wal()
+                with self._transaction(writes=True) as connection:
+                    migrate(connection)
+        except BaseException:
+            self.close()
+            raise
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

@@ -40,8 +40,29 @@ def _learning(connection: Connection) -> None:
         connection.execute(text(statement))
 
 
+def _changes(connection: Connection) -> None:
+    """Drafts, submissions and withdrawals of corrections."""
+    for statement in (
+        "CREATE TABLE feedback_changes (seq INTEGER PRIMARY KEY, change_key VARCHAR(200) NOT NULL UNIQUE,"
+        " feedback_key VARCHAR(200) NOT NULL REFERENCES feedback (feedback_key), state VARCHAR(10) NOT NULL,"
+        " body TEXT NOT NULL)",
+        "CREATE INDEX changes_feedback ON feedback_changes (feedback_key, seq)",
+    ):
+        connection.execute(text(statement))
+
+
+def _shadows(connection: Connection) -> None:
+    """What candidates said silently."""
+    connection.execute(
+        text(
+            "CREATE TABLE shadows (seq INTEGER PRIMARY KEY, episode_id VARCHAR(200) NOT NULL REFERENCES episodes (id),"
+            " policy_id VARCHAR(200) NOT NULL, body TEXT NOT NULL, UNIQUE (episode_id, policy_id))"
+        )
+    )
+
+
 Migration = Callable[[Connection], None]
-MIGRATIONS: tuple[Migration, ...] = (_records, _learning)
+MIGRATIONS: tuple[Migration, ...] = (_records, _learning, _changes, _shadows)
 
 
 def migrate(connection: Connection, migrations: Sequence[Migration] = MIGRATIONS) -> None:

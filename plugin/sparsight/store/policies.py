@@ -63,11 +63,14 @@ class PolicyRegistry:
         reader: str,
         metrics: Mapping[str, float] | None = None,
         record: Record | None = None,
+        same: Callable[[PolicyVersion], bool] = lambda _: True,
     ) -> PolicyVersion:
         """Keep weights (named arrays, or a safetensors file's bytes) as a candidate.
 
         The same weights of the same parent and reader are the same candidate: a learning job that was killed and
-        resumed adds nothing twice. Raises WeightsError (not safetensors), NotFoundError (parent), BusyError.
+        resumed adds nothing twice. same: whether such a one is this one indeed; where more was kept out to judge it
+        by, equal weights are a candidate of their own. Raises WeightsError (not safetensors), NotFoundError (parent),
+        BusyError.
         """
         data = weights if isinstance(weights, bytes) else pack(weights)
         _check_safetensors(data)
@@ -77,7 +80,7 @@ class PolicyRegistry:
                 self.get(parent)
             policies = self.list()
             for policy in policies:
-                if (policy.sha256, policy.parent, policy.reader) == (digest, parent, reader):
+                if (policy.sha256, policy.parent, policy.reader) == (digest, parent, reader) and same(policy):
                     return policy
             number = 1 + max((_number(policy.id) for policy in policies), default=0)
             policy = _candidate(f"p{number:04d}-{digest[:8]}", parent, digest, reader, metrics)

@@ -54,7 +54,7 @@ def episode_to_record(episode: Episode) -> tuple[Json, Arrays]:
     selection = episode.selection
     record: Json = {
         "id": check_id(episode.id, what="an episode's id"),
-        "created": _utc(episode.created),
+        "created": utc(episode.created),
         "question": asdict(episode.question),
         "answer": asdict(episode.answer),
         "evidence": asdict(episode.evidence),
@@ -112,6 +112,8 @@ def feedback_to_record(feedback: Feedback) -> tuple[Json, Arrays]:
     arrays: Arrays = {}
     for n, mark in enumerate(feedback.marks):
         marks.append({"kind": mark.kind, "box_mm": mark.box_mm})
+        if mark.path_mm is not None:
+            marks[-1] |= {"path_mm": mark.path_mm, "radius_mm": mark.radius_mm}
         if mark.mask is not None:
             arrays |= {f"{n}.{name}": array for name, array in _crop(mark.mask).items()}
         if mark.mask_ijk_to_lps is not None:
@@ -119,14 +121,18 @@ def feedback_to_record(feedback: Feedback) -> tuple[Json, Arrays]:
     record: Json = {
         "key": check_id(feedback.key, what="a correction's key", error=FeedbackError),
         "episode": check_id(feedback.episode, what="an episode's id", error=FeedbackError),
-        "created": _utc(feedback.created),
+        "created": utc(feedback.created),
         "reviewer": feedback.reviewer,
         "verdict": feedback.verdict,
         "answer": feedback.answer,
         "comment": feedback.comment,
         "marks": marks,
+        **{name: value for name in _OPTIONAL if (value := getattr(feedback, name))},
     }
     return record, arrays
+
+
+_OPTIONAL = ("cannot_tell", "difficulty", "blinded")  # absent where not said: older records keep their text and hash
 
 
 def feedback_from_record(record: Json, arrays: Arrays) -> Feedback:
@@ -137,6 +143,8 @@ def feedback_from_record(record: Json, arrays: Arrays) -> Feedback:
             box_mm=_tuples(mark["box_mm"]),
             mask=_uncrop(arrays, n) if f"{n}.crop" in arrays else None,
             mask_ijk_to_lps=arrays.get(f"{n}.ijk_to_lps"),
+            path_mm=_tuples(mark.get("path_mm")),
+            radius_mm=mark.get("radius_mm", 0.0),
         )
         for n, mark in enumerate(record["marks"])
     )
@@ -149,6 +157,7 @@ def feedback_from_record(record: Json, arrays: Arrays) -> Feedback:
         answer=record["answer"],
         marks=marks,
         comment=record["comment"],
+        **{name: record[name] for name in _OPTIONAL if name in record},
     )
 
 
@@ -180,7 +189,8 @@ def _uncrop(arrays: Arrays, n: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _utc(time: datetime) -> str:
+def utc(time: datetime) -> str:
+    """A time as text that sorts. Raises InputError for one without a zone."""
     if time.tzinfo is None:
         raise InputError("a time without a time zone", expected="an aware datetime", todo="use datetime.now(UTC)")
     return time.astimezone(UTC).isoformat()

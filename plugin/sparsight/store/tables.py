@@ -23,6 +23,15 @@ feedback = Table(
     Column("body", Text),
     Column("reward", Text),
 )
+changes = Table(  # a correction without any was submitted when it was made
+    "feedback_changes",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("change_key", String),
+    Column("feedback_key", String),
+    Column("state", String),  # draft | submitted | withdrawn: what the change led to
+    Column("body", Text),  # canonical JSON: change, by, created
+)
 learned = Table(
     "learned",
     metadata,
@@ -36,6 +45,14 @@ features = Table(
     Column("volume_sha256", String, primary_key=True),
     Column("reader", String, primary_key=True),
     Column("blob", String),
+)
+shadows = Table(
+    "shadows",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("episode_id", String),
+    Column("policy_id", String),
+    Column("body", Text),  # canonical JSON (shadows.py)
 )
 audit = Table(
     "audit",

@@ -216,7 +216,8 @@ def test_a_server_that_was_restarted_finds_the_review_once(server) -> None:
 
 
 def test_only_what_may_be_repeated_is_repeated() -> None:
-    hang_up = lambda connection: None  # noqa: E731
+    def hang_up(connection: object) -> None: ...
+
     told = as_json({"key": "k", "reward": {"total": 1.0, "parts": {}, "version": "1"}})
     with raw_server(hang_up, says("200 OK", told)) as (url, heard):
         assert Client(url).feedback({"episode": "e", "verdict": "accept", "key": "k"})["key"] == "k"

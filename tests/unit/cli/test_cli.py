@@ -63,6 +63,10 @@ def test_ask_correct_learn_and_list(run: Any, picture: Path, tmp_path: Path) -> 
     assert code == 0
     assert learned["corrections"] == 1
     assert not learned["promoted"]  # one correction proves nothing
+    assert {path.name for path in tmp_path.glob(f"home/readers/*/cards/{learned['candidate']}/*")} == {
+        "model.md",
+        "data.md",
+    }
     code, listed = run("policies")
     assert [p["state"] for p in listed["policies"]] == ["live", "held"]
     assert run("promote", learned["candidate"])[1]["error"]["code"] == "conflict"
@@ -310,7 +314,8 @@ def test_every_command_and_option_is_documented() -> None:
     text = (Path(__file__).parents[3] / "docs" / "cli.md").read_text()
     group = typer.main.get_command(app)
     commands = dict(group.commands)  # type: ignore[attr-defined]
-    commands |= {f"bench {name}": sub for name, sub in commands.pop("bench").commands.items()}
+    for above in ("bench", "audit"):
+        commands |= {f"{above} {name}": sub for name, sub in commands.pop(above).commands.items()}
     for name, command in commands.items():
         assert f"## `sparsight {name}" in text, name
         for parameter in command.params:

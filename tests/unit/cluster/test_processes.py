@@ -10,9 +10,11 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from safetensors.numpy import load_file
 
+from sparsight.cluster.processes import Processes
 from sparsight.cluster.sharded import spread
 from sparsight.errors import ConfigError
 from sparsight.model import load_reader
@@ -90,6 +92,13 @@ def test_two_processes_end_where_one_does(alone: Path, pair: Path, held: str) ->
 
 
 @pytest.mark.slow
+def test_what_all_have_read_the_first_one_knows_alone(together: ModuleType, pair: Path) -> None:
+    alone = together.reader_of().embed(together.UNSEEN).numpy()
+    for held in ("whole", "spread"):
+        assert np.abs(load_file(pair / held / "seen.safetensors")["seen"] - alone).max() < 1e-5
+
+
+@pytest.mark.slow
 def test_all_go_on_from_the_first_one_s_checkpoint_and_only_it_reports(pair: Path) -> None:
     first, second = (json.loads((pair / "whole" / f"facts-{rank}.json").read_text()) for rank in range(2))
     assert first["told"] == [11]
@@ -101,6 +110,7 @@ def test_all_go_on_from_the_first_one_s_checkpoint_and_only_it_reports(pair: Pat
 def test_what_is_wrong_in_one_process_is_said_in_all(pair: Path) -> None:
     first, second = (json.loads((pair / f"said-{rank}.json").read_text()) for rank in range(2))
     assert first["one fails"] == second["one fails"] == "bad_data: a fault of one process"
+    assert first["one is full"] == second["one is full"] == "no room"
     assert first["readers"] == "bad_weights: 2 different readers among 2 processes"
     assert "readers" not in second  # who follows waits for what comes next
     assert first["programs"] == second["programs"] == "bad_config: 2 different versions of sparsight among 2 processes"
@@ -117,6 +127,18 @@ def test_what_cannot_be_spread_is_refused(
     expected = {"nano": "a model of transformers", "quantized": "quantization: none", "version 1": "fsdp_version: 2"}
     with pytest.raises(ConfigError, match=f"expected {expected[fault]}"):
         spread(reader, lambda n: n)
+
+
+def test_a_full_memory_in_step_ends_the_process_without_a_word() -> None:
+    """The others could not hear it: they wait in a pass."""
+    ranks = object.__new__(Processes)
+    ranks.in_step = True
+
+    def full() -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(MemoryError, match="wait in a pass"):
+        ranks.everyone(full)
 
 
 class Many(Ranks):

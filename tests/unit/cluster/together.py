@@ -28,10 +28,12 @@ from sparsight.rl.language import LanguageConfig, train_language
 from sparsight.rl.ranks import Ranks
 from sparsight.rl.trainer import Example, train_policy
 from sparsight.rl.tuning import TuningConfig, tune_language
+from sparsight.service.lesson import read
 from sparsight.types import Question
 
 FAMILY = "llava"
 QUESTIONS = (Question("Is there a mass?", "yes_no", ("yes", "no")), Question("Is it large, or not?", "yes_no"))
+UNSEEN = Question("Where is it?", "free")
 LEARN = LearnConfig(steps=11, batch=4, group=4, replay=0.0, budgets=(0.1, 0.2), kl=0.05, lr=1e-2)
 TUNE = TuningConfig(steps=2, batch=4, lr=1e-3)
 WRITE = LanguageConfig(steps=2, batch=4, subsets=2, completions=3, limit=6, lr=1e-2)
@@ -83,8 +85,10 @@ def both_streams(reader: HFReader, ranks: Ranks, folder: Path, steps: int = LEAR
         checkpoint=folder / "running.safetensors",
         ranks=ranks,
     )
-    torch.manual_seed(ranks.rank)
-    writer = reader.writer(4)  # at random numbers of its own in each process
+    writer = reader.writer(4)
+    with torch.no_grad():
+        for matrix in writer.module.parameters():
+            matrix.add_(ranks.rank)  # at numbers of its own in each process: those of the first one count
     selector = PolicySelector(policy, reader)
     tuned = tune_language(writer, selector, examples, config=TUNE, seed=4, ranks=ranks)
     report = train_language(writer, selector, examples, config=WRITE, judge=judged, seed=5, ranks=ranks)
@@ -103,12 +107,12 @@ def layers(reader: HFReader) -> list[Any]:
     return [p for name, p in reader.model.get_decoder().layers.named_parameters() if ".lora_" not in name]
 
 
-def one_fails(reader: HFReader, ranks: Ranks, folder: Path) -> None:
+def one_fails(reader: HFReader, ranks: Ranks, fault: Exception) -> None:
     """An error in the last process alone."""
 
     def judge(example: Example, text: Completion) -> float:
         if ranks.rank == ranks.size - 1:
-            raise DataError("a fault of one process", expected="none", todo="mend it")
+            raise fault
         return judged(example, text)
 
     writer = reader.writer(4)
@@ -120,12 +124,14 @@ def nothing(reader: HFReader, ranks: Ranks, given: None) -> str:
     return "never said"
 
 
-def refusals(reader: HFReader, ranks: Processes, folder: Path) -> dict[str, str]:
+def refusals(reader: HFReader, ranks: Processes) -> dict[str, str]:
     """What each of the processes is told where one of them is not as the others."""
     said = {}
     reader.sha256 = str(ranks.rank)
+    fault = DataError("a fault of one process", expected="none", todo="mend it")
     for name, attempt in (
-        ("one fails", lambda: one_fails(reader, ranks, folder)),
+        ("one fails", lambda: one_fails(reader, ranks, fault)),
+        ("one is full", lambda: one_fails(reader, ranks, torch.OutOfMemoryError("no room"))),
         ("readers", lambda: ranks.lead(nothing, reader, None) if ranks.rank == 0 else ranks.follow(reader)),
         ("programs", Processes),
     ):
@@ -135,6 +141,8 @@ def refusals(reader: HFReader, ranks: Processes, folder: Path) -> dict[str, str]
             attempt()  # type: ignore[no-untyped-call]
         except SparsightError as error:
             said[name] = f"{error.code}: {error.given}"
+        except torch.OutOfMemoryError as error:
+            said[name] = str(error)
         if name == "readers" and ranks.rank == 0:
             ranks.same(None)
     return said
@@ -149,11 +157,14 @@ def main() -> None:
         whole = Processes()
         for ranks, place in ((whole, folder / "whole"), (spread, folder / "spread")):
             if ranks.rank == 0:
-                ranks.lead(both_streams, reader_of(), place)
+                reader = reader_of()
+                ranks.lead(both_streams, reader, place)
+                ranks.lead(read, reader, UNSEEN)
+                save_file({"seen": reader.embed(UNSEEN).numpy()}, place / "seen.safetensors")  # by this one alone
                 ranks.same(None)  # those that follow may go on
             else:
                 ranks.follow(reader_of())
-        said = refusals(reader_of(), whole, folder)
+        said = refusals(reader_of(), whole)
         (folder / f"said-{whole.rank}.json").write_text(json.dumps(said))
         if spread.rank:
             spread.follow(reader_of())  # till the first one leaves

@@ -118,6 +118,7 @@ def test_an_answerer_looks_at_the_hashes_but_not_at_what_else_lies_there(
 ) -> None:
     root = tmp_path / "bundle"
     (root / "image.png").write_bytes(picture.read_bytes())
+    (root / "models" / "reader" / "config.json").write_text("{}")  # as a model of transformers has
     answerer = Answerer(root)
     with pytest.raises(InputError, match="no image"):
         answer(answerer, "", QUESTION)

@@ -187,6 +187,7 @@ def forged_policy(rehashed: Rehashed, folder: Path, data: bytes) -> Path:
         ("integers", "finite"),
         ("sizes", "sizes"),
         ("names", "no token policy"),
+        ("adapter", "adapter of another model"),
         ("scalar", "no token policy"),
         ("bomb", "sizes"),
     ],
@@ -202,6 +203,8 @@ def test_a_forged_policy(exported: Exported, tmp_path: Path, rehashed: Rehashed,
         arrays["film.weight"] = arrays["film.weight"][:, 1:]
     elif harm == "names":
         arrays["more"] = np.zeros(1, np.float32)
+    elif harm == "adapter":
+        arrays["lora.more"] = np.zeros(1, np.float32)
     elif harm == "scalar":
         arrays["prior.bias"] = np.array(1.0, np.float32)
     elif harm == "bomb":  # its first layer would ask for hidden x hidden weights of the next

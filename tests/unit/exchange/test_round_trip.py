@@ -18,7 +18,7 @@ from sparsight.model.nano.weights import save_policy
 from sparsight.reply import policy_json
 from sparsight.rl import sentinel
 from sparsight.service import Service, parse_question
-from sparsight.service.service import registry_of
+from sparsight.service.promotion import registry_of
 from sparsight.store import PolicyRegistry
 from sparsight.store.blobs import pack
 

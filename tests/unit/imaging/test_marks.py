@@ -80,3 +80,21 @@ def test_a_picture_lies_on_the_current_image_of_a_pair() -> None:
     assert np.argwhere(mask).tolist() == [[1, 4, 5]]
     padded = mark_mask(Mark("missed", mask=np.pad(drawn, ((0, 0), (0, 0), (0, 0)))), volume(np.eye(4), (1, 14, 9)))
     assert np.argwhere(padded).tolist() == [[0, 4, 5]]
+
+
+def test_a_stroke_marks_the_voxels_it_runs_through_and_those_near_it() -> None:
+    affine = np.diag([0.5, 2.0, 3.0, 1.0])
+    affine[:3, 3] = -7, 4, 11
+    path = tuple(tuple(float(x) for x in (affine @ [i, 3, 2, 1])[:3]) for i in (1, 6))
+    thin = mark_mask(Mark("missed", path_mm=path), volume(affine))
+    wanted = np.zeros(SHAPE, bool)
+    wanted[2, 3, 1:7] = True
+    assert np.array_equal(thin, wanted)
+    wide = mark_mask(Mark("missed", path_mm=path, radius_mm=2.1), volume(affine))
+    assert np.array_equal(np.argwhere(wide.any(axis=(0, 2))).ravel(), [2, 3, 4])  # 2 mm apart
+    assert np.flatnonzero(wide.any(axis=(1, 2))).tolist() == [2]  # 3 mm apart
+    assert np.flatnonzero(wide[2, 3]).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_click_beside_the_image_marks_nothing() -> None:
+    assert not mark_mask(Mark("missed", path_mm=((90.0, 0.0, 0.0),), radius_mm=3.0), volume(np.eye(4))).any()

@@ -46,8 +46,7 @@ def test_reading_streams_its_reasoning_and_is_the_same_twice(reader: NanoReader,
     heard: list[str] = []
     answer = reader.read(YES_NO, grid, selection, on_token=heard.append)
     again = reader.read(YES_NO, grid, selection)
-    assert "".join(heard).startswith(answer.reasoning)
-    assert "".join(heard).endswith(answer.text)
+    assert "".join(heard).strip() == answer.reasoning
     assert (answer.text, answer.reasoning, answer.confidence) == (again.text, again.reasoning, again.confidence)
     assert answer.text in ("yes", "no")
     assert 0 <= answer.confidence <= 1

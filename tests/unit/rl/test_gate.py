@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sparsight.config import GateConfig
-from sparsight.rl.gate import Paired, decide
+from sparsight.rl.gate import Paired, decide, level_of
 from sparsight.rl.statistics import bootstrap_mean
 
 CONFIG = GateConfig()
@@ -89,3 +89,34 @@ def test_groups_widen_the_interval() -> None:
     values = rng.normal(0, 1, 10)[patient] + rng.normal(0, 0.1, 200)
     alone, grouped = bootstrap_mean(values), bootstrap_mean(values, groups=patient)
     assert grouped.high - grouped.low > 2 * (alone.high - alone.low)
+
+
+def test_the_error_of_all_looks_sums_to_five_percent() -> None:
+    spent = sum(1 - level_of(look) for look in range(1, 200_000))
+    assert 0.04999 < spent < 0.05
+    assert [round(level_of(look), 3) for look in (1, 2, 10)] == [0.970, 0.992, 1.0]
+
+
+def test_who_looks_often_needs_more_proof() -> None:
+    held = paired([0.2] * 12, [0.2 + 0.15 * (i % 3) for i in range(12)])
+    promoted = [decide(sentinel=sentinel(), held_out=held, config=CONFIG, look=look).promote for look in (1, 40)]
+    assert promoted == [True, False]
+
+
+def test_looking_often_at_candidates_that_are_no_better_hardly_ever_promotes_one() -> None:
+    rng = np.random.default_rng(0)
+    config = GateConfig(bootstrap=300, min_gain=0)
+    wrong = {"as if each were the first": 0, "over all looks": 0}
+    for _ in range(40):  # live policies, 20 looks each, 20 held-out corrections, no gain in any
+        looks = [rng.normal(0, 0.2, 20) for _ in range(20)]
+        for name, at in (("as if each were the first", lambda n: 1), ("over all looks", lambda n: n)):
+            wrong[name] += any(
+                decide(
+                    sentinel=sentinel(n=20),
+                    held_out=Paired(np.zeros(20), gain, np.arange(20), ("exists",) * 20),
+                    config=config,
+                    look=at(n),
+                ).promote
+                for n, gain in enumerate(looks, start=1)
+            )
+    assert wrong["over all looks"] <= 3 < wrong["as if each were the first"], wrong

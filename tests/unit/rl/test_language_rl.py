@@ -59,7 +59,7 @@ class Words(torch.nn.Module):
 class Talker:
     """A language policy of one matrix: writes a thought and an answer; "maybe" is not well-formed."""
 
-    max_tokens = 64
+    max_tokens, words = 64, 3
 
     def __init__(self, channels: int = 6) -> None:
         torch.manual_seed(0)
@@ -508,3 +508,14 @@ def test_alternation_needs_validation_questions(nano: NanoReader) -> None:
     policy = TokenPolicy(reader.encoder.width, 8, hidden=16)
     with pytest.raises(DataError, match="validation"):
         alternate(policy, reader, NanoLanguagePolicy(reader), EXAMPLES, [])
+
+
+def test_a_step_is_bounded_by_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vocabulary of 150,000 words makes more of them than there are activations."""
+    talker, sizes = Talker(), list[int]()
+    config = LanguageConfig(steps=1, batch=4, subsets=2, completions=2, limit=4)
+    monkeypatch.setattr("sparsight.rl.language._CHUNK_LOGITS", 2 * (2 * 2) * (4 + 1) * 3)  # of two questions
+    speak = talker.speak
+    monkeypatch.setattr(talker, "speak", lambda p, t: sizes.append(len(p)) or speak(p, t))
+    train_language(talker, RandomSelector(), EXAMPLES, config=config)
+    assert sizes == [4, 4, 4, 4]  # two chunks, with and without the evidence

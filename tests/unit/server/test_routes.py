@@ -73,10 +73,89 @@ def test_replies_have_the_fields_of_their_examples(client: TestClient) -> None:
         "study": (client.get("/sparsight/studies").json()[0], examples.STUDY),
         "next": (client.post("/sparsight/next_case", json={}).json(), examples.NEXT_CASE_REPLY),
         "geometry": (client.get(f"/sparsight/episodes/{asked['episode']}/geometry").json(), examples.GEOMETRY),
+        "tokens": (client.get(f"/sparsight/episodes/{asked['episode']}/tokens").json(), examples.TOKENS),
         "ready": (client.get("/sparsight/health/ready").json(), examples.STATE),
     }
     for name, (reply, example) in found.items():
         assert set(reply) == set(example), name
+
+
+def test_the_life_of_a_correction(client: TestClient) -> None:
+    episode = client.post("/sparsight/ask", json={"study": "now", "question": "Is there a ring?"}).json()["episode"]
+    marks = [{"kind": "missed", "path_mm": [[10, 10, 0], [30, 12, 0]], "radius_mm": 2}]
+    body = {"episode": episode, "verdict": "amend", "marks": marks, "difficulty": "hard", "key": "one", "draft": True}
+    kept = client.post("/sparsight/feedback", json=body).json()
+    assert (kept["state"], kept["policy"]["id"][:6]) == ("draft", "p0000-")
+    assert set(kept["reward"]["parts"]) == {"answer", "abstention", "grounding"}
+    states = []
+    for change in ("submit", "withdraw", "undo"):
+        reply = client.post("/sparsight/feedback/one/change", json={"change": change, "reviewer": "r", "key": change})
+        states.append(reply.json()["state"])
+    assert states == ["submitted", "withdrawn", "submitted"]
+    repeated = client.post("/sparsight/feedback/one/change", json={"change": "withdraw", "key": "withdraw"})
+    assert repeated.json()["state"] == "withdrawn"  # the outcome of the first
+    [given] = client.get(f"/sparsight/episodes/{episode}/feedback").json()
+    assert given["state"] == "submitted"
+    assert [one["change"] for one in given["changes"]] == ["draft", "submit", "withdraw", "undo"]
+    assert set(given) == set(examples.GIVEN)
+    assert given["marks"][0]["path_mm"] == [[10, 10, 0], [30, 12, 0]]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"key": "one", "comment": "other"}, 409, "conflict"),
+        ({"cannot_tell": True, "answer": "no"}, 422, "bad_feedback"),
+        ({"blinded": True, "verdict": "accept"}, 422, "bad_feedback"),
+        ({"difficulty": "impossible"}, 422, "bad_input"),
+        ({"marks": [{"kind": "missed"}]}, 422, "bad_input"),
+        ({"marks": [{"kind": "missed", "path_mm": []}]}, 422, "bad_input"),
+        ({"marks": [{"kind": "missed", "path_mm": [[9e9, 0, 0]]}]}, 422, "bad_geometry"),
+        ({"answer": "x" * 1_000_000}, 422, "bad_input"),
+        ({"episode": "e0"}, 404, "not_found"),
+    ],
+)
+def test_feedback_that_is_refused(client: TestClient, body: dict[str, object], status: int, code: str) -> None:
+    episode = client.post("/sparsight/ask", json={"study": "now", "question": "Is there a ring?"}).json()["episode"]
+    given = {"episode": episode, "verdict": "amend", "answer": "no"}
+    client.post("/sparsight/feedback", json=given | {"key": "one"})
+    reply = client.post("/sparsight/feedback", json=given | body)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (status, code), reply.text
+    assert len(client.get(f"/sparsight/episodes/{episode}/feedback").json()) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "body", "status"),
+    [
+        ("none", {"change": "withdraw"}, 404),
+        ("one", {"change": "submit", "key": "a b"}, 422),
+        ("one", {"change": "delete"}, 422),
+        ("one", {"change": "undo"}, 409),
+    ],
+)
+def test_changes_that_are_refused(client: TestClient, key: str, body: dict[str, object], status: int) -> None:
+    episode = client.post("/sparsight/ask", json={"study": "now", "question": "Is there a ring?"}).json()["episode"]
+    client.post("/sparsight/feedback", json={"episode": episode, "verdict": "accept", "key": "one"})
+    assert client.post(f"/sparsight/feedback/{key}/change", json=body).status_code == status
+
+
+def test_tokens_lie_where_the_evidence_is(client: TestClient) -> None:
+    asked = client.post(
+        "/sparsight/ask", json={"study": "stack", "question": "Is there a ring?", "budget": 0.05}
+    ).json()
+    reply = client.get(f"/sparsight/episodes/{asked['episode']}/tokens").json()
+    affine, tokens = np.array(reply["uvw_to_lps"]), np.array(reply["tokens"])
+    assert tokens[:, 3].sum() == pytest.approx(1, abs=1e-3)
+    assert (tokens[:, :3] < reply["shape"][::-1]).all()
+    corners = np.stack(
+        [(affine @ np.c_[tokens[:, :3] + half, np.ones(len(tokens))].T).T[:, :3] for half in (-0.5, 0.5)]
+    )
+    low, high = corners.min(0), corners.max(0)
+    inside = np.zeros(len(tokens), bool)
+    for region in asked["evidence"]:
+        (a, b), reach = np.array(region["box_mm"]), 1e-2
+        inside |= ((low >= a - reach) & (high <= b + reach)).all(1)
+    assert tokens[inside, 3].sum() >= 0.85  # regions are made of the tokens that hold 90 % of the weight
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,15 @@ def test_the_time_it_took_is_told_apart(service: Service, picture: ImageVolume, 
     timings = service.ask(picture, QUESTION, on_progress=seen.append).episode.timings_ms
     assert timings["recheck"] > 0
     assert (timings["decode"], timings["prefill"]) == (1, 2)  # of the first reading
-    assert [p.stage for p in seen] == ["encode", "select", "token", "recheck", "token", "answer", "evidence"]
+    assert [p.stage for p in seen] == [
+        "encode", "select", "read", "token", "recheck", "read", "token", "answer", "evidence",
+    ]  # fmt: skip
+    first, second = [p.evidence for p in seen if p.stage == "read"]
+    assert first is not None
+    assert second is not None
+    assert (first.kept, second.kept) == (K, N)
+    assert seen[-1].evidence is not None
+    assert seen[-1].evidence.grounded is not None
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import save
 
@@ -318,6 +320,42 @@ class TestLearn:
         assert learned.corrections + learned.held_out == 6
         assert learned.reasons[-1] == "corrections that could not be used: 1 (bad_weights)"
 
+    def test_a_memory_that_does_not_hold_the_language_streams_training_leaves_the_visual_one(
+        self, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Mute:
+            def standing_as(self, arrays: object) -> AbstractContextManager[None]:
+                return nullcontext()
+
+            def to_arrays(self) -> dict[str, Any]:
+                return {}
+
+        def full(*_: object, **__: object) -> None:
+            raise torch.OutOfMemoryError("no room")
+
+        self.lessons(service, 7)
+        learn = service.config.learn.model_copy(update={"tuning_steps": 1})
+        service.config = service.config.model_copy(update={"learn": learn})
+        monkeypatch.setattr(service.reader, "writer", lambda rank: Mute())
+        monkeypatch.setattr("sparsight.service.lesson.tune_language", full)
+        learned = service.learn()
+        assert learned.candidate is not None
+        assert learned.reasons[-1] == "language stream: the device's memory did not hold its training"
+
+    def test_a_rejected_answer_that_cannot_be_scored_does_not_keep_the_others_from_being_learned(
+        self, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.lessons(service, 6)
+        episode = service.ask(make_picture(9), QUESTION).episode
+        service.correct(feedback(episode, "long", "reject"))
+        wrong = "no " * 200  # longer than this reader takes
+        monkeypatch.setattr(
+            "sparsight.service.learning.wrong_answer", lambda given, _: wrong if given.key == "long" else None
+        )
+        learned = service.learn()
+        assert learned.corrections + learned.held_out == 6
+        assert learned.reasons[-1] == "corrections that could not be used: 1 (bad_question)"
+
     def test_an_altered_mask_of_one_correction_does_not_keep_the_others_from_being_learned(
         self, service: Service
     ) -> None:
@@ -325,7 +363,7 @@ class TestLearn:
         asked = service.ask(make_picture(9), QUESTION)
         mark = Mark("relevant", mask=asked.labelmap().astype(bool), mask_ijk_to_lps=asked.volume.ijk_to_lps)
         service.correct(feedback(asked.episode, "marked", marks=(mark,)))
-        blob = json.loads(service.store._one_feedback("marked").body)["arrays"]
+        blob = json.loads(service.store._row("marked").body)["arrays"]
         path = service.config.home / "blobs" / blob[:2] / f"{blob}.safetensors"
         kept = path.read_bytes()
         path.write_bytes(kept[:-1] + b"?")
@@ -511,6 +549,19 @@ class TestLearn:
             service.ask(picture, QUESTION)
 
 
+def test_evidence_is_drawn_on_tokens_of_the_size_that_was_asked_about(
+    service: Service, picture: ImageVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study is encoded smaller while memory is short, and whole when it is asked about again."""
+    asked = service.ask(picture, QUESTION)
+    other = replace(asked.grid, shape=asked.grid.shape[::-1])
+    monkeypatch.setattr(service._encoded, "grid_of", lambda *_: other)
+    assert service.reopen(asked.episode.id).grid.shape == asked.episode.grid_shape
+    monkeypatch.setattr(service, "_grid", lambda _: other)
+    with pytest.raises(NotFoundError, match="another size"):
+        service.reopen(asked.episode.id)
+
+
 def test_next_case_skips_what_was_corrected(config: Config, tmp_path: Path) -> None:
     studies = tmp_path / "studies"
     studies.mkdir()
@@ -523,9 +574,18 @@ def test_next_case_skips_what_was_corrected(config: Config, tmp_path: Path) -> N
     assert first.score >= 0
     episode = service.ask(first.study, parse_question(first.question)).episode
     service.correct(feedback(episode, verdict="accept"))
+    adapted: list[object] = []
+    service.reader.adapt = adapted.append  # type: ignore[method-assign]
+    other = service.registry.add(
+        {name: array + 1 for name, array in load_base_policy(config.serve.reader).items()},
+        parent=service.registry.live().id,
+        reader=service.reader.id,
+    )
+    service.registry.promote(other.id, sign_off="Dr. A")
     second = service.next_case()
     assert second is not None
     assert second.study != first.study
+    assert len(adapted) == 1  # the new policy's adapter is on when it is scored
     assert service.next_case(exclude=frozenset({"s0", "s1", "s2", "broken"})) is None
     service.close()
 

@@ -1,11 +1,11 @@
 """Whoever changes the log or the records behind our back is found out."""
 
 import json
-import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,32 +40,28 @@ def full(
     return store
 
 
-@contextmanager
-def tampering(folder: Path) -> Iterator[sqlite3.Connection]:
-    raw = sqlite3.connect(folder / "store.db")
-    with raw:
-        yield raw
-    raw.close()
+Tampering = Callable[[], AbstractContextManager[Any]]
 
 
-def test_every_kind_is_logged_in_order(full: Store, tmp_path: Path) -> None:
-    with tampering(tmp_path) as raw:
+def test_every_kind_is_logged_in_order(full: Store, tampering: Tampering) -> None:
+    with tampering() as raw:
         entries = [json.loads(row[0]) for row in raw.execute("SELECT entry FROM audit ORDER BY seq")]
     assert [entry["kind"] for entry in entries] == ["ask"] * 3 + ["feedback"] * 2 + ["learn", "gate", "promote"]
     assert [entry["seq"] for entry in entries] == list(range(1, 9))
     assert full.audit_head()[0] == 8
 
 
-def test_what_left_is_logged(full: Store, tmp_path: Path) -> None:
+def test_what_left_is_logged(full: Store, tampering: Tampering) -> None:
     full.record_results("e0", "pacs", {"1.2.3": "f" * 64})
-    with tampering(tmp_path) as raw:
-        entry = json.loads(raw.execute("SELECT entry FROM audit WHERE seq = 9").fetchone()[0])
+    with tampering() as raw:
+        [(text,)] = raw.execute("SELECT entry FROM audit WHERE seq = 9")
+        entry = json.loads(text)
     assert (entry["kind"], entry["body"]) == (
         "results",
         {"episode": "e0", "to": "pacs", "objects": {"1.2.3": "f" * 64}},
     )
     assert full.verify() == []
-    with tampering(tmp_path) as raw:
+    with tampering() as raw:
         raw.execute("UPDATE audit SET entry = replace(entry, 'pacs', 'disk') WHERE seq = 9")
     assert full.verify() == ["entry 9 was altered"]
 
@@ -102,15 +98,15 @@ MOVE = (
         ("DELETE FROM learned", "is missing"),
     ],
 )
-def test_tampering_is_found(full: Store, tmp_path: Path, deed: str, found: str) -> None:
-    with tampering(tmp_path) as raw:
+def test_tampering_is_found(full: Store, tampering: Tampering, deed: str, found: str) -> None:
+    with tampering() as raw:
         raw.executescript(deed)
     assert any(found in problem for problem in full.verify()), full.verify()
 
 
-def rewrite_from(raw: sqlite3.Connection, start: int) -> None:
+def rewrite_from(raw: Any, start: int) -> None:
     """Seal the chain anew, as one who knows the algorithm would."""
-    rows = raw.execute("SELECT seq, entry, previous FROM audit WHERE seq >= ? ORDER BY seq", (start,)).fetchall()
+    rows = raw.execute("SELECT seq, entry, previous FROM audit WHERE seq >= ? ORDER BY seq", (start,))
     previous = rows[0][2]
     for seq, entry, _ in rows:
         sha256 = audit.sha256_of(previous + entry)
@@ -118,9 +114,11 @@ def rewrite_from(raw: sqlite3.Connection, start: int) -> None:
         previous = sha256
 
 
-def test_a_skilled_rewrite_is_found_by_the_witness_and_by_an_anchor(full: Store, tmp_path: Path) -> None:
+def test_a_skilled_rewrite_is_found_by_the_witness_and_by_an_anchor(
+    full: Store, tmp_path: Path, tampering: Tampering
+) -> None:
     anchor = full.audit_head()
-    with tampering(tmp_path) as raw:
+    with tampering() as raw:
         raw.execute("UPDATE audit SET entry = replace(entry, 'candidate', 'candidatE') WHERE seq = 7")
         rewrite_from(raw, 7)
     assert full.verify() == ["audit.head knows entry 8, which is another"]
@@ -129,18 +127,18 @@ def test_a_skilled_rewrite_is_found_by_the_witness_and_by_an_anchor(full: Store,
     assert full.verify(anchor=anchor) == ["the given anchor knows entry 8, which is another"]
 
 
-def test_one_entry_sealed_anew_no_longer_joins_the_next(full: Store, tmp_path: Path) -> None:
-    with tampering(tmp_path) as raw:
+def test_one_entry_sealed_anew_no_longer_joins_the_next(full: Store, tampering: Tampering) -> None:
+    with tampering() as raw:
         raw.execute("UPDATE audit SET entry = replace(entry, 'candidate', 'candidatE') WHERE seq = 7")
         ((entry, previous),) = raw.execute("SELECT entry, previous FROM audit WHERE seq = 7")
         raw.execute("UPDATE audit SET sha256 = ? WHERE seq = 7", (audit.sha256_of(previous + entry),))
     assert full.verify() == ["entry 8 does not follow the entry before it"]
 
 
-def test_a_lost_witness_is_told(full: Store, tmp_path: Path) -> None:
+def test_a_lost_witness_is_told(full: Store, tmp_path: Path, store_url: str) -> None:
     (tmp_path / "audit.head").unlink()
     assert full.verify() == ["audit.head is missing or cannot be read"]
-    Store(tmp_path / "store.db", tmp_path).close()  # opening again must not hide it
+    Store(store_url, tmp_path).close()  # opening again must not hide it
     assert full.verify() == ["audit.head is missing or cannot be read"]
 
 

@@ -2,11 +2,11 @@
 
 import json
 import re
-import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,10 +89,10 @@ def test_corrections_of_one_answer_come_in_order(
         store.save_episode(make_episode(episode))
     for key, episode in (("z", "e1"), ("b", "e2"), ("a", "e1")):
         store.save_feedback(make_feedback(key, episode), reward)
-    assert [feedback.key for feedback in store.feedback_on("e1")] == ["z", "a"]
-    np.testing.assert_array_equal(store.feedback_on("e2")[0].marks[0].mask, make_feedback().marks[0].mask)
+    assert [feedback.key for feedback in store.feedback_of("e1")] == ["z", "a"]
+    np.testing.assert_array_equal(store.feedback_of("e2")[0].marks[0].mask, make_feedback().marks[0].mask)
     for unknown in ("e3", "", "\x00", "\ud800"):
-        assert store.feedback_on(unknown) == []
+        assert store.feedback_of(unknown) == []
 
 
 def test_a_correction_is_stored_once(
@@ -234,16 +234,15 @@ def test_nothing_a_person_wrote_stands_in_the_log(
     make_episode: Make,
     make_feedback: MakeFeedback,
     reward: Reward,
-    tmp_path: Path,
+    tampering: Any,
 ) -> None:
     secret = "Zebedee"
     store.save_episode(make_episode(study=f"{secret}-1", text=f"Does {secret} have a nodule?"))
     store.save_feedback(replace(make_feedback(answer=secret), comment=secret, reviewer=secret), reward)
     policy = replace(registry.add({"w": np.ones(1)}, parent=None, reader="r"), reasons=(secret,), sign_off=secret)
     store.record("gate", policy)
-    with sqlite3.connect(tmp_path / "store.db") as raw:
+    with tampering() as raw:
         entries = [row[0] for row in raw.execute("SELECT entry FROM audit")]
-    raw.close()
     assert len(entries) == 3
     assert not any(re.search(secret, entry) for entry in entries)
 
@@ -269,7 +268,7 @@ def test_a_correction_whose_mask_was_altered_is_told_and_the_others_are_read(
     for n in range(3):
         store.save_episode(make_episode(f"e{n}"))
         store.save_feedback(make_feedback(f"k{n}", f"e{n}", marked=n == 1), reward)
-    blob = json.loads(store._one_feedback("k1").body)["arrays"]
+    blob = json.loads(store._row("k1").body)["arrays"]
     (tmp_path / "blobs" / blob[:2] / f"{blob}.safetensors").write_bytes(b"x")
     faults: list[SparsightError] = []
     assert [one.key for one in store.unlearned(["p"], on_fault=faults.append)] == ["k0", "k2"]

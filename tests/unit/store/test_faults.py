@@ -35,22 +35,22 @@ def run(target: Callable[..., None], *arguments: object) -> multiprocessing.proc
 # --- a locked database ---
 
 
-def test_a_locked_database_is_busy_and_readable(store: Store, tmp_path: Path, make_episode: Make) -> None:
-    store.save_episode(make_episode("e1"))
+def test_a_locked_database_is_busy_and_readable(sqlite_store: Store, tmp_path: Path, make_episode: Make) -> None:
+    sqlite_store.save_episode(make_episode("e1"))
     raw = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
     raw.execute("BEGIN IMMEDIATE")
     start = time.monotonic()
     with pytest.raises(BusyError, match="another process"):
-        store.save_episode(make_episode("e2"))
+        sqlite_store.save_episode(make_episode("e2"))
     assert 0.4 < time.monotonic() - start < 5  # it waited the half second it was told to
-    assert store.episode("e1").id == "e1"  # reading does not wait
+    assert sqlite_store.episode("e1").id == "e1"  # reading does not wait
     raw.execute("ROLLBACK")
     raw.close()
-    assert store.save_episode(make_episode("e2")) is True
-    assert store.verify() == []
+    assert sqlite_store.save_episode(make_episode("e2")) is True
+    assert sqlite_store.verify() == []
 
 
-def test_opening_beside_a_writer_that_never_ends_is_busy(store: Store, tmp_path: Path) -> None:
+def test_opening_beside_a_writer_that_never_ends_is_busy(sqlite_store: Store, tmp_path: Path) -> None:
     raw = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
     raw.execute("BEGIN IMMEDIATE")
     with pytest.raises(BusyError):
@@ -78,11 +78,11 @@ def no_room(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextMana
 
 
 def test_a_full_database_is_busy_and_whole(
-    store: Store, make_episode: Make, make_feedback: MakeFeedback, reward: Reward
+    sqlite_store: Store, make_episode: Make, make_feedback: MakeFeedback, reward: Reward
 ) -> None:
-    store.save_episode(make_episode("e1"))
+    sqlite_store.save_episode(make_episode("e1"))
     limit = [1]
-    engine = store._database._engine
+    engine = sqlite_store._database._engine
 
     @event.listens_for(engine, "begin")
     def keep_small(connection: object) -> None:
@@ -90,16 +90,16 @@ def test_a_full_database_is_busy_and_whole(
 
     long = "x" * 100_000
     with pytest.raises(BusyError, match="full"):
-        store.save_episode(replace(make_episode("e2"), series_uid=long))
+        sqlite_store.save_episode(replace(make_episode("e2"), series_uid=long))
     with pytest.raises(BusyError, match="full"):
-        store.save_feedback(replace(make_feedback(), comment=long), reward)
-    assert [e.id for e in store.episodes(9)] == ["e1"]
-    assert store.counts()["corrections"] == 0
-    assert store.verify() == []
+        sqlite_store.save_feedback(replace(make_feedback(), comment=long), reward)
+    assert [e.id for e in sqlite_store.episodes(9)] == ["e1"]
+    assert sqlite_store.counts()["corrections"] == 0
+    assert sqlite_store.verify() == []
     limit[0] = 1_000_000
-    assert store.save_episode(replace(make_episode("e2"), series_uid=long)) is True
-    assert store.save_feedback(replace(make_feedback(), comment=long), reward) is True
-    assert store.verify() == []
+    assert sqlite_store.save_episode(replace(make_episode("e2"), series_uid=long)) is True
+    assert sqlite_store.save_feedback(replace(make_feedback(), comment=long), reward) is True
+    assert sqlite_store.verify() == []
 
 
 def test_a_full_disk_under_the_arrays_is_busy_and_whole(
@@ -218,8 +218,10 @@ def test_a_second_server_is_told_who_is_there(tmp_path: Path) -> None:
 # --- several writers ---
 
 
-def write_many(folder: Path, name: str, make_episode: Make, make_feedback: MakeFeedback, reward: Reward) -> None:
-    with Store(folder / "store.db", folder, busy_timeout_s=30) as store:
+def write_many(
+    url: str, folder: Path, name: str, make_episode: Make, make_feedback: MakeFeedback, reward: Reward
+) -> None:
+    with Store(url, folder, busy_timeout_s=30) as store:
         for n in range(25):
             store.save_episode(make_episode(f"{name}-{n}"))
             store.save_episode(make_episode(f"both-{n}"))
@@ -228,9 +230,9 @@ def write_many(folder: Path, name: str, make_episode: Make, make_feedback: MakeF
 
 
 def test_two_writers_store_everything_once(
-    store: Store, tmp_path: Path, make_episode: Make, make_feedback: MakeFeedback, reward: Reward
+    store: Store, store_url: str, tmp_path: Path, make_episode: Make, make_feedback: MakeFeedback, reward: Reward
 ) -> None:
-    writers = [run(write_many, tmp_path, name, make_episode, make_feedback, reward) for name in ("a", "b")]
+    writers = [run(write_many, store_url, tmp_path, name, make_episode, make_feedback, reward) for name in ("a", "b")]
     for writer in writers:
         writer.join(120)
     assert [writer.exitcode for writer in writers] == [0, 0]

@@ -19,7 +19,7 @@ from slicer.util import VTKObservationMixin
 
 from SparsightLib import volumes, words
 from SparsightLib.client import CancelledError, Client, ClientError
-from SparsightLib.learning import LearningPanel
+from SparsightLib.learning import LearningPanel, fill
 from SparsightLib.logic import KINDS, SparsightLogic
 from SparsightLib.tasks import Tasks
 
@@ -231,14 +231,14 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _show_lists(self, found) -> None:
         state, self._studies, job, policies = found
         self._learning.show(job, policies)
-        _fill(self.ui.studyBox, [f"{study['modality']}  {study['id']}" for study in self._studies])
+        fill(self.ui.studyBox, [f"{study['modality']}  {study['id']}" for study in self._studies])
         self._suggest()
         self._say(f"Connected: reader {state['reader']}, policy {state['policy']}, {state['corrections']} corrections.")
 
     def _suggest(self) -> None:
         questions = [one["question"] for one in (*self._studies, *self._earlier)]
         self._suggestions = list(dict.fromkeys(questions))
-        _fill(self.ui.suggestionBox, self._suggestions)
+        fill(self.ui.suggestionBox, self._suggestions)
 
     def _take_suggestion(self, index: int) -> None:
         self.ui.questionEdit.plainText = self._suggestions[index]
@@ -350,7 +350,7 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
         def done(found) -> None:
             place, labelmap, self._earlier = found
-            _fill(self.ui.earlierBox, [words.earlier(one) for one in self._earlier])
+            fill(self.ui.earlierBox, [words.earlier(one) for one in self._earlier])
             self._suggest()
             if (self.logic.answer or {}).get("episode") == episode:
                 self._guarded(lambda: self._show_evidence(place, labelmap))
@@ -447,8 +447,3 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._say("Review recorded.")
 
         self._guarded(send)
-
-
-def _fill(box, lines) -> None:
-    box.clear()
-    box.addItems(list(lines))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import LoraConfig
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sparsight.errors import WeightsError
 from sparsight.model.completions import ADAPTER
@@ -33,7 +34,10 @@ class Adapter(nn.Module):
         super().__init__()
         self.rank = rank
         config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=targets(model), bias="none")
-        model.add_adapter(config, _NAME)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # the same beginning every time: what is learned depends on what is taught
+            model.add_adapter(config, _NAME)
+        model.eval()  # its new parts, too
         inside = {name: p for name, p in model.named_parameters() if ".lora_" in name}
         for parameter in inside.values():
             parameter.data = parameter.data.float()
@@ -41,11 +45,6 @@ class Adapter(nn.Module):
         self.names = tuple(name.replace(f".{_NAME}", "") for name in inside)
         self.matrices = nn.ParameterList(inside.values())
         self._model = [model]  # in a list, so that it is no part of this module
-
-    def train(self, mode: bool = True) -> Self:
-        """The model with it: gradient checkpointing asks whether a model trains. No dropout is woken by this."""
-        self._model[0].train(mode)
-        return super().train(mode)
 
     def remove(self) -> None:
         """Take it out of the model."""
@@ -92,6 +91,24 @@ def standing_in(adapter: Adapter, state: Sequence[Tensor]) -> Iterator[None]:
     finally:
         for matrix, data in zip(adapter.matrices, own, strict=True):
             matrix.data = data
+
+
+@contextmanager
+def checkpointing(model: Any) -> Iterator[None]:
+    """Passes of which each layer of the language stream keeps its input only, and is read again for its gradient.
+
+    transformers asks each layer whether it trains; all else stays in eval mode, so no dropout is woken.
+    """
+    layers = [part for part in model.get_decoder().modules() if isinstance(part, GradientCheckpointingLayer)]
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+        model.activation_checkpointing_disable()
 
 
 def targets(model: Any) -> list[str]:

@@ -19,6 +19,8 @@ _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _SAID = re.compile(
     r"(?:^|\n|\.\s)\s*(?:the\s+)?(?:final\s+)?answer\s*(?:is\s*)?:?\s*(.+?)\s*$", re.DOTALL | re.IGNORECASE
 )
+_END = re.compile(r"</think>|<answer>", re.IGNORECASE)
+_HALF = re.compile(r"<[^<>\s]*$")  # may become a tag
 _CHATTER = re.compile(r"<\|?[a-z_ ]+\|?>", re.IGNORECASE)  # a special token that was written out
 
 
@@ -48,16 +50,26 @@ def messages(question: Question, pictures: int, reasoned: bool) -> list[dict[str
 def parse(text: str) -> tuple[str, str]:
     """Reasoning and answer of what a model wrote.
 
-    An answer in its tags, in a LaTeX box, after "Answer:", or else all that follows the reasoning.
+    An answer in its tags, in a LaTeX box, after "Answer:", or else all that follows the reasoning; none where that was
+    cut off.
     """
-    thought = _THOUGHT.match(text.strip())
-    rest = text.strip()[thought.end() :] if thought else text
+    text = text.strip()
+    thought = _THOUGHT.match(text)
+    if thought is None and text.lower().startswith(THINK):
+        return text[len(THINK) :].strip(), ""
+    rest = text[thought.end() :] if thought else text
     reasoning = thought.group(1).strip() if thought else ""
     for pattern in (_BETWEEN, _BOXED, _SAID):
         if found := pattern.search(rest):
             before = rest[: found.start()].strip()
             return (reasoning or before, _plain(found.group(1)))
     return reasoning, _plain(rest)
+
+
+def thought(text: str) -> str:
+    """The reasoning in a text that is still being written: it only grows, and never has a tag or half of one."""
+    written = re.sub(r"^\s*(<think>\s*)?", "", text, flags=re.IGNORECASE)
+    return _HALF.sub("", _END.split(written, maxsplit=1)[0])
 
 
 def _plain(text: str) -> str:

@@ -51,7 +51,7 @@ class Computed:
     costs: tuple[Cost, ...]
 
     def memory_bytes(self, quantization: str) -> int:
-        """That must be free: weights, keys and values of a full prompt, and a tenth for what comes and goes."""
+        """That must be free: weights, keys and values of one whole picture, and a tenth for what comes and goes."""
         return int(_SPARE * (self.weights_bytes[quantization] + self.costs[0].kv_bytes))
 
 
@@ -92,8 +92,8 @@ def compute(config: Any, pace: Pace = Pace()) -> Computed:  # noqa: B008 - froze
 
 def tokens_of(family: Family, config: Any, pace: Pace) -> int:
     """Visual tokens of one square picture."""
-    side = family.side(config)
-    along = math.isqrt(pace.tokens) if side is None else side * min(family.tiles, pace.tiles) // family.patch(config)
+    fixed = family.side(config) is not None
+    along = family.along(config) * min(family.tiles, pace.tiles) if fixed else math.isqrt(pace.tokens)
     return along * along
 
 

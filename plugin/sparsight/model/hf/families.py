@@ -7,6 +7,7 @@ transformers takes encoded images (`mm_encoder_outputs`) beside the placeholders
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,10 @@ class Family:
         """Pixels of a token's side."""
         return _one(config.vision_config.patch_size)
 
+    def along(self, config: Any) -> int:
+        """Tokens along the side of a tile. The pixels that are left (6 of 384 by 14) are part of none."""
+        return _one(config.vision_config.image_size) // self.patch(config)
+
     def arguments(self, config: Any, size: tuple[int, int], tiles: tuple[int, int]) -> dict[str, Any]:
         """For the image processor, so that a picture of exactly `size` (height, width) stays as it is.
 
@@ -68,14 +73,20 @@ class Family:
 
     def write(self, processor: Any, messages: list[dict[str, Any]]) -> str:
         """The prompt as text for the family's processor, one image token for each picture, ready for the answer."""
-        if not (getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)):
-            raise ConfigError(
-                "a model without a chat template",
-                expected="chat_template.jinja, or chat_template in its processor or tokenizer configuration",
-                todo="copy it from where the model was published",
-            )
-        text: str = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return text
+        return _chat(processor, messages, add_generation_prompt=True)
+
+    def end(self, processor: Any, ends: frozenset[int]) -> int:
+        """Which of the tokens that end a text ends an answer: the one that the chat template writes after it.
+
+        A model may name several, and the first is often the end of a document, which never follows an answer.
+        """
+        tokenizer, parts = processor.tokenizer, [{"type": "text", "text": "yes"}]
+        turns = [{"role": role, "content": parts} for role in ("user", "assistant")]
+        with suppress(ConfigError):
+            ids = tokenizer(_chat(processor, turns), add_special_tokens=False)["input_ids"]
+            if said := [token for token in ids if token in ends]:
+                return int(said[-1])
+        return int(tokenizer.eos_token_id) if tokenizer.eos_token_id in ends else min(ends)
 
     def frame(self, processor: Any, text: str) -> str:
         """The text with what the family's processor itself puts around it."""
@@ -109,7 +120,8 @@ class _Gemma3(Family):
     listed = False
 
     def patch(self, config: Any) -> int:
-        return int(_one(config.vision_config.image_size) // math.isqrt(config.mm_tokens_per_image))
+        pixels = super().patch(config)
+        return pixels * (_one(config.vision_config.image_size) // pixels // math.isqrt(config.mm_tokens_per_image))
 
     def types(self, config: Any, ids: Tensor) -> Tensor | None:
         """1 for visual tokens: those of one picture all see each other."""
@@ -138,6 +150,25 @@ class _PaliGemma(Family):
     def frame(self, processor: Any, text: str) -> str:
         first = text.rfind(processor.image_token) + len(processor.image_token)
         return f"{text[:first]}{processor.tokenizer.bos_token}{text[first:]}\n"
+
+
+def _chat(processor: Any, messages: list[dict[str, Any]], **how: Any) -> str:
+    """A conversation as the model's own template writes it. Raises ConfigError."""
+    if not (getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)):
+        raise ConfigError(
+            "a model without a chat template",
+            expected="chat_template.jinja, or chat_template in its processor or tokenizer configuration",
+            todo="copy it from where the model was published",
+        )
+    try:
+        text: str = processor.apply_chat_template(messages, tokenize=False, **how)
+    except Exception as error:  # a template may do anything
+        raise ConfigError(
+            f"a chat template that does not write pictures and text ({type(error).__name__})",
+            expected="one that takes a message as a list of parts",
+            todo="use the template that the model was published with",
+        ) from error
+    return text
 
 
 def begins_itself(processor: Any, text: str) -> bool:

@@ -36,8 +36,12 @@ class Language:
         ends = model.generation_config.eos_token_id
         ends = [self.tokenizer.eos_token_id] if ends is None else ends if isinstance(ends, list) else [ends]
         self.ends = frozenset(int(end) for end in ends if end is not None)
+        self.end = family.end(processor, self.ends)  # of an answer
         pad = self.tokenizer.pad_token_id
-        self.pad = min(self.ends) if pad is None else int(pad)
+        self.pad = self.end if pad is None else int(pad)
+        special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        self.special = frozenset({*special, *self.ends, self.image}) - {self.tokenizer.unk_token_id}
+        self.words = int(model.config.get_text_config().vocab_size)
 
     def ids(self, text: str) -> list[int]:
         """The tokens of a text that stands inside another."""

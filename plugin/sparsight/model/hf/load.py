@@ -6,10 +6,10 @@ the policy sees it (6 to 14 % of the features, docs/models.md). Only the languag
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import logging
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +22,10 @@ from safetensors.numpy import save as save_arrays
 from torch import nn
 
 from sparsight.config import ModelConfig
-from sparsight.errors import ConfigError, WeightsError
+from sparsight.errors import ConfigError, SparsightError, WeightsError
 from sparsight.model.hf.families import FAMILIES, Family, family_of
 from sparsight.model.hf.reader import HFReader
-from sparsight.model.hf.vision import Pace
+from sparsight.model.hf.vision import Pace, give_back
 from sparsight.model.policy import TokenPolicy
 
 Quantization = Literal["none", "int8", "nf4"]
@@ -34,25 +34,26 @@ _INDEX = "model.safetensors.index.json"
 _PICKLES = "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt"
 _NEEDED = "config.json", "preprocessor_config.json|processor_config.json", "tokenizer.json|tokenizer.model"
 _BLOCK = 2**24  # bytes hashed at a time
+_AS_IT_LIES: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # and nobody is asked about code
 _LOG = logging.getLogger(__name__)
 
 
-def load_model(folder: Path, config: ModelConfig) -> HFReader:
+def load_model(folder: Path, config: ModelConfig, *, smaller: bool = True) -> HFReader:
     """Load a reader. Raises WeightsError (files), ConfigError (another family, a device that is not there).
 
-    Where the GPU's memory does not hold it, the next smaller quantization is tried, and the log says so.
+    Where the GPU's memory does not hold it, the next smaller quantization is tried if `smaller`; the log and every
+    answer say so. It is another reader then: what was learned for the larger one is not used.
     """
     family = check_folder(folder, config)
     sha256 = hash_folder(folder)
-    processor = _loaded(lambda: transformers.AutoProcessor.from_pretrained(folder, local_files_only=True))
-    rungs = LADDER[LADDER.index(config.quantization) :]
+    processor = _loaded(lambda: transformers.AutoProcessor.from_pretrained(folder, **_AS_IT_LIES))
+    rungs = LADDER[LADDER.index(config.quantization) :] if smaller else (config.quantization,)
     for rung in rungs:
         try:
             model = _loaded(lambda: _model(folder, config, rung))  # noqa: B023 - called at once
             break
         except torch.OutOfMemoryError as error:
-            gc.collect()
-            torch.cuda.empty_cache()
+            give_back(error)
             if rung == rungs[-1]:
                 raise WeightsError(
                     "a model that does not fit the device's memory",
@@ -61,17 +62,22 @@ def load_model(folder: Path, config: ModelConfig) -> HFReader:
                 ) from error
             _LOG.warning("out of memory: the model is loaded in the next smaller quantization")
     pace = Pace(tokens=config.tokens_per_image, tiles=config.tiles, slices=config.slices)
-    return HFReader(
-        model,
-        processor,
-        family,
-        hashlib.sha256(f"{sha256} {rung} {pace}".encode()).hexdigest(),
-        name=config.name or folder.name.lower(),
-        pace=pace,
-        max_tokens=config.max_tokens,
-        reasoning=config.reasoning_tokens,
-        abstain_below=config.abstain_below,
+    less = f"loaded in {rung} instead of {config.quantization}: the device's memory held no more"
+    reader: HFReader = _loaded(
+        lambda: HFReader(
+            model,
+            processor,
+            family,
+            hashlib.sha256(f"{sha256} {rung} {config.dtype} {pace}".encode()).hexdigest(),
+            name=config.name or re.sub("[^a-z0-9._-]+", "-", folder.resolve().name.lower()).strip("-") or "model",
+            pace=pace,
+            max_tokens=config.max_tokens,
+            reasoning=config.reasoning_tokens,
+            abstain_below=config.abstain_below,
+            notes=() if rung == config.quantization else (less,),
+        )
     )
+    return reader
 
 
 def policy_of(folder: Path, config: ModelConfig) -> bytes:
@@ -104,10 +110,16 @@ def check_folder(folder: Path, config: ModelConfig) -> Family:
             raise _incomplete(f"a folder without {names.replace('|', ' or ')}")
     try:
         told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        model_type = told["model_type"]
+        model_type = str(told["model_type"])
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise _incomplete("a config.json without a model_type") from error
     family = family_of(model_type)
+    if (folder / "adapter_config.json").is_file():  # transformers would put it on, and ours would take it off again
+        raise WeightsError(
+            "an adapter beside the model",
+            expected="one whole model",
+            todo="merge it into the weights where it was trained (peft: merge_and_unload)",
+        )
     if config.family is not None and config.family != model_type:
         raise ConfigError(
             f"a model of type {model_type!r}",
@@ -120,7 +132,7 @@ def check_folder(folder: Path, config: ModelConfig) -> Family:
 
 def shape_of(folder: Path) -> Any:
     """The configuration of the model in a folder. Raises WeightsError."""
-    return _loaded(lambda: transformers.AutoConfig.from_pretrained(folder, local_files_only=True))
+    return _loaded(lambda: transformers.AutoConfig.from_pretrained(folder, **_AS_IT_LIES))
 
 
 def hash_folder(folder: Path) -> str:
@@ -149,7 +161,7 @@ def _check_tensors(folder: Path) -> None:
     if index.is_file():
         try:
             wanted = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise _incomplete(f"an {_INDEX} that cannot be read") from error
         if missing := [name for name in wanted if name not in shards]:
             raise _incomplete(f"{len(missing)} of {len(wanted)} weight files missing, {str(missing[0])[:60]} first")
@@ -168,12 +180,13 @@ def _incomplete(what: str) -> WeightsError:
 
 
 def _loaded(make: Callable[[], Any]) -> Any:
-    """What transformers gives, its errors as ours. Remote code is never run."""
+    """What transformers makes of files that may hold anything, its errors as ours."""
     try:
         return make()
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, SparsightError):
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except Exception as error:
+        _LOG.warning("transformers: %s", error)
         raise WeightsError(
             f"a model that transformers cannot load ({type(error).__name__})",
             expected=f"a model of {', '.join(sorted(FAMILIES))}, as published",
@@ -181,19 +194,27 @@ def _loaded(make: Callable[[], Any]) -> Any:
         ) from error
 
 
+def device_of(config: ModelConfig) -> str:
+    """Where a model goes: this process's GPU where there is one. Raises ConfigError for one that is not there."""
+    gpus = torch.cuda.device_count()
+    device = config.device or (f"cuda:{torch.cuda.current_device()}" if gpus else "cpu")
+    if device != "cpu" and int(device.partition(":")[2] or 0) >= gpus:
+        there = f"a GPU below {gpus}" if gpus else "cpu: there is no GPU here"
+        raise ConfigError(f"device {device}", expected=there, todo="leave device out")
+    return device
+
+
 def _model(folder: Path, config: ModelConfig, rung: Quantization) -> Any:
-    gpu = torch.cuda.is_available()
-    device = config.device or (f"cuda:{torch.cuda.current_device()}" if gpu else "cpu")  # of several processes, the own
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device {device[:20]}", expected="cpu: there is no GPU here", todo="leave device out")
-    given: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "local_files_only": True, "use_safetensors": True}
+    given: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "use_safetensors": True, **_AS_IT_LIES}
     if rung != "none":
         given["quantization_config"] = _quantized(folder, rung)
         warnings.filterwarnings("ignore", message="MatMul8bitLt")  # once for every layer and call
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    model = transformers.AutoModelForImageTextToText.from_pretrained(
-        folder, device_map={"": device}, attn_implementation="sdpa", **given
+    model, told = transformers.AutoModelForImageTextToText.from_pretrained(
+        folder, device_map={"": device_of(config)}, attn_implementation="sdpa", output_loading_info=True, **given
     )
+    if missing := sorted(told["missing_keys"]):  # transformers would go on with random numbers
+        raise _incomplete(f"weights without {len(missing)} of the model's tensors, {missing[0][:80]} first")
     keep_gradients(model)
     return model.eval()
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,11 +38,10 @@ class Layout:
     placeholders: tuple[str, ...]
     encoded: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def rows(self, tokens: Tensor, rest: Tensor) -> Tensor:
-        """All rows in their order, (R, C), of tokens (N, C) and of the others (R - N, C)."""
-        rows = tokens.new_empty(len(self.token) + len(self.rest), tokens.shape[1])
-        rows[self.token], rows[self.rest] = tokens, rest.to(tokens)
-        return rows
+    @cached_property
+    def places(self) -> Tensor:
+        """Where each row lies among the tokens and, after them, the others: (R,)."""
+        return torch.cat([self.token, self.rest]).argsort()
 
     def kept(self, keep: Tensor) -> Tensor:
         """Rows of a prompt that keeps the tokens (K,): ascending. Every row for every token, none for none."""
@@ -54,17 +54,29 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """All feature rows of an encoded study, (R, C); deep: the same at each deeper level, where the family has any."""
+    """The feature rows of an encoded study as its grid holds them, not copied: of a volume they are many hundred MB.
+
+    tokens: (N, C); rest: (R - N, C); deep: (R, C) at each deeper level, where the family has any.
+    """
 
     layout: Layout
-    rows: Tensor
+    tokens: Tensor
+    rest: Tensor
     deep: tuple[Tensor, ...]
 
     @classmethod
     def of(cls, grid: TokenGrid, layout: Layout) -> Study:
         """From a grid; its extras are `rest` and one `deep` for each level."""
         levels = sorted((name for name in grid.extras if name.startswith("deep")), key=lambda name: int(name[4:]))
-        return cls(layout, layout.rows(grid.features, grid.extras["rest"]), tuple(grid.extras[n] for n in levels))
+        return cls(layout, grid.features, grid.extras["rest"], tuple(grid.extras[n] for n in levels))
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Some feature rows: (r,) to (r, C)."""
+        at, n = self.layout.places[rows], len(self.tokens)
+        own = at < n
+        taken = self.tokens.new_empty(len(rows), self.tokens.shape[1])
+        taken[own], taken[~own] = self.tokens[at[own]], self.rest[at[~own] - n].to(taken)
+        return taken
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +125,7 @@ def batch(prompts: Sequence[TokenPrompt], pad: int, listed: bool, dtype: torch.d
     if prompts[0].types is not None:
         given["token_type_ids"] = types
     if any(len(prompt.rows) for prompt in prompts):
-        rows = torch.cat([p.study.rows[p.rows] for p in prompts]).to(dtype)
+        rows = torch.cat([p.study.take(p.rows) for p in prompts]).to(dtype)
         pooled = [rows] if listed else rows.unsqueeze(0)
         levels = range(len(prompts[0].study.deep))
         deep = [[torch.cat([p.study.deep[level][p.rows] for p in prompts]).to(dtype)] for level in levels]

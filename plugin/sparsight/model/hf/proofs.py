@@ -5,16 +5,15 @@ Run by `sparsight doctor` on a hospital's model and by the tests on a tiny one o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sparsight.model.completions import chances
+from sparsight.model.hf.adapter import checkpointing
 from sparsight.model.hf.answers import messages
 from sparsight.model.hf.prompts import TokenPrompt
 from sparsight.model.hf.reader import HFReader
@@ -47,7 +46,7 @@ def prove(reader: HFReader, on_proof: Callable[[Proof], None] = lambda proof: No
     with torch.no_grad():
         for study in (pattern(1, 96, 120), pattern(3, 96, 96)):
             grid = reader.encode(study)
-            whole = reader.prompt(grid, _QUESTION, False)
+            whole = reader.prompt(grid, _QUESTION, True)
             kept = _subsets(grid)
             where = "a picture" if grid.shape[0] == 1 else "a volume"
             found += [
@@ -97,7 +96,7 @@ def _apart(a: Tensor, b: Tensor) -> float:
 
 def _identity(reader: HFReader, study: ImageVolume, whole: TokenPrompt) -> float:
     """Against the model as published: its own processor, its own forward pass from pixels."""
-    turn = messages(_QUESTION, study.shape[0], False)
+    turn = messages(_QUESTION, study.shape[0], True)
     given = reader.vision.inputs(study, reader.family.write(reader.processor, turn))
     if given["input_ids"].shape[1] != len(whole.ids) or (given["input_ids"][0].cpu() != whole.ids).any():
         return float("inf")
@@ -159,18 +158,6 @@ def _checkpointed(reader: HFReader) -> float:
     text = reader.language.ids(_TEXT)
     with torch.no_grad():
         plain, _ = reader.language.log_p([prompt], [text])
-    with _checkpointing(reader.model):
+    with checkpointing(reader.model):
         trained, _ = reader.language.log_p([prompt], [text])
     return _apart(trained.detach(), plain)
-
-
-@contextmanager
-def _checkpointing(model: Any) -> Iterator[None]:
-    was = model.training
-    model.activation_checkpointing_enable({"use_reentrant": False})
-    model.train()
-    try:
-        yield
-    finally:
-        model.activation_checkpointing_disable()
-        model.train(was)

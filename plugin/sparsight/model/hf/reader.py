@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -15,8 +16,8 @@ from torch.nn import functional
 
 from sparsight.errors import BudgetError, ConfigError, QuestionError
 from sparsight.model.completions import AdapterPolicy, adapter_of, rank_of
-from sparsight.model.hf.adapter import Adapter
-from sparsight.model.hf.answers import choices_of, messages, parse
+from sparsight.model.hf.adapter import Adapter, standing_in
+from sparsight.model.hf.answers import ANSWER, END_ANSWER, END_THINK, THINK, choices_of, messages, parse, thought
 from sparsight.model.hf.families import Family, begins_itself
 from sparsight.model.hf.language import Language
 from sparsight.model.hf.prompts import Study, TokenPrompt
@@ -27,13 +28,14 @@ from sparsight.types import Answer, ImageVolume, Question, Selection, TokenGrid
 _QUESTION_TOKENS = 512
 _ANSWER_TOKENS = 96
 _CHUNK_TOKENS = 32_768  # of one forward pass: bounds memory
+_CHUNK_LOGITS = 2**28  # of one forward pass: 1 GiB of them
 
 
 class HFReader:
     """Implements protocols.Reader. Not thread-safe: one question at a time (the service queues).
 
     max_tokens: the most visual tokens kept for one question. reasoning: the most tokens of a text. `confidence` is the
-    probability of the answer as the model gives it, not calibrated.
+    probability of the answer as the model gives it, not calibrated. notes: what every answer has to do without.
     """
 
     def __init__(
@@ -48,14 +50,12 @@ class HFReader:
         max_tokens: int = 4096,
         reasoning: int = 512,
         abstain_below: float = 0.5,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.model, self.processor, self.family, self.sha256 = model, processor, family, sha256
-        self.id, self.max_tokens, self.reasoning, self.abstain_below = (
-            f"{name}-{sha256[:8]}",
-            max_tokens,
-            reasoning,
-            abstain_below,
-        )
+        self.id, self.max_tokens, self.reasoning = f"{name}-{sha256[:8]}", max_tokens, reasoning
+        self.longest = max(_ANSWER_TOKENS, reasoning)  # tokens of an answer: what it writes itself can be scored
+        self.abstain_below, self.notes = abstain_below, notes
         self.vision, self.language = Vision(model, processor, family, pace), Language(model, processor, family)
         self._adapter: Adapter | None = None
         self.embed = lru_cache(maxsize=512)(self._embed)
@@ -82,33 +82,43 @@ class HFReader:
         return 1 - functional.cosine_similarity(grid.features, mean)
 
     def check(self, question: Question, answer: str) -> None:
-        """Raise QuestionError where question or answer has too many tokens."""
+        """Raise QuestionError where question, a choice or the answer has too many tokens, or a special one."""
         for what, text, most in (
             ("a question", question.text, _QUESTION_TOKENS),
-            ("an answer", answer, _ANSWER_TOKENS),
+            ("an answer", answer, self.longest),
+            *(("a choice", choice, _ANSWER_TOKENS) for choice in question.choices),
         ):
-            if not 0 < (n := len(self.language.ids(text.strip()))) <= most:
-                raise QuestionError(f"{what} of {n} tokens", expected=f"1 to {most}", todo="use a shorter one")
+            ids = self.language.ids(text.strip())
+            if not 0 < len(ids) <= most:
+                raise QuestionError(f"{what} of {len(ids)} tokens", expected=f"1 to {most}", todo="use a shorter one")
+            if not self.language.special.isdisjoint(ids):  # it would end the turn, or stand for a picture
+                raise QuestionError(
+                    f"{what} that holds a special token of the model", expected="words", todo="leave it out"
+                )
 
     @torch.inference_mode(False)  # it is kept, and a policy trains on it, whoever asked first
     @torch.no_grad()
     def _embed(self, question: Question) -> Tensor:
-        """Mean and last hidden state of the question read without an image: (2 * hidden,)."""
+        """Mean and last hidden state of the question read without an image, by the model as published: (2 * hidden,).
+
+        With an adapter on, the same question would be another to a policy before it was taught and after.
+        """
         self.check(question, "-")
         ids = torch.tensor([self.language.ids(question.text.strip())], device=self.model.device)
         text = self.model.get_decoder()
-        states = text(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state[0].float()
+        on = self._adapter
+        with memory_full(), nullcontext() if on is None else standing_in(on, on.state_of({})):
+            read = text(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        states = read.last_hidden_state[0].float()
         return torch.cat([states.mean(0), states[-1]]).cpu()
 
     def prompt(self, grid: TokenGrid, question: Question, reasoned: bool) -> TokenPrompt:
         """The question with every token of the study in it. Raises QuestionError for what does not fit."""
         self.check(question, "-")
-        if any(token in question.text for token in self.processor.tokenizer.all_special_tokens):
-            raise QuestionError(
-                "a question that holds a special token of the model", expected="words", todo="leave it out"
-            )
         layout = self.vision.layout(grid.shape)
         text = self.family.write(self.processor, messages(question, len(layout.placeholders), reasoned))
+        if not reasoned and text.rstrip().endswith(THINK):  # the template begins a thought: none is asked for
+            text += f"\n{END_THINK}\n\n"
         special = not begins_itself(self.processor, text)
         (text, *_), _ = self.processor.get_text_with_replacements(
             [self.family.frame(self.processor, text)], images_replacements=list(layout.placeholders)
@@ -153,14 +163,14 @@ class HFReader:
         for request in requests:
             self.check(request.question, request.answer)
             whole = self.prompt(request.grid, request.question, False)
-            answer = [*self.language.ids(request.answer.strip()), min(self.language.ends)]
+            answer = [*self.language.ids(request.answer.strip()), self.language.end]
             for keep in request.keeps:
                 self._check_kept(len(keep))
                 prompts.append(whole.keep(keep, self.language.image))
                 texts.append(answer)
-        parts = _chunks(prompts, texts) if prompts else []
+        parts = _chunks(prompts, texts, self.language.words)
         with memory_full():
-            scores = torch.cat([torch.empty(0), *(self.language.likely(p, t).cpu() for p, t in parts)])
+            scores = torch.cat([torch.zeros(0), *(self.language.likely(p, t).cpu() for p, t in parts)])
         for _ in range(self.language.most(len(parts)) - len(parts)):
             self.language.idle()
         return list(torch.split(scores, [len(request.keeps) for request in requests]))
@@ -190,20 +200,25 @@ class HFReader:
         started = time.perf_counter()
         reasoned = self.prompt(grid, question, True).keep(keep, self.language.image)
         direct = self.prompt(grid, question, False).keep(keep, self.language.image)
-        text = self._say(reasoned, on_token)
+        begun = self.processor.tokenizer.decode(reasoned.ids[-8:]).rstrip().endswith(THINK)
+        text = (THINK if begun else "") + self._say(reasoned, on_token)
         decoded = time.perf_counter()
         reasoning, said = parse(text)
         choices = choices_of(question)
-        before = self.language.ids(f"<think>{reasoning}</think><answer>" if reasoning else "<answer>")
+        if not (choices or said):  # cut off before it came to an answer
+            said = parse(self._say(direct, on_token))[1]
+        said = self._scorable(said)
+        thought = f"{'' if begun else THINK}{reasoning}{END_THINK}" if reasoning or begun else ""
+        before = self.language.ids(f"{thought}{ANSWER}")
         options = choices or (said or "-",)
         answers = [self.language.ids(option) for option in options]
-        end = self.language.ids("</answer>")
+        end = self.language.ids(END_ANSWER)
         likely = torch.stack(
             [
                 self.language.likely_after(
                     reasoned.then(before, self.family.answer_type), [[*answer, *end] for answer in answers]
                 ),
-                self.language.likely_after(direct, [[*answer, min(self.language.ends)] for answer in answers]),
+                self.language.likely_after(direct, [[*answer, self.language.end] for answer in answers]),
             ]
         ).cpu()
         p = likely.softmax(-1).mean(0) if choices else likely.exp().mean(0)
@@ -217,22 +232,28 @@ class HFReader:
             abstained=confidence < self.abstain_below or not (choices or said),
             choice=best if question.kind == "choice" else None,
             timings_ms={"decode": 1e3 * (decoded - started), "prefill": 1e3 * (done - decoded)},
-            notes=self.vision.notes(grid),
+            notes=(*self.notes, *self.vision.notes(grid)),
         )
 
     def _say(self, prompt: TokenPrompt, on_token: Callable[[str], None] | None) -> str:
-        """Write until the model ends; text is handed out as it comes, never half a character."""
+        """Write until the model ends; its reasoning is handed out as it comes, never half a character."""
         ids, shown = list[int](), ""
         for step in self.language.write([prompt], self.reasoning):
             (token,) = step.ids
             if token is None or token in self.language.ends:
                 break
             ids.append(token)
-            text = self.processor.tokenizer.decode(ids, skip_special_tokens=False)
+            text = thought(self.processor.tokenizer.decode(ids, skip_special_tokens=False))
             if on_token and not text.endswith("\ufffd") and text != shown:
                 on_token(text[len(shown) :])
                 shown = text
         return str(self.processor.tokenizer.decode(ids, skip_special_tokens=False))
+
+    def _scorable(self, said: str) -> str:
+        """An answer that `check` takes: the model may go on for long, or spell out a special token."""
+        ids = self.language.ids(said)
+        own = [i for i in ids if i not in self.language.special][: self.longest - 8]  # spelled anew it may take more
+        return said if own == ids else str(self.processor.tokenizer.decode(own)).strip()
 
     def _check_kept(self, kept: int) -> None:
         if kept > self.max_tokens:
@@ -240,13 +261,14 @@ class HFReader:
 
 
 def _chunks(
-    prompts: Sequence[TokenPrompt], texts: Sequence[Sequence[int]]
+    prompts: Sequence[TokenPrompt], texts: Sequence[Sequence[int]], words: int
 ) -> list[tuple[Sequence[TokenPrompt], Sequence[Sequence[int]]]]:
-    """Rows that go through the model together: as many as _CHUNK_TOKENS padded tokens hold."""
-    parts, begin, longest = [], 0, 0
+    """Rows that go through the model together: as many as _CHUNK_TOKENS padded tokens and _CHUNK_LOGITS hold."""
+    parts, begin, longest, spoken = [], 0, 0, 0
     for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-        longest = max(longest, len(prompt.ids) + len(text))
-        if i > begin and longest * (i + 1 - begin) > _CHUNK_TOKENS:
+        own = len(prompt.ids) + len(text), len(text) + 1
+        longest, spoken, rows = max(longest, own[0]), max(spoken, own[1]), i + 1 - begin
+        if rows > 1 and (longest * rows > _CHUNK_TOKENS or spoken * words * rows > _CHUNK_LOGITS):
             parts.append((prompts[begin:i], texts[begin:i]))
-            begin, longest = i, len(prompt.ids) + len(text)
-    return [*parts, (prompts[begin:], texts[begin:])]
+            begin, (longest, spoken) = i, own
+    return [*parts, (prompts[begin:], texts[begin:])] if prompts else []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -48,11 +49,19 @@ class Pace:
         """The next rung down: half of all that can be halved."""
         return replace(
             self,
-            tokens=max(_LEAST, self.tokens // 2),
+            tokens=min(self.tokens, max(_LEAST, self.tokens // 2)),
             tiles=max(1, self.tiles // 2),
-            slices=max(2, self.slices // 2),
+            slices=min(self.slices, max(2, self.slices // 2)),
             batch=max(2, self.batch // 2),
         )
+
+
+def give_back(error: torch.OutOfMemoryError) -> None:
+    """Free what an attempt held that did not fit; the error's own frames would keep it as long as anyone has it."""
+    traceback.clear_frames(error.__traceback__)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @contextmanager
@@ -61,9 +70,7 @@ def memory_full() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back(error)
         raise MemoryFullError(
             "a question that the device's memory does not hold",
             expected="room for its tokens",
@@ -76,6 +83,8 @@ class Vision:
 
     def __init__(self, model: Any, processor: Any, family: Family, pace: Pace) -> None:
         self.model, self.processor, self.family, self.pace = model, processor, family, pace
+        self.patch, self.side = family.patch(model.config), family.side(model.config)
+        self.seen = None if self.side is None else self.patch * family.along(model.config)  # pixels of a tile's side
         self.layout = lru_cache(maxsize=64)(self._layout)
 
     def encode(self, volume: ImageVolume, reader: str) -> TokenGrid:
@@ -145,8 +154,7 @@ class Vision:
         depth = volume.shape[0]
         chosen = thinned(depth, pace.slices)
         looked = replace(volume, voxels=volume.voxels[chosen], sop_uids=()) if len(chosen) < depth else volume
-        patch = self.family.patch(self.model.config)
-        prepared = prepare(looked, long_side=self._long_side(patch, len(chosen) == 1, pace), patch=patch)
+        prepared = prepare(looked, long_side=self._long_side(len(chosen) == 1, pace), patch=self.patch)
         return Prepared(prepared.pixels, _spread(prepared.geometry, volume, len(chosen)))
 
     def _look(self, pixels: NDArray[np.float32]) -> tuple[Tensor, list[Tensor]]:
@@ -164,7 +172,7 @@ class Vision:
         """What the family's processor makes of slices (d, h, w) in [0, 1] and of a text, which names each once."""
         d, h, w = pixels.shape
         size, tiles = self._size((h, w))
-        framed = np.pad(pixels, ((0, 0), (0, size[0] - h), (0, size[1] - w)), mode="edge")
+        framed = pixels[:, self._shown(h, size[0])][:, :, self._shown(w, size[1])]
         pictures = [np.repeat((plane * 255 + 0.5).astype(np.uint8)[..., None], 3, axis=-1) for plane in framed]
         arguments = self.family.arguments(self.model.config, size, tiles)
         return self.processor(
@@ -179,11 +187,13 @@ class Vision:
     def _layout(self, shape: tuple[int, int, int]) -> Layout:
         """Where the tokens of a grid (gd, gh, gw) stand among the feature rows of its pictures."""
         gd, gh, gw = shape
-        patch = self.family.patch(self.model.config)
-        blank = np.zeros((gd, gh * patch, gw * patch), np.float32)
-        given = self._process(blank)
-        size, tiles = self._size((gh * patch, gw * patch))
-        rows = self.family.rows(self.model.config, (size[0] // patch, size[1] // patch), tiles, gd == 1)
+        pixels = gh * self.patch, gw * self.patch
+        given = self._process(np.zeros((gd, *pixels), np.float32))
+        _, tiles = self._size(pixels)
+        whole = (
+            (gh, gw) if self.seen is None else (tiles[0] * self.seen // self.patch, tiles[1] * self.seen // self.patch)
+        )
+        rows = self.family.rows(self.model.config, whole, tiles, gd == 1)
         starts = rows.total * np.arange(gd)
         token = (starts[:, None, None] + rows.token[None, :gh, :gw]).ravel()
         framing = (starts[:, None] + rows.framing).ravel()
@@ -193,20 +203,25 @@ class Vision:
         where = [torch.from_numpy(part) for part in (token, framing, rest)]
         return Layout(where[0], where[1], where[2], placeholders, encoded)
 
-    def _long_side(self, patch: int, single: bool, pace: Pace) -> int:
+    def _long_side(self, single: bool, pace: Pace) -> int:
         """Pixels of a picture's longer side."""
-        side = self.family.side(self.model.config)
-        if side is None:
-            return patch * math.isqrt(pace.tokens)
-        return side * (min(self.family.tiles, pace.tiles) if single else 1)
+        if self.seen is None:
+            return self.patch * math.isqrt(pace.tokens)
+        return self.seen * (min(self.family.tiles, pace.tiles) if single else 1)
 
     def _size(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """A picture's size (h, w) as the family takes it, and the tiles (rows, columns) that it is cut into."""
-        side = self.family.side(self.model.config)
-        if side is None:
+        if self.side is None or self.seen is None:
             return size, (1, 1)
-        r, c = -(-size[0] // side), -(-size[1] // side)
-        return (r * side, c * side), (r, c)
+        r, c = -(-size[0] // self.seen), -(-size[1] // self.seen)
+        return (r * self.side, c * self.side), (r, c)
+
+    def _shown(self, n: int, whole: int) -> NDArray[np.int64]:
+        """Which of n pixels each of `whole` shows: what no token covers, of a tile or a border, repeats the last."""
+        at = np.arange(whole)
+        if self.side is not None and self.seen is not None:
+            at = at // self.side * self.seen + np.minimum(at % self.side, self.seen - 1)
+        return np.minimum(at, n - 1)
 
 
 def thinned(depth: int, most: int) -> NDArray[np.int64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparsight.model.completions import Completion, Prompt, Spoken, chances
-from sparsight.model.hf.adapter import Adapter, standing_in
+from sparsight.model.hf.adapter import Adapter, checkpointing, standing_in
 from sparsight.model.hf.answers import ANSWER, END_ANSWER, END_THINK, parse
 from sparsight.model.hf.prompts import TokenPrompt
 from sparsight.model.hf.reader import HFReader
@@ -26,7 +26,7 @@ class HFLanguagePolicy:
         """state: matrices that stand in for the adapter's own whenever this stream speaks."""
         self._reader, self._state = reader, state
         self.module = adapter
-        self.max_tokens = reader.max_tokens
+        self.max_tokens, self.words = reader.max_tokens, reader.language.words
 
     def check(self, question: Question, answer: str) -> None:
         """Raise QuestionError where question or answer has too many tokens."""
@@ -39,7 +39,7 @@ class HFLanguagePolicy:
     def phrase(self, prompt: Prompt, answer: str) -> Completion:  # noqa: ARG002 - the protocol's
         """The answer's tokens and the end."""
         language = self._reader.language
-        return self._spell(False, [*language.ids(answer.strip()), min(language.ends)])
+        return self._spell(False, [*language.ids(answer.strip()), language.end])
 
     def to_arrays(self) -> dict[str, NDArray[np.float32]]:
         """The adapter by name."""
@@ -69,7 +69,10 @@ class HFLanguagePolicy:
         """Distributions along given texts, one pass, with gradient unless the stream is frozen."""
         texts = [list(text.ids) for group in completions for text in group]
         rows = [row for row, group in zip(self._rows(prompts), completions, strict=True) for _ in group]
-        with self._speaking(), torch.no_grad() if self._state is not None else nullcontext():
+        read: AbstractContextManager[Any] = torch.no_grad()
+        if self._state is None:
+            read = checkpointing(self._reader.model)
+        with self._speaking(), read:
             log_p, counts = self._reader.language.log_p(rows, texts)
         longest = counts.shape[1]
         first = torch.tensor([longest - len(text) for text in texts])  # rows are padded on the left: shift them back

@@ -227,8 +227,6 @@ class NanoReader:
             rows = [Row(ids, visual, at, [*text, *said, END_ANSWER], len(said) + 1) for text in (reasoned, [ANSWER])]
             choice, p = None, float(self.language.log_probs(rows).exp().mean())
             text = decode_text(self.tokenizer, said)
-        if on_token:
-            on_token(f"\n{text}")
         confidence = self.confidence(question, p)
         done = time.perf_counter()
         timings = {"decode": 1e3 * (decoded - started), "prefill": 1e3 * (done - decoded)}

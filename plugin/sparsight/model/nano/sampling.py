@@ -35,7 +35,7 @@ class NanoLanguagePolicy:
     def __init__(self, reader: NanoReader, module: NanoLanguage | None = None) -> None:
         self._reader = reader
         self.module = reader.language if module is None else module
-        self.max_tokens = reader.max_tokens
+        self.max_tokens, self.words = reader.max_tokens, self.module.lm.lm_head.out_features
 
     def check(self, question: Question, answer: str) -> None:
         """Raise QuestionError where question or answer has too many word pieces."""

@@ -1,10 +1,12 @@
 """How a model's text is read."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsight.model.hf.answers import messages, parse
+from sparsight.model.hf.answers import messages, parse, thought
 from sparsight.types import Question
 
 
@@ -21,6 +23,7 @@ from sparsight.types import Question
         ("<answer>yes", "", "yes"),  # cut off
         ("yes<|im_end|>", "", "yes"),
         ("", "", ""),
+        ("<think>It may be", "It may be", ""),  # cut off
     ],
 )
 def test_reasoning_and_answer(text: str, reasoning: str, answer: str) -> None:
@@ -33,6 +36,23 @@ def test_any_text_is_read(text: str) -> None:
     reasoning, answer = parse(text)
     assert isinstance(reasoning, str)
     assert answer == answer.strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning"),
+    [
+        ("<think>A < B, so it is bright.</think><answer>yes</answer>", "A < B, so it is bright."),
+        ("It is bright.</think>\n<answer>Yes.</answer>", "It is bright."),
+        ("  <THINK>\nIt is bright.\n</Think>yes", "It is bright.\n"),
+        ("It is bright.<answer>yes</answer>", "It is bright."),
+        ("<answer>yes</answer>", ""),
+    ],
+)
+def test_reasoning_only_grows_while_it_is_written(text: str, reasoning: str) -> None:
+    shown = [thought(text[:n]) for n in range(len(text) + 1)]
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(shown))
+    assert shown[-1] == reasoning
+    assert not any(tag in "".join(shown) for tag in ("think", "answer", "Think"))
 
 
 def test_a_question_names_its_choices_and_pictures() -> None:

@@ -1,22 +1,26 @@
 """Every family reads few tokens as it reads them among all, and shows them where they are."""
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sparsight import evidence
 from sparsight.errors import BudgetError, ConfigError, MemoryFullError, QuestionError
 from sparsight.imaging.grid import tokens_to_labelmap
 from sparsight.model import RandomSelector, ScoreRequest
-from sparsight.model.hf import proofs
+from sparsight.model.hf import proofs, tiny
 from sparsight.model.hf.families import FAMILIES, family_of
 from sparsight.model.hf.prompts import Layout
 from sparsight.model.hf.proofs import pattern, prove
+from sparsight.model.hf.reader import HFReader
 from sparsight.model.hf.tiny import families
-from sparsight.model.hf.vision import thinned
+from sparsight.model.hf.vision import Pace, memory_full, thinned
 from sparsight.model.selectors import finish
 from sparsight.types import Question
 
@@ -36,6 +40,19 @@ def test_proofs_hold(reader_of: Make, family: str, tiles: int) -> None:
     assert len(found) == 10
     assert not [proof for proof in found if not proof.passed]
     assert [proof.worst for proof in found if "unmodified" in proof.name] == [0.0, 0.0]  # on a CPU: to the bit
+
+
+@pytest.mark.parametrize(("family", "tiles"), [("llava", 1), ("gemma3", 1), ("paligemma", 1)] + [(f, 2) for f in TILED])
+def test_proofs_hold_where_patches_leave_pixels_over(monkeypatch: pytest.MonkeyPatch, family: str, tiles: int) -> None:
+    """As in SigLIP, whose 384 pixels are 27 patches of 14 and 6 more: these are part of no token."""
+    monkeypatch.setattr(tiny, "SIDE", 68)
+    monkeypatch.setitem(tiny._VISION, "image_size", 68)
+    model, processor = tiny.tiny(family)
+    reader = HFReader(model, processor, family_of(family), "0" * 64, name=family, pace=Pace(tiles=tiles))
+    assert not [proof for proof in prove(reader) if not proof.passed]
+    along = family_of(family).along(model.config)
+    assert reader.encode(pattern(3, 96, 96)).shape == (3, along, along)  # one tile a slice
+    assert reader.encode(pattern(1, 96, 96)).shape == (1, tiles * along, tiles * along)
 
 
 def test_positions_that_move_up_are_found(reader_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +138,7 @@ def test_scores_and_answers(reader_of: Make, family: str) -> None:
     shown: list[str] = []
     answer = reader.read(YES_NO, grid, RandomSelector().select(grid, YES_NO, 8, seed=1), on_token=shown.append)
     assert answer.text in {"yes", "no"}
+    assert "".join(shown).startswith(answer.reasoning.split("<")[0])
     assert 0.5 <= answer.confidence <= 1
     assert set(answer.timings_ms) == {"decode", "prefill"}
 
@@ -137,6 +155,89 @@ def test_texts_behind_one_reading_are_as_likely_as_each_by_itself(reader_of: Mak
     assert together.tolist() == pytest.approx(alone.tolist(), abs=2e-3)
 
 
+def test_of_several_ends_the_answer_has_that_of_its_turn(reader_of: Make) -> None:
+    """Qwen and Gemma name two, and the lower one ends a document: after an answer it is all but impossible."""
+    reader = reader_of("llava")
+    tokenizer, ends = reader.processor.tokenizer, [256, reader.language.end]
+    assert tokenizer.convert_ids_to_tokens(ends)[1] == "<end>"
+    assert ends[0] < ends[1]
+    assert family_of("llava").end(reader.processor, frozenset(ends)) == ends[1]
+    template, reader.processor.chat_template = reader.processor.chat_template, "no turn ends"
+    try:
+        assert family_of("llava").end(reader.processor, frozenset(ends)) == tokenizer.eos_token_id
+    finally:
+        reader.processor.chat_template = template
+
+
+def test_a_template_that_cannot_write_pictures_is_refused(reader_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = reader_of("llava")
+    monkeypatch.setattr(reader.processor, "chat_template", "{{ 'USER: ' + messages[0]['content'] }}")
+    with pytest.raises(ConfigError, match="chat template"):
+        reader.prompt(reader.encode(pattern(1, 60, 80)), YES_NO, False)
+
+
+def test_reasoning_that_was_cut_off_is_no_answer(reader_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, free = reader_of("llava"), Question("What is it?")
+    said = iter(["<think>It could be", "a ring"])
+    monkeypatch.setattr(reader, "_say", lambda prompt, on_token: next(said))
+    grid = reader.encode(pattern(1, 60, 80))
+    answer = reader.read(free, grid, RandomSelector().select(grid, free, 8, seed=1))
+    assert (answer.reasoning, answer.text) == ("It could be", "a ring")
+
+
+@pytest.mark.parametrize("said", ["bright " * 40, "a ring <row_1_col_1>"])
+def test_what_a_model_answers_can_be_scored(reader_of: Make, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    """Else a free question with a long answer would be refused once it was answered: its necessity is measured."""
+    reader, free = reader_of("idefics3"), Question("What is it?")
+    monkeypatch.setattr(reader, "_say", lambda prompt, on_token: f"<answer>{said}</answer>")
+    grid = reader.encode(pattern(1, 60, 80))
+    answer = reader.read(free, grid, RandomSelector().select(grid, free, 8, seed=1))
+    assert answer.text
+    assert said.startswith(answer.text)
+    assert len(reader.score([ScoreRequest(grid, free, answer.text, torch.arange(4)[None])])) == 1
+
+
+def test_a_template_that_begins_a_thought(reader_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, free = reader_of("llava"), Question("What is it?")
+    template = reader.processor.chat_template.replace("[assistant]", "[assistant]<think>")
+    monkeypatch.setattr(reader.processor, "chat_template", template)
+    grid = reader.encode(pattern(1, 60, 80))
+    direct = reader.prompt(grid, free, False)
+    assert reader.processor.tokenizer.decode(direct.ids).endswith("<think>\n</think>\n\n")
+    said = iter(["It is bright.</think><answer>a ring</answer>", "It may be", "a line"])
+    monkeypatch.setattr(reader, "_say", lambda prompt, on_token: next(said))
+    keep = RandomSelector().select(grid, free, 8, seed=1)
+    answers = [reader.read(free, grid, keep) for _ in range(2)]
+    assert [(a.reasoning, a.text) for a in answers] == [("It is bright.", "a ring"), ("It may be", "a line")]
+    assert not [proof for proof in prove(reader) if not proof.passed]
+
+
+def test_prompts_hold_a_study_once(reader_of: Make) -> None:
+    """A volume's features are many hundred MB, and a step of learning has dozens of prompts."""
+    reader = reader_of("qwen3_vl")
+    grid = reader.encode(pattern(3, 60, 80))
+    prompt = reader.prompt(grid, YES_NO, False).keep(torch.arange(5), reader.language.image)
+    held = (prompt.study.tokens, prompt.study.rest, *prompt.study.deep)
+    assert {part.data_ptr() for part in held} <= {part.data_ptr() for part in (grid.features, *grid.extras.values())}
+
+
+def test_scores_together_are_bounded_by_their_logits(reader_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = reader_of("llava")
+    grid = reader.encode(pattern(1, 60, 80))
+    request = ScoreRequest(grid, YES_NO, "yes", torch.arange(8).reshape(4, 2))
+    (together,) = reader.score([request])
+    monkeypatch.setattr(
+        "sparsight.model.hf.reader._CHUNK_LOGITS", 2 * 5 * reader.language.words
+    )  # two rows of y, e, s, end
+    likely, rows = reader.language.likely, []
+    monkeypatch.setattr(reader.language, "likely", lambda p, t: rows.append(len(p)) or likely(p, t))
+    (apart,) = reader.score([request])
+    assert rows == [2, 2]
+    assert torch.allclose(together, apart, atol=1e-4)
+    assert reader.score([]) == []
+    assert [len(part) for part in reader.score([replace(request, keeps=torch.empty(0, 3, dtype=torch.long))])] == [0]
+
+
 def test_a_choice_is_one_of_the_choices(reader_of: Make) -> None:
     reader = reader_of("llava")
     question = Question("What is it?", "choice", ("mass", "ring", "line"))
@@ -151,8 +252,14 @@ def test_what_is_too_much_is_refused(reader_of: Make) -> None:
     grid = reader.encode(pattern(1, 60, 80))
     with pytest.raises(QuestionError, match="tokens"):
         reader.score([ScoreRequest(grid, Question("a" * 600), "yes", torch.arange(2)[None])])
-    with pytest.raises(QuestionError, match="special token"):
+    with pytest.raises(QuestionError, match="a question that holds a special token"):
         reader.prompt(grid, Question("what is <image> here?"), False)
+    with pytest.raises(QuestionError, match="a choice that holds a special token"):
+        reader.prompt(grid, Question("what is here?", "choice", ("a mass", "<image>")), False)
+    with pytest.raises(QuestionError, match="a choice of 200 tokens"):
+        reader.prompt(grid, Question("what is here?", "choice", ("a mass", "a" * 200)), False)
+    with pytest.raises(QuestionError, match="an answer that holds a special token"):
+        reader.check(YES_NO, "no <image>")  # a correction that could never be learned from
     reader.max_tokens, most = 4, reader.max_tokens
     try:
         with pytest.raises(BudgetError, match="5 tokens"):
@@ -199,6 +306,27 @@ def test_a_full_memory_takes_a_smaller_picture_and_says_so(reader_of: Make, monk
     monkeypatch.setattr(reader.vision, "_look", lambda pixels: (_ for _ in ()).throw(torch.OutOfMemoryError("none")))
     with pytest.raises(MemoryFullError, match="memory"):
         reader.encode(pattern(1, 60, 60))
+
+
+@given(st.builds(Pace, st.integers(16, 16384), st.integers(1, 6), st.integers(1, 512), st.just(4)))
+def test_a_smaller_pace_is_never_larger(pace: Pace) -> None:
+    smaller = pace.smaller()
+    assert smaller.tokens <= pace.tokens
+    assert smaller.tiles <= pace.tiles
+    assert smaller.slices <= pace.slices
+
+
+def test_what_did_not_fit_is_given_back() -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def ask_for_more() -> None:
+        tensor = torch.zeros(8)
+        held.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(MemoryFullError), memory_full():
+        ask_for_more()
+    assert held[0]() is None
 
 
 def test_the_same_question_is_embedded_alike(reader_of: Make) -> None:

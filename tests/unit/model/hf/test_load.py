@@ -1,16 +1,18 @@
 """A model's folder: whole and of the right kind, or a clear refusal; quantized without a trace in the tokens."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sparsight.config import ModelConfig
 from sparsight.errors import ConfigError, WeightsError
-from sparsight.model import PolicySelector, ScoreRequest, base_policy, load_policy, load_reader
+from sparsight.model import GridSelector, PolicySelector, ScoreRequest, base_policy, load_policy, load_reader
 from sparsight.model.hf import load as loading
 from sparsight.model.hf.adapter import Adapter
 from sparsight.model.hf.load import check_folder, hash_folder, load_model
@@ -75,6 +77,22 @@ def _pickled(folder: Path) -> None:
     torch.save({}, folder / "pytorch_model.bin")
 
 
+def _less(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop(next(name for name in tensors if "down_proj" in name))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _odd_size(folder: Path) -> None:
+    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    told["text_config"]["hidden_size"] = "wide"
+    (folder / "config.json").write_text(json.dumps(told), encoding="utf-8")
+
+
+def _holding(name: str, text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(text, encoding="utf-8")
+
+
 def _sharded(folder: Path) -> None:
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
@@ -92,12 +110,31 @@ def _sharded(folder: Path) -> None:
         (_cut, "broken off"),
         (_pickled, "pickle"),
         (_sharded, "1 of 2 weight files"),
+        (_less, "without 1 of the model's tensors, .*down_proj"),
+        (_odd_size, "cannot load"),
+        (_holding("tokenizer_config.json", "[]"), "cannot load"),
+        (_holding("generation_config.json", '{"eos_token_id": "x"}'), "cannot load"),
+        (_holding("model.safetensors.index.json", "[]"), "cannot be read"),
+        (_holding("adapter_config.json", "{}"), "adapter beside the model"),
     ],
 )
 def test_a_bad_folder_is_refused(copy: Path, spoil: Callable[[Path], None], says: str) -> None:
     spoil(copy)
     with pytest.raises((WeightsError, ConfigError), match=says):
         load_model(copy, ModelConfig(device="cpu"))
+
+
+def test_nobody_is_asked_to_run_code_of_the_folder(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("processor_config.json", "tokenizer_config.json"):
+        told = json.loads((copy / name).read_text(encoding="utf-8"))
+        told |= {"processor_class": "Own", "auto_map": {"AutoProcessor": "own.Own"}}
+        (copy / name).write_text(json.dumps(told), encoding="utf-8")
+    (copy / "own.py").write_text("raise SystemExit", encoding="utf-8")
+    asked: list[object] = []
+    monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "y")
+    with pytest.raises(WeightsError, match="cannot load"):
+        load_model(copy, ModelConfig(device="cpu"))
+    assert not asked
 
 
 def test_another_family_than_the_configuration_says(folder_of: Folder) -> None:
@@ -117,6 +154,19 @@ def test_a_model_without_a_chat_template_is_refused(copy: Path) -> None:
     reader = load_model(copy, ModelConfig(device="cpu", dtype="float32"))
     with pytest.raises(ConfigError, match="chat template"):
         reader.prompt(reader.encode(pattern(1, 60, 80)), YES_NO, False)
+
+
+def test_what_changes_tokens_makes_another_reader(folder_of: Folder) -> None:
+    ids = {
+        load_model(folder_of("llava"), ModelConfig.model_validate({"device": "cpu", **more})).id
+        for more in ({}, {"dtype": "float32"}, {"slices": 3})
+    }
+    assert len(ids) == 3
+
+
+def test_a_folder_of_any_name_gives_a_plain_id(folder_of: Folder, tmp_path: Path) -> None:
+    shutil.copytree(folder_of("llava"), tmp_path / "Own Modèl (2)")
+    assert re.fullmatch("own-mod-l-2-[0-9a-f]{8}", load_reader(tmp_path / "Own Modèl (2)").id)
 
 
 def test_the_hash_is_of_every_file_that_matters(copy: Path) -> None:
@@ -171,6 +221,11 @@ def test_out_of_memory_goes_down_the_ladder(folder_of: Folder, monkeypatch: pyte
     reader = load_model(folder_of("llava"), ModelConfig(device="cpu"))
     assert tried == ["none", "int8", "nf4"]
     assert reader.id.startswith("llava-")
+    grid = reader.encode(pattern(1, 60, 80))
+    answer = reader.read(YES_NO, grid, GridSelector().select(grid, YES_NO, 5))
+    assert answer.notes == ("loaded in nf4 instead of none: the device's memory held no more",)
+    with pytest.raises(WeightsError, match="does not fit"):
+        load_model(folder_of("llava"), ModelConfig(device="cpu"), smaller=False)
     monkeypatch.setattr(loading, "_model", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
     with pytest.raises(WeightsError, match="does not fit"):
         load_model(folder_of("llava"), ModelConfig(device="cpu"))

@@ -1,18 +1,19 @@
 """The language stream as a policy over texts: LoRA under quantization, trained by the same trainer as nano's."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
 
 from sparsight.errors import WeightsError
-from sparsight.model import PolicySelector, TokenPolicy
+from sparsight.model import PolicySelector, RandomSelector, TokenPolicy
 from sparsight.model.completions import Prompt
 from sparsight.model.hf.adapter import Adapter
 from sparsight.model.hf.proofs import pattern
 from sparsight.model.hf.reader import HFReader
 from sparsight.model.hf.writing import HFLanguagePolicy
+from sparsight.rl import tuning
 from sparsight.rl.language import LanguageConfig, train_language
 from sparsight.rl.trainer import Example
 from sparsight.types import Question
@@ -107,3 +108,72 @@ def test_an_adapter_comes_back_from_its_arrays(load: Make) -> None:
     with pytest.raises(WeightsError, match="adapter of 1 matrices"):
         adapter.from_arrays({"lora.look": np.zeros(1, np.float32)})
     assert all(np.array_equal(array, kept[name]) for name, array in adapter.to_arrays().items())
+
+
+def test_a_question_is_the_same_to_the_policy_whatever_the_adapter(load: Make) -> None:
+    reader = load("llava", dtype="float32")
+    before = reader.embed(YES_NO)
+    with torch.no_grad():
+        for matrix in reader.writer(4).module.parameters():
+            matrix.normal_()
+    reader.embed.cache_clear()  # as after the server was started anew
+    assert torch.equal(reader.embed(YES_NO), before)
+
+
+def test_an_adapter_begins_the_same_every_time(load: Make) -> None:
+    one, two = (Adapter(load("llava").model, rank=4).to_arrays() for _ in range(2))
+    assert all(np.array_equal(array, two[name]) for name, array in one.items())
+
+
+def test_a_training_pass_keeps_one_layer_at_a_time(load: Make) -> None:
+    """Else a step of a model of 7 B would hold the insides of all layers; and no dropout is woken."""
+    reader = load("llava", dtype="float32")
+    stream = reader.writer(4)
+    prompts = _prompts(_examples(reader))
+    texts = [[stream.phrase(prompt, "yes")] for prompt in prompts]
+
+    def gradients(spoken: torch.Tensor) -> list[torch.Tensor]:
+        return list(torch.autograd.grad(spoken.sum(), list(stream.module.parameters()), allow_unused=True))
+
+    with torch.no_grad():
+        for matrix in stream.module.parameters():
+            matrix.normal_(std=0.1)
+    stream.module.train()
+    rows = [reader.prompt(p.grid, p.question, p.reasoned).keep(p.keep, reader.language.image) for p in prompts]
+    kept, spoken = _bytes_kept(lambda: stream.speak(prompts, texts).chosen)
+    all_kept, plain = _bytes_kept(lambda: reader.language.likely(rows, [t.ids for (t,) in texts]))
+    assert kept < all_kept / 2
+    assert not any(part.training for part in reader.model.modules())
+    for a, b in zip(gradients(spoken), gradients(plain), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_a_long_prompt_does_not_stretch_a_step(load: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Questions with all tokens are read apart from those with few, and the step is the same."""
+    losses, passes = [], []
+    for most in (4096, 70):
+        monkeypatch.setattr(tuning, "_CHUNK_TOKENS", most)
+        reader = load("llava", dtype="float32")
+        stream = reader.writer(4)
+        speak, sizes = stream.speak, list[int]()
+        monkeypatch.setattr(stream, "speak", lambda p, t, speak=speak, sizes=sizes: sizes.append(len(p)) or speak(p, t))
+        config = tuning.TuningConfig(steps=2, batch=4, full=0.5, lr=1e-3)
+        history = tuning.tune_language(stream, RandomSelector(), _examples(reader), config=config)
+        losses.append([step.loss for step in history])
+        passes.append(sizes)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert passes[0] == [4, 4]
+    assert passes[1] == [1] * 8
+
+
+def _bytes_kept(call: Callable[[], torch.Tensor]) -> tuple[int, torch.Tensor]:
+    """What a pass keeps for its gradient, and what it gives."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        given = call()
+    return sum(kept.values()), given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import slicer
@@ -26,8 +27,7 @@ class LearningPanel:
     def show(self, job: words.Json, policies: list[words.Json]) -> None:
         """State of the latest job, and all versions, oldest first."""
         self._policies = policies[::-1]
-        self._ui.policyBox.clear()
-        self._ui.policyBox.addItems([words.policy(version) for version in self._policies])
+        fill(self._ui.policyBox, [words.policy(version) for version in self._policies])
         self._follow(job)
 
     def tick(self) -> None:
@@ -67,3 +67,9 @@ class LearningPanel:
 
         if slicer.util.confirmYesNoDisplay(ask, windowTitle="Change the policy that answers?"):
             self._start("Changing the policy", change, done)
+
+
+def fill(box: Any, lines: Iterable[str]) -> None:
+    """Offer these lines in a box, in place of what it offered."""
+    box.clear()
+    box.addItems(list(lines))

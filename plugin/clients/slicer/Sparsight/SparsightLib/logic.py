@@ -48,7 +48,8 @@ class SparsightLogic:
     @property
     def answer(self) -> Json | None:
         """The answer that is shown: the server's reply."""
-        return self._get("answer")  # type: ignore[no-any-return]
+        answer: Json | None = self._get("answer")
+        return answer
 
     @property
     def volume(self) -> Any:

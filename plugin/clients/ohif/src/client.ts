@@ -1,0 +1,172 @@
+/** The routes of docs/api.md, with their types from docs/openapi.json. Knows nothing of OHIF. */
+import type { components } from './api';
+import { events } from './sse';
+
+type Schemas = components['schemas'];
+export type Answer = Schemas['AskReply'];
+export type Region = Schemas['RegionReply'];
+export type Tokens = Schemas['TokensReply'];
+export type Geometry = Schemas['GeometryReply'];
+export type Study = Schemas['StudyReply'];
+type Sent<T, Defaults extends keyof T> = Omit<T, Defaults> & Partial<Pick<T, Defaults>>; // what has a default may be left out
+export type FeedbackRequest = Sent<Omit<Schemas['FeedbackRequest'], 'marks'>, 'blinded' | 'cannot_tell' | 'draft'> & {
+  marks?: Mark[];
+};
+export type Feedback = Schemas['FeedbackReply'];
+export type NextCase = Schemas['NextCaseReply'];
+export type Mark = Sent<Schemas['MarkRequest'], 'radius_mm'>;
+
+export interface Question {
+  study: string;
+  question: string;
+  budget?: number | 'auto';
+}
+
+export interface Kept {
+  kept: number;
+  total: number;
+  regions: Region[];
+}
+
+/** What is heard while an answer is made. */
+export interface Listener {
+  start?(episode: string): void;
+  stage?(stage: string): void;
+  /** A reading begins: text that came before is of an earlier one. */
+  kept?(kept: Kept): void;
+  token?(text: string): void;
+  answer?(answer: string): void;
+}
+
+/** What went wrong, in words for a person; `code` as in docs/errors.md, `away` where nobody answered. */
+export class Refused extends Error {
+  constructor(
+    readonly code: string,
+    given: string,
+    expected: string,
+    todo: string,
+  ) {
+    super(`${given.charAt(0).toUpperCase()}${given.slice(1)}. Expected: ${expected}. To do: ${todo}.`);
+  }
+}
+
+const AWAY = () => new Refused('away', 'the server does not answer', 'a running server', 'try again; your draft is kept');
+const TRIES = 3;
+
+export class Client {
+  constructor(
+    private readonly base: string,
+    private readonly token: () => string | null = () => null,
+    private readonly waitMs = 400,
+  ) {}
+
+  studies(): Promise<Study[]> {
+    return this.get('/studies');
+  }
+
+  /** Earlier answers about a study, newest first. */
+  episodes(study: string, limit = 20): Promise<Answer[]> {
+    return this.get(`/episodes?study=${encodeURIComponent(study)}&limit=${limit}`);
+  }
+
+  tokens(episode: string): Promise<Tokens> {
+    return this.get(`/episodes/${encodeURIComponent(episode)}/tokens`);
+  }
+
+  geometry(episode: string): Promise<Geometry> {
+    return this.get(`/episodes/${encodeURIComponent(episode)}/geometry`);
+  }
+
+  /** Sent again where nobody answered: its key makes it the same correction. */
+  feedback(request: FeedbackRequest): Promise<Feedback> {
+    return this.patiently(() => this.call('/feedback', request));
+  }
+
+  nextCase(exclude: string[]): Promise<NextCase> {
+    return this.call('/next_case', { exclude });
+  }
+
+  /**
+   * Ask, hearing the answer as it comes. Aborting `signal` ends the work on the server, too.
+   * A stream that is cut is looked up by its episode: the answer, where it was read by then.
+   */
+  async ask(question: Question, listener: Listener, signal: AbortSignal): Promise<Answer> {
+    const response = await this.fetch('/ask', {
+      method: 'POST',
+      body: JSON.stringify(question),
+      headers: { 'Content-Type': 'application/json', Accept: 'text/event-stream' },
+      signal,
+    });
+    if (!response.ok || !response.body) throw await refusal(response);
+    let episode = '';
+    try {
+      for await (const { name, data } of events(response.body)) {
+        const body = JSON.parse(data);
+        if (name === 'start') {
+          episode = body.episode;
+          listener.start?.(episode);
+        } else if (name === 'progress') listener.stage?.(body.stage);
+        else if (name === 'kept') listener.kept?.(body);
+        else if (name === 'token') listener.token?.(body.text);
+        else if (name === 'answer') listener.answer?.(body.answer);
+        else if (name === 'done') return body as Answer;
+        else if (name === 'error') throw detailed(body);
+      }
+    } catch (error) {
+      if (signal.aborted || error instanceof Refused) throw error;
+    }
+    if (!episode) throw AWAY();
+    return this.patiently(() => this.get<Answer>(`/episodes/${episode}`), 'not_found').catch(() => {
+      throw new Refused('cut', 'the connection was lost before the answer was read', 'an answer', 'ask again');
+    });
+  }
+
+  private get<T>(path: string): Promise<T> {
+    return this.call<T>(path);
+  }
+
+  private async call<T>(path: string, body?: unknown): Promise<T> {
+    const headers: Record<string, string> = body === undefined ? {} : { 'Content-Type': 'application/json' };
+    const init = body === undefined ? { headers } : { method: 'POST', headers, body: JSON.stringify(body) };
+    const response = await this.fetch(path, init);
+    if (!response.ok) throw await refusal(response);
+    return (await response.json()) as T;
+  }
+
+  private async fetch(path: string, init: RequestInit & { headers: Record<string, string> }): Promise<Response> {
+    const token = this.token();
+    if (token) init.headers['Authorization'] = `Bearer ${token}`;
+    try {
+      return await fetch(this.base + path, { ...init, credentials: 'same-origin' });
+    } catch (error) {
+      if (init.signal?.aborted) throw error;
+      throw AWAY();
+    }
+  }
+
+  /** Try a few times where the server is away, or `also` says that it may come. */
+  private async patiently<T>(work: () => Promise<T>, also = ''): Promise<T> {
+    for (let n = 1; ; n++) {
+      try {
+        return await work();
+      } catch (error) {
+        const again = error instanceof Refused && (error.code === 'away' || error.code === also);
+        if (!again || n === TRIES) throw error;
+        await new Promise(resolve => setTimeout(resolve, this.waitMs * 2 ** n));
+      }
+    }
+  }
+}
+
+async function refusal(response: Response): Promise<Refused> {
+  try {
+    return detailed(await response.json());
+  } catch {
+    return new Refused('odd', `a reply of status ${response.status}`, 'a sparsight server', 'see its log');
+  }
+}
+
+function detailed(body: { error: { code: string; given: string; expected: string; todo: string } }): Refused {
+  const { code, given, expected, todo } = body.error;
+  return new Refused(code, given, expected, todo);
+}

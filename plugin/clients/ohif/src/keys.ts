@@ -1,0 +1,49 @@
+/** Every key of the panel: what it does and how the list of them says so. */
+import type { Session } from './session';
+
+export interface Key {
+  key: string; // as the event names it
+  shown: string;
+  says: string;
+  ctrl?: boolean;
+  run(session: Session, focus: (what: 'question' | 'answer') => void): void;
+}
+
+export const KEYS: Key[] = [
+  { key: '/', shown: '/', says: 'write a question', run: (_, focus) => focus('question') },
+  { key: 'Enter', ctrl: true, shown: 'Ctrl Enter', says: 'ask', run: session => void session.ask() },
+  { key: 'Escape', shown: 'Esc', says: 'stop the answer, or stop drawing', run: session => session.cancel() },
+  { key: 'e', shown: 'E', says: 'evidence on or off', run: session => session.toggleEvidence() },
+  { key: '[', shown: '[', says: 'fainter', run: session => session.fade(-0.15) },
+  { key: ']', shown: ']', says: 'stronger', run: session => session.fade(0.15) },
+  { key: ',', shown: ',', says: 'region before', run: session => session.step(-1) },
+  { key: '.', shown: '.', says: 'next region', run: session => session.step(1) },
+  { key: 'a', shown: 'A', says: 'accept', run: session => session.judge('accept') },
+  { key: 'x', shown: 'X', says: 'reject', run: session => session.judge('reject') },
+  {
+    key: 'c',
+    shown: 'C',
+    says: 'amend',
+    run: (session, focus) => {
+      if (session.review?.verdict !== 'amend') session.judge('amend');
+      focus('answer');
+    },
+  },
+  { key: '1', shown: '1', says: 'draw what is relevant', run: session => session.mark('relevant') },
+  { key: '2', shown: '2', says: 'draw what was missed', run: session => session.mark('missed') },
+  { key: '3', shown: '3', says: 'draw what is irrelevant', run: session => session.mark('irrelevant') },
+  { key: 'z', ctrl: true, shown: 'Ctrl Z', says: 'undo', run: session => session.undo() },
+  { key: 's', shown: 'S', says: 'submit', run: session => void session.submit() },
+  { key: 'n', shown: 'N', says: 'next case', run: session => void session.nextCase() },
+];
+
+/** What a key press means here; in a text field only those with Ctrl, and Escape, do anything. */
+export function keyOf(event: KeyboardEvent): Key | undefined {
+  const at = event.composedPath()[0];
+  const typing = at instanceof HTMLElement && (at.isContentEditable || ['INPUT', 'TEXTAREA', 'SELECT'].includes(at.tagName));
+  const ctrl = event.ctrlKey || event.metaKey;
+  if (event.altKey || event.repeat) return undefined;
+  const found = KEYS.find(key => key.key.toLowerCase() === event.key.toLowerCase() && !!key.ctrl === ctrl);
+  if (typing && found?.key === 'z') return undefined; // the field undoes its own letters
+  return typing && !ctrl && event.key !== 'Escape' ? undefined : found;
+}

@@ -1,0 +1,80 @@
+/** The parts of OHIF 3.10 to 3.14 that we use, as types. */
+import type { Vec3 } from './geometry';
+
+export interface Subscription {
+  unsubscribe(): void;
+}
+
+interface PubSub {
+  EVENTS: Record<string, string>;
+  subscribe(event: string, callback: (detail: any) => void): Subscription;
+}
+
+export interface Viewport {
+  type: string;
+  element: HTMLDivElement;
+  worldToCanvas(point: Vec3): [number, number];
+  getCamera(): { focalPoint: Vec3; position: Vec3; viewPlaneNormal: Vec3 };
+  setCamera(camera: { focalPoint: Vec3; position: Vec3 }): void;
+  getFrameOfReferenceUID?(): string | undefined;
+  getCurrentImageId?(): string | undefined;
+  getImageIds?(): string[];
+  setImageIdIndex?(index: number): Promise<unknown> | void;
+  getImageData?(): { imageData?: { indexToWorld(ijk: number[]): number[] } } | undefined;
+  render(): void;
+}
+
+export interface DisplaySet {
+  displaySetInstanceUID: string;
+  StudyInstanceUID: string;
+  SeriesInstanceUID: string;
+  Modality: string;
+  SeriesDescription?: string;
+  instances?: { SOPInstanceUID: string }[];
+  images?: { SOPInstanceUID: string }[];
+}
+
+export interface Measurement {
+  uid: string;
+  toolName?: string;
+  points?: Vec3[];
+  label?: string;
+  FrameOfReferenceUID?: string;
+  referenceSeriesUID?: string;
+}
+
+export interface Services {
+  viewportGridService: PubSub & {
+    getState(): { activeViewportId: string; viewports: Map<string, { displaySetInstanceUIDs: string[] }> };
+  };
+  cornerstoneViewportService: PubSub & { getCornerstoneViewport(id: string): Viewport | null };
+  displaySetService: PubSub & { getDisplaySetByUID(uid: string): DisplaySet | undefined };
+  measurementService: PubSub & {
+    getMeasurement(uid: string): Measurement | undefined;
+    update(uid: string, measurement: Measurement, notYetUpdatedAtSource?: boolean): void;
+    remove(uid: string): void;
+  };
+  toolGroupService: { createToolGroupAndAddTools(id: string, tools: unknown): void; destroy(): void; [more: string]: any };
+  toolbarService: { addButtons(buttons: unknown[]): void; createButtonSection(section: string, ids: string[]): void; [more: string]: any };
+  userAuthenticationService?: { getAuthorizationHeader?(): { Authorization?: string } | undefined };
+  [service: string]: any;
+}
+
+export interface Manager {
+  servicesManager: { services: Services };
+  commandsManager: { runCommand(name: string, options?: Record<string, unknown>, context?: string): unknown };
+  extensionManager: { getModuleEntry(id: string): any };
+}
+
+const CORNERSTONE = '@ohif/extension-cornerstone';
+
+/** Cornerstone as the viewer has it: nothing of it is in our bundle. */
+export function metaData(manager: Manager): { get(type: string, imageId: string): any } {
+  return manager.extensionManager
+    .getModuleEntry(`${CORNERSTONE}.utilityModule.common`)
+    .exports.getCornerstoneLibraries().cornerstone.metaData;
+}
+
+export function tools(manager: Manager): { toolNames: Record<string, string>; Enums: any } {
+  return manager.extensionManager.getModuleEntry(`${CORNERSTONE}.utilityModule.tools`).exports;
+}

@@ -1,0 +1,234 @@
+/** The panel beside the image. It shows a session and hands on what is done; texts are texts, never markup. */
+import { html, LitElement, nothing, type TemplateResult } from 'lit';
+import { KEYS, keyOf } from './keys';
+import type { Kind, Verdict } from './review';
+import type { Session } from './session';
+import { style } from './style';
+import * as words from './words';
+
+const LIGHT = 'sparsight:light';
+const VERDICTS: [Verdict, string, string][] = [['accept', 'Accept', 'A'], ['amend', 'Amend', 'C'], ['reject', 'Reject', 'X']];
+const KINDS: [Kind, string, string][] = [['relevant', 'Relevant', '1'], ['missed', 'Missed', '2'], ['irrelevant', 'Irrelevant', '3']];
+
+export class Panel extends LitElement {
+  static override styles = style;
+  static override properties = { session: { attribute: false }, light: { type: Boolean, reflect: true } };
+  declare session: Session | undefined;
+  declare light: boolean;
+  private clock = 0;
+  private listening: Session | undefined;
+  private readonly heard = () => this.requestUpdate();
+  private readonly pressed = (event: KeyboardEvent) => {
+    const key = this.session && keyOf(event);
+    if (!key) return;
+    event.preventDefault();
+    event.stopImmediatePropagation(); // the viewer has keys of its own
+    key.run(this.session!, what => this.renderRoot.querySelector<HTMLElement>(`#${what}`)?.focus());
+  };
+
+  override connectedCallback(): void {
+    super.connectedCallback();
+    this.light = localStorage.getItem(LIGHT) === 'yes'; // dark as the viewer is, whatever the desktop prefers
+    window.addEventListener('keydown', this.pressed, true);
+    this.clock = window.setInterval(() => this.session?.asking && this.requestUpdate(), 500);
+  }
+
+  override disconnectedCallback(): void {
+    super.disconnectedCallback();
+    window.removeEventListener('keydown', this.pressed, true);
+    window.clearInterval(this.clock);
+  }
+
+  override willUpdate(): void {
+    if (this.listening === this.session) return;
+    this.listening?.removeEventListener('change', this.heard);
+    this.session?.addEventListener('change', this.heard);
+    this.listening = this.session;
+  }
+
+  override render(): TemplateResult {
+    const s = this.session;
+    if (!s) return html`<p>No viewer.</p>`;
+    return html`
+      <div class="banner" role="note">${words.RESEARCH}</div>
+      ${this.asks(s)}
+      <div aria-live="polite">${s.asking ? this.comes(s) : s.answer ? this.answers(s) : nothing}</div>
+      <div role="alert">${s.trouble ? html`<p class="bad" id="trouble">${s.trouble}</p>` : nothing}</div>
+      ${s.answer && !s.asking ? html`${this.shows(s)}${this.reviews(s)}` : nothing} ${this.lists(s)}
+    `;
+  }
+
+  private shine(): void {
+    this.light = !this.light;
+    localStorage.setItem(LIGHT, this.light ? 'yes' : 'no');
+  }
+
+  private asks(s: Session): TemplateResult {
+    return html`<section>
+      <h2>${s.shown ? `${s.shown.modality} ${s.shown.description}`.trim() : 'No images on screen yet'}</h2>
+      <textarea
+        id="question"
+        rows="2"
+        maxlength="2000"
+        placeholder="Ask about these images"
+        aria-label="Question"
+        .value=${s.question}
+        @input=${(event: InputEvent) => (s.question = (event.target as HTMLTextAreaElement).value)}
+      ></textarea>
+      <div class="row chips" aria-label="Suggested questions">
+        ${s.suggestions.map(
+          text => html`<button @click=${() => { s.question = text; this.requestUpdate(); }}>${text}</button>`,
+        )}
+      </div>
+      <div class="row">
+        ${s.asking
+          ? html`<button id="cancel" @click=${() => s.cancel()}>Stop<kbd>Esc</kbd></button>`
+          : html`<button id="ask" class="main" ?disabled=${!s.shown} @click=${() => s.ask()}>Ask<kbd>Ctrl ⏎</kbd></button>`}
+        <span class="grow"></span>
+        <button id="next" ?disabled=${!!s.busy} @click=${() => s.nextCase()}>Next case<kbd>N</kbd></button>
+      </div>
+      ${s.busy ? html`<p class="quiet">${s.busy}…</p>` : nothing}
+    </section>`;
+  }
+
+  private comes(s: Session): TemplateResult {
+    const { stage, reasoning, answer, kept, since, question } = s.asking!;
+    const seconds = Math.floor((performance.now() - since) / 1000);
+    return html`<section id="stream">
+      <p class="quiet">${question}</p>
+      <p class="said">${answer || '…'}</p>
+      <p class="reasoning">${reasoning}</p>
+      <p class="quiet" aria-live="off">${words.stage(stage)}, ${seconds} s${kept ? `: ${words.kept(kept.kept, kept.total)}` : ''}</p>
+    </section>`;
+  }
+
+  private answers(s: Session): TemplateResult {
+    const answer = s.answer!;
+    return html`<section id="result">
+      <p class="quiet">${answer.question}</p>
+      <p class="said">${words.said(answer)}</p>
+      ${answer.abstained && answer.answer ? html`<p class="quiet">It leaned towards: ${answer.answer}</p>` : nothing}
+      ${answer.reasoning ? html`<p class="reasoning">${answer.reasoning}</p>` : nothing}
+      <dl>
+        ${words.facts(answer).map(
+          fact => html`<dt>${fact.name}</dt><dd class=${fact.warn ? 'warn' : ''}>${fact.text}</dd>`,
+        )}
+      </dl>
+    </section>`;
+  }
+
+  private shows(s: Session): TemplateResult {
+    const { evidence } = s.answer!;
+    const { visible, opacity } = s.picture;
+    return html`<section>
+      <h2>What it rests on</h2>
+      <div class="row">
+        <button id="toggle" aria-pressed=${visible} @click=${() => s.toggleEvidence()}>On the image<kbd>E</kbd></button>
+        <span class="grow"></span>
+        <button aria-label="Region before" @click=${() => s.step(-1)}>‹<kbd>,</kbd></button>
+        <button aria-label="Next region" @click=${() => s.step(1)}>›<kbd>.</kbd></button>
+      </div>
+      <input
+        type="range" min="10" max="100" step="5" aria-label="Opacity of the evidence" .value=${String(Math.round(100 * opacity))}
+        @input=${(event: InputEvent) => s.fade(Number((event.target as HTMLInputElement).value) / 100 - opacity)}
+      />
+      ${evidence.length
+        ? html`<ol id="regions">
+            ${evidence.map(
+              (region, n) => html`<li>
+                <button
+                  aria-pressed=${n === s.chosen} title="go to its slice" @click=${() => s.choose(n)}
+                ><span>${n + 1}</span>${Math.round(100 * region.weight)} %</button>
+              </li>`,
+            )}
+          </ol>`
+        : html`<p class="warn">No region stands out.</p>`}
+    </section>`;
+  }
+
+  private reviews(s: Session): TemplateResult {
+    const review = s.review!;
+    if (s.recorded) {
+      const { total, parts } = words.reward(s.recorded);
+      return html`<section id="reward" aria-live="polite">
+        <h2>Recorded. Worth to the policy that answered</h2>
+        <p class="reward">${total}</p>
+        <dl>${parts.map(part => html`<dt>${part.name}</dt><dd>${part.text}</dd>`)}</dl>
+        <div class="row"><button class="main" @click=${() => s.nextCase()}>Next case<kbd>N</kbd></button></div>
+      </section>`;
+    }
+    return html`<section id="review">
+      <h2>Is it right?</h2>
+      <div class="row">
+        ${VERDICTS.map(
+          ([verdict, text, key]) => html`<button
+            data-verdict=${verdict} aria-pressed=${review.verdict === verdict} @click=${() => s.judge(verdict)}
+          >${text}<kbd>${key}</kbd></button>`,
+        )}
+      </div>
+      <div class="row">
+        <input
+          id="answer" maxlength="2000" placeholder="The right answer" aria-label="The right answer" .value=${review.answer}
+          @input=${(event: InputEvent) => s.write((event.target as HTMLInputElement).value)}
+        />
+      </div>
+      <div class="row">
+        <span class="quiet">Draw what is</span>
+        ${KINDS.map(
+          ([kind, text, key]) => html`<button
+            class=${kind} data-kind=${kind} aria-pressed=${s.drawing === kind} @click=${() => s.mark(kind)}
+          >${text}<kbd>${key}</kbd></button>`,
+        )}
+      </div>
+      ${s.drawing ? html`<p class="quiet">Drag a rectangle over the image; Esc: no.</p>` : nothing}
+      <ol id="marks">
+        ${review.marks.map(
+          (mark, n) => html`<li class="row"><b class=${mark.kind}>${mark.kind} region ${n + 1}</b>
+            <button aria-label="Remove" @click=${() => s.unmark(mark.id)}>Remove</button></li>`,
+        )}
+      </ol>
+      <div class="row">
+        <input
+          id="comment" maxlength="2000" placeholder="Remark" aria-label="Remark" .value=${review.comment}
+          @input=${(event: InputEvent) => s.remark((event.target as HTMLInputElement).value)}
+        />
+      </div>
+      <div class="row">
+        <button @click=${() => s.undo()}>Undo<kbd>Ctrl Z</kbd></button>
+        <button ?disabled=${review.empty} @click=${() => s.discard()}>Discard</button>
+        <span class="grow"></span>
+        <button id="submit" class="main" ?disabled=${!!s.busy} @click=${() => s.submit()}>Submit<kbd>S</kbd></button>
+      </div>
+      <p class="quiet">A draft is kept in this browser until it is submitted.</p>
+    </section>`;
+  }
+
+  private lists(s: Session): TemplateResult {
+    return html`<section>
+        <details>
+          <summary>Earlier answers (${s.earlier.length})</summary>
+          <ol id="earlier">
+            ${s.earlier.map(
+              answer => html`<li>
+                <button aria-pressed=${answer.episode === s.answer?.episode} @click=${() => s.show(answer)}>
+                  <span>${words.said(answer)}</span><span>${answer.question}</span>
+                </button>
+              </li>`,
+            )}
+          </ol>
+        </details>
+      </section>
+      <section>
+        <details>
+          <summary>Keys and reviewer</summary>
+          <div class="row">
+            <label for="reviewer">Pseudonym that reviews are recorded under, never a name</label>
+            <input id="reviewer" maxlength="64" pattern="[A-Za-z0-9._\\-]+" .value=${s.reviewer}
+              @change=${(event: Event) => (s.reviewer = (event.target as HTMLInputElement).value)} />
+          </div>
+          <div class="row"><button id="light" aria-pressed=${this.light} @click=${() => this.shine()}>Light panel</button></div>
+          <dl>${KEYS.map(key => html`<dt><kbd>${key.shown}</kbd></dt><dd>${key.says}</dd>`)}</dl>
+        </details>
+      </section>`;
+  }
+}

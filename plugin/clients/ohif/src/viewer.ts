@@ -1,0 +1,188 @@
+/** What the panel and the overlay need of the viewer, in terms of studies, slices and millimetres. */
+import { apply, boxAround, centre, dot, IDENTITY, invert, minus, multiply, type Box, type Mat4, type Vec3 } from './geometry';
+import { metaData, type DisplaySet, type Manager, type Measurement, type Services, type Viewport } from './ohif';
+import type { Kind } from './review';
+import type { Geometry, Region } from './client';
+
+export interface Shown {
+  study: string; // StudyInstanceUID
+  series: string;
+  image: string; // SOPInstanceUID of the slice on screen, else empty
+  modality: string;
+  description: string;
+}
+
+/** Where the images of an answer are: their place, and the frame of reference they share. */
+export interface Place {
+  series: string;
+  frame: string;
+  geometry: Geometry | null;
+}
+
+const TOOL = 'RectangleROI';
+
+export class Viewer {
+  private readonly services: Services;
+
+  constructor(private readonly manager: Manager) {
+    this.services = manager.servicesManager.services;
+  }
+
+  /** The series in the active viewport; null before one is there. */
+  shown(): Shown | null {
+    const { activeViewportId } = this.services.viewportGridService.getState();
+    const set = this.displaySet(activeViewportId);
+    if (!set) return null;
+    return {
+      study: set.StudyInstanceUID,
+      series: set.SeriesInstanceUID,
+      image: this.sopOf(this.viewport(activeViewportId)),
+      modality: set.Modality,
+      description: set.SeriesDescription ?? '',
+    };
+  }
+
+  frameOfReference(): string {
+    const { activeViewportId } = this.services.viewportGridService.getState();
+    return this.viewport(activeViewportId)?.getFrameOfReferenceUID?.() ?? '';
+  }
+
+  viewport(id: string): Viewport | null {
+    return this.services.cornerstoneViewportService.getCornerstoneViewport(id) ?? null;
+  }
+
+  viewports(): [string, Viewport][] {
+    return [...this.services.viewportGridService.getState().viewports.keys()].flatMap(id => {
+      const viewport = this.viewport(id);
+      return viewport?.element ? [[id, viewport] as [string, Viewport]] : [];
+    });
+  }
+
+  /** Call back when another series, viewport or layout is on screen; returns how to stop it. */
+  onChange(callback: () => void): () => void {
+    const { viewportGridService: grid, cornerstoneViewportService: viewports } = this.services;
+    const wanted = [
+      [grid, 'ACTIVE_VIEWPORT_ID_CHANGED'],
+      [grid, 'GRID_STATE_CHANGED'],
+      [grid, 'VIEWPORTS_READY'],
+      [viewports, 'VIEWPORT_DATA_CHANGED'],
+    ] as const;
+    const subscriptions = wanted.flatMap(([service, name]) => {
+      const event = service.EVENTS[name];
+      return event ? [service.subscribe(event, callback)] : [];
+    });
+    return () => subscriptions.forEach(subscription => subscription.unsubscribe());
+  }
+
+  /**
+   * The server's millimetres to those of a viewport; null where it shows other images. Of a single picture, which need
+   * not say where it lies, the two are matched by pixel.
+   */
+  toViewport(place: Place, id: string, viewport: Viewport): Mat4 | null {
+    const sameSeries = this.displaySet(id)?.SeriesInstanceUID === place.series;
+    const sameFrame = !!place.frame && viewport.getFrameOfReferenceUID?.() === place.frame;
+    const { geometry } = place;
+    if (!geometry || geometry.shape[0] > 1) {
+      return sameSeries || sameFrame ? IDENTITY : null;
+    }
+    const data = viewport.getImageData?.()?.imageData;
+    if (!sameSeries || !data) return null;
+    return multiply(affineOf(ijk => data.indexToWorld(ijk) as Vec3), invert(geometry.ijk_to_lps));
+  }
+
+  /** Show the slice of a region in every viewport that has it. */
+  jump(region: Region, place: Place): void {
+    for (const [id, viewport] of this.viewports()) {
+      const moved = this.toViewport(place, id, viewport);
+      if (!moved) continue;
+      const index = viewport.type === 'stack' && region.sop_uid ? this.indexOf(viewport, region.sop_uid) : -1;
+      if (index >= 0) {
+        void viewport.setImageIdIndex?.(index);
+      } else if (viewport.type !== 'stack') {
+        const target = apply(moved, centre(region.box_mm as Box));
+        const { focalPoint, position, viewPlaneNormal } = viewport.getCamera();
+        const along = dot(minus(target, focalPoint), viewPlaneNormal);
+        const shift = (p: Vec3) => p.map((x, i) => x + along * viewPlaneNormal[i]!) as Vec3;
+        viewport.setCamera({ focalPoint: shift(focalPoint), position: shift(position) });
+        viewport.render();
+      }
+    }
+  }
+
+  /** The next rectangle that is drawn belongs to us. */
+  draw(): void {
+    this.manager.commandsManager.runCommand('setToolActiveToolbar', { toolName: TOOL });
+  }
+
+  /** The mouse sets the window again. */
+  stopDrawing(): void {
+    this.manager.commandsManager.runCommand('setToolActiveToolbar', { toolName: 'WindowLevel' });
+  }
+
+  label(id: string, kind: Kind): void {
+    const measurement = this.services.measurementService.getMeasurement(id);
+    if (measurement) this.services.measurementService.update(id, { ...measurement, label: kind }, true);
+  }
+
+  erase(id: string): void {
+    this.services.measurementService.remove(id);
+  }
+
+  /** Regions that are drawn, moved and erased, in the server's millimetres; returns how to stop it. */
+  onDrawn(
+    place: () => Place | null,
+    heard: { added(id: string, box: Box): void; moved(id: string, box: Box): void; removed(id: string): void },
+  ): () => void {
+    const service = this.services.measurementService;
+    const boxed = (then: (id: string, box: Box) => void) => (detail: { measurement: Measurement }) => {
+      const box = this.boxOf(detail.measurement, place());
+      if (box) then(detail.measurement.uid, box);
+    };
+    const subscriptions = [
+      service.subscribe(service.EVENTS['MEASUREMENT_ADDED']!, boxed(heard.added)),
+      service.subscribe(service.EVENTS['MEASUREMENT_UPDATED']!, boxed(heard.moved)),
+      service.subscribe(service.EVENTS['MEASUREMENT_REMOVED']!, ({ measurement }) =>
+        heard.removed(typeof measurement === 'string' ? measurement : measurement.uid),
+      ),
+    ];
+    return () => subscriptions.forEach(subscription => subscription.unsubscribe());
+  }
+
+  private boxOf(measurement: Measurement, place: Place | null): Box | null {
+    const { referenceSeriesUID, FrameOfReferenceUID, points } = measurement;
+    const elsewhere = referenceSeriesUID !== place?.series && (!place?.frame || FrameOfReferenceUID !== place.frame);
+    if (!place || !points?.length || elsewhere) return null; // drawn on other images: its millimetres are not ours
+    for (const [id, viewport] of this.viewports()) {
+      const moved = this.toViewport(place, id, viewport);
+      if (!moved) continue;
+      const back = invert(moved);
+      return boxAround(points.map(point => apply(back, [...point] as Vec3)));
+    }
+    return null;
+  }
+
+  private displaySet(viewportId: string): DisplaySet | undefined {
+    const uid = this.services.viewportGridService.getState().viewports.get(viewportId)?.displaySetInstanceUIDs?.[0];
+    return uid ? this.services.displaySetService.getDisplaySetByUID(uid) : undefined;
+  }
+
+  private sopOf(viewport: Viewport | null): string {
+    const imageId = viewport?.getCurrentImageId?.();
+    return imageId ? this.sop(imageId) : '';
+  }
+
+  private indexOf(viewport: Viewport, sop: string): number {
+    return (viewport.getImageIds?.() ?? []).findIndex(imageId => this.sop(imageId) === sop);
+  }
+
+  private sop(imageId: string): string {
+    return metaData(this.manager).get('instance', imageId)?.SOPInstanceUID ?? '';
+  }
+}
+
+/** The affine that a function of indices is. */
+function affineOf(at: (ijk: Vec3) => Vec3): Mat4 {
+  const origin = at([0, 0, 0]);
+  const columns = ([[1, 0, 0], [0, 1, 0], [0, 0, 1]] as Vec3[]).map(step => minus(at(step), origin));
+  return [...[0, 1, 2].map(i => [...columns.map(column => column[i]!), origin[i]!]), [0, 0, 0, 1]];
+}

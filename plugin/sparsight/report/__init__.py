@@ -1,0 +1,1 @@
+"""What was learned here: a page that a person can read (`sparsight report`), and cards of every policy version."""

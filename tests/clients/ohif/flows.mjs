@@ -1,0 +1,188 @@
+// What a radiologist does in OHIF, by mouse and keys; prints what was seen as JSON. Usage: node flows.mjs FLOW SETTINGS
+import { createRequire } from 'node:module';
+import { join } from 'node:path';
+
+const [flow, settings] = [process.argv[2], JSON.parse(process.argv[3])];
+const { chromium } = createRequire(join(settings.client, 'package.json'))('playwright-core');
+const SLOW = { timeout: 180_000 }; // software rendering on a shared core
+const EVIDENCE = 'canvas.sparsight-evidence';
+
+const browser = await chromium.launch({
+  executablePath: settings.chromium,
+  args: ['--no-sandbox', '--use-angle=swiftshader', '--enable-unsafe-swiftshader', '--ignore-gpu-blocklist'],
+});
+const context = await browser.newContext({ viewport: settings.size ?? { width: 1400, height: 860 } });
+const page = await context.newPage();
+const [faults, elsewhere, posted] = [[], [], []];
+page.on('pageerror', error => faults.push(String(error)));
+page.on('request', request => {
+  const url = request.url();
+  if (!url.startsWith(settings.url) && !/^(data|blob|about):/.test(url)) elsewhere.push(url);
+  if (request.method() === 'POST' && url.includes('/sparsight/')) posted.push([url.slice(settings.url.length), JSON.parse(request.postData() ?? 'null')]);
+});
+
+const shot = name => page.screenshot({ path: join(settings.artefacts, `${name}.png`) });
+const text = async selector => (await page.locator(selector).innerText()).trim();
+const boxes = n => page.locator(EVIDENCE).nth(n ?? 0).evaluate(canvas => JSON.parse(canvas.dataset.boxes ?? '[]'));
+const place = () => page.locator(EVIDENCE).first().evaluate(canvas => {
+  const { x, y, width, height } = canvas.getBoundingClientRect();
+  return { x, y, width, height };
+});
+/** The slice on screen, as the viewer knows it. */
+const onScreen = () => page.locator('sparsight-panel').evaluate(panel => panel.session.screen.shown());
+
+async function openStudy() {
+  await page.goto(`${settings.url}/ohif/sparsight?StudyInstanceUIDs=${settings.study}`, SLOW);
+  await page.locator('sparsight-panel #ask:not([disabled])').waitFor(SLOW);
+  await page.locator('.cornerstone-canvas').first().waitFor(SLOW);
+  await page.waitForFunction(() => document.querySelector('sparsight-panel')?.session.shown?.image, null, SLOW);
+  await page.waitForFunction(() => document.querySelector('sparsight-panel').session.suggestions.length > 0, null, SLOW);
+}
+
+/** Ask by keyboard; milliseconds to the first word, to the answer and to the overlay. */
+async function ask(question) {
+  await page.keyboard.press('/');
+  await page.keyboard.press('Control+A');
+  await page.keyboard.type(question);
+  const watched = page.locator('sparsight-panel').evaluate(panel => new Promise(resolve => {
+    const [start, seen] = [performance.now(), {}];
+    const words = [];
+    const look = () => {
+      const { asking, answer, trouble } = panel.session;
+      if (asking?.reasoning && asking.reasoning !== words.at(-1)) words.push(asking.reasoning);
+      if (asking?.reasoning) seen.first ??= performance.now() - start;
+      if (answer || trouble) seen.answer ??= performance.now() - start;
+      const drawn = document.querySelector('canvas.sparsight-evidence')?.dataset.boxes;
+      if ((answer && panel.session.tokens && drawn && drawn !== '[]') || trouble) resolve({ ...seen, overlay: performance.now() - start, words });
+    };
+    panel.session.addEventListener('change', look);
+    document.addEventListener('CORNERSTONE_IMAGE_RENDERED', look, true);
+    setInterval(look, 20);
+  }));
+  await page.keyboard.press('Control+Enter');
+  return watched;
+}
+
+async function drag(from, to) {
+  await page.mouse.move(from.x, from.y);
+  await page.mouse.down();
+  await page.mouse.move((from.x + to.x) / 2, (from.y + to.y) / 2, { steps: 4 });
+  await page.mouse.move(to.x, to.y, { steps: 4 });
+  await page.mouse.up();
+}
+
+const flows = {
+  async whole() {
+    await openStudy();
+    await shot('ohif-1-opened');
+    const times = await ask(settings.question);
+    await page.locator('#result').waitFor(SLOW);
+    await page.waitForTimeout(1000);
+    await shot('ohif-2-answered');
+    const found = { times, result: await text('#result'), boxes: await boxes(), place: await place(), shown: await onScreen() };
+
+    await page.evaluate(() => document.activeElement?.blur());
+    await page.keyboard.press('e');
+    found.hidden = await boxes();
+    await shot('ohif-3-hidden');
+    await page.keyboard.press('e');
+
+    await page.keyboard.press('1');
+    await page.locator('button[data-kind=relevant][aria-pressed=true]').waitFor(SLOW);
+    const { x, y, width, height } = found.place;
+    const at = (u, v) => ({ x: x + width / 2 + u, y: y + height / 2 + v });
+    found.dragged = [at(-60, -40), at(40, 50)];
+    await drag(...found.dragged);
+    await page.locator('#marks li').waitFor(SLOW);
+    await page.keyboard.press('Control+Z');
+    await page.locator('#marks li').waitFor({ ...SLOW, state: 'detached' });
+    await page.keyboard.press('1');
+    await drag(...found.dragged);
+    await page.locator('#marks li').waitFor(SLOW);
+    await page.keyboard.press('c');
+    await page.keyboard.type(settings.right);
+    await page.locator('#review').scrollIntoViewIfNeeded();
+    await shot('ohif-4-corrected');
+    await page.evaluate(() => document.activeElement?.blur());
+    const start = Date.now();
+    await page.keyboard.press('s');
+    await page.locator('#reward').waitFor(SLOW);
+    found.rewardMs = Date.now() - start;
+    found.reward = await text('#reward');
+    await page.locator('#reward').scrollIntoViewIfNeeded();
+    await shot('ohif-5-reward');
+
+    await page.reload(SLOW);
+    await page.locator('#result').waitFor(SLOW);
+    found.again = await text('#result');
+    await page.keyboard.press('n');
+    await page.waitForURL(url => !url.href.includes(settings.study), SLOW);
+    await page.locator('sparsight-panel #ask:not([disabled])').waitFor(SLOW);
+    found.next = page.url();
+    return found;
+  },
+
+  async slices() {
+    await openStudy();
+    await ask(settings.question);
+    await page.locator('#regions li').first().waitFor(SLOW);
+    const jumps = [];
+    for (let n = 0; n < (await page.locator('#regions li').count()); n++) {
+      await page.locator('#regions button').nth(n).click();
+      await page.waitForTimeout(1500);
+      jumps.push({ n, image: (await onScreen()).image, boxes: await boxes() });
+    }
+    await shot('ohif-6-series');
+    return { jumps };
+  },
+
+  async cancel() {
+    await openStudy();
+    let release;
+    const held = new Promise(resolve => (release = resolve));
+    await page.route('**/sparsight/ask', async route => {
+      await held;
+      await route.abort().catch(() => undefined);
+    });
+    await page.locator('#question').fill(settings.question);
+    await page.keyboard.press('Control+Enter');
+    await page.locator('#cancel').waitFor(SLOW);
+    const start = Date.now();
+    await page.keyboard.press('Escape');
+    await page.locator('#ask').waitFor(SLOW);
+    const cancelMs = Date.now() - start;
+    release();
+    return { cancelMs, trouble: await page.locator('#trouble').count() };
+  },
+
+  async hostile() {
+    await page.addInitScript(() => (window.ran = 0));
+    await openStudy();
+    await ask(settings.question);
+    await page.locator('#result').waitFor(SLOW);
+    const ran = await page.evaluate(() => window.ran);
+    return { ran, shown: await text('#result') };
+  },
+
+  async narrow() {
+    await page.addInitScript(() => localStorage.setItem('sparsight:light', 'yes'));
+    await openStudy();
+    await ask(settings.question);
+    await page.locator('#result').waitFor(SLOW);
+    await page.waitForTimeout(1000);
+    await shot('ohif-7-narrow-light');
+    const wide = await page.locator('sparsight-panel').evaluate(panel => panel.scrollWidth <= panel.clientWidth + 1);
+    return { wide };
+  },
+};
+
+try {
+  const found = await flows[flow]();
+  console.log(JSON.stringify({ ...found, faults, elsewhere, posted }));
+} catch (error) {
+  await shot(`failed-${flow}`).catch(() => undefined);
+  console.error(error, faults);
+  process.exitCode = 1;
+} finally {
+  await browser.close();
+}

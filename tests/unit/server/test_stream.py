@@ -1,0 +1,246 @@
+"""An ask as events: their order and content, errors on the way, silence, and a client that leaves."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from sparsight.config import Config
+from sparsight.errors import BusyError
+from sparsight.server import problems, state, stream
+from sparsight.server.routes import router
+from sparsight.service import Service
+from sparsight.types import Answer
+
+ASK = {"study": "chest", "question": "Is there a nodule?"}
+EVENTS = {"Accept": "text/event-stream"}
+
+
+@pytest.fixture
+def app(tmp_path: Path, reader_folder: Path) -> Iterator[FastAPI]:
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    for name in ("chest", "prior"):
+        pixels = np.random.default_rng(len(name)).integers(0, 255, (96, 120), dtype=np.uint8)
+        Image.fromarray(pixels).save(studies / f"{name}.png")
+    service = Service(Config.load(home=tmp_path / "home", serve={"reader": str(reader_folder)}), studies)
+    app = FastAPI()
+    app.include_router(router)
+    problems.install(app)
+    state.use(service)
+    yield app
+    state.use(None)
+    service.close()
+
+
+@pytest.fixture
+def spoken(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The untrained reader says something: three words, or two from all tokens."""
+    original = state.service().reader.read
+
+    def read(question: Any, grid: Any, selection: Any, *, on_token: Callable[[str], None]) -> Answer:
+        answer = original(question, grid, selection)
+        words = ["I ", "see ", "a ring."] if len(selection.keep) < grid.n else ["I ", "see\nnone: \u00e9"]
+        for word in words:
+            on_token(word)
+        return replace(answer, reasoning="".join(words))
+
+    monkeypatch.setattr(state.service().reader, "read", read)
+
+
+@pytest.fixture
+def client(app: FastAPI) -> TestClient:
+    return TestClient(app, raise_server_exceptions=False)
+
+
+def parse(text: str) -> list[tuple[str, Any]]:
+    """(name, data) of each event, ("", comment) of a comment."""
+    events = []
+    for block in text.removesuffix("\n\n").split("\n\n"):
+        if block.startswith(":"):
+            events.append(("", block[1:].strip()))
+            continue
+        name, data = block.split("\n")
+        events.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return events
+
+
+def ask(client: TestClient, **more: Any) -> list[tuple[str, Any]]:
+    reply = client.post("/sparsight/ask", json=ASK | more, headers=EVENTS)
+    assert reply.status_code == 200, reply.text
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    assert reply.headers["cache-control"] == "no-store"
+    return parse(reply.text)
+
+
+def test_events_tell_the_answer_as_it_comes(client: TestClient, spoken: None) -> None:
+    events = ask(client, recheck=False)
+    names = [name for name, _ in events]
+    assert list(dict.fromkeys(names)) == ["start", "progress", "kept", "token", "answer", "evidence", "done"]
+    assert [data["stage"] for name, data in events if name == "progress"] == [
+        "loading", "encoding", "selecting", "reading",
+    ]  # fmt: skip
+    done, found = events[-1][1], dict(events)
+    assert found["start"] == {"episode": done["episode"]}
+    assert client.get(f"/sparsight/episodes/{done['episode']}").json() == done
+    assert "".join(data["text"] for name, data in events if name == "token") == done["reasoning"]
+    assert found["answer"] == {"answer": done["answer"]}
+    assert found["evidence"]["regions"] == done["evidence"] == found["kept"]["regions"]
+    assert found["evidence"]["grounded"] == done["grounded"]
+    assert (found["kept"]["kept"], found["kept"]["total"]) == (done["budget"]["kept"], done["budget"]["total"])
+    assert json.loads(client.post("/sparsight/ask", json=ASK).text)["answer"], "without the header it is one JSON body"
+
+
+def test_a_second_reading_begins_with_what_it_reads(client: TestClient, spoken: None) -> None:
+    events = ask(client)  # an untrained reader is always in doubt
+    assert events[-1][1]["recheck"] is not None
+    first, second = [data["kept"] for name, data in events if name == "kept"]
+    assert first < second == events[-1][1]["budget"]["kept"]
+    again = events.index(("progress", {"stage": "rechecking"}))
+    assert {name for name, _ in events[again:]} >= {"kept", "token", "answer", "done"}
+    assert "".join(data["text"] for name, data in events[again:] if name == "token") == events[-1][1]["reasoning"]
+
+
+def test_regions_of_a_pair_say_in_which_image_they_lie(client: TestClient) -> None:
+    events = ask(client, prior="prior")
+    for name, data in events:
+        if name in ("kept", "evidence"):
+            assert {region["image"] for region in data["regions"]} <= {"prior", "current"}, name
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"study": "nowhere"}, 404, "not_found"),
+        ({"question": " "}, 422, "bad_question"),
+        ({"question": "x" * 3000}, 422, "bad_question"),
+        ({"budget": 2}, 422, "bad_budget"),
+        ({"prior": "chest"}, 422, "bad_input"),
+    ],
+)
+def test_what_is_refused_is_refused_as_without_a_stream(
+    client: TestClient, body: dict[str, Any], status: int, code: str
+) -> None:
+    for headers in (EVENTS, {}):
+        reply = client.post("/sparsight/ask", json=ASK | body, headers=headers)
+        if body == {"prior": "chest"} and headers:  # seen when the images are loaded: the stream has begun
+            assert parse(reply.text)[-1][1]["error"]["code"] == code
+            continue
+        assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (BusyError("a full disk", expected="room", todo="make some"), "busy"),
+        (RuntimeError("Jane Doe, born 1950"), "internal"),
+        (OSError(28, "No space left on device"), "busy"),
+    ],
+)
+def test_what_goes_wrong_later_ends_the_stream_with_the_body_of_a_failed_request(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
+) -> None:
+    def read(*_: Any, on_token: Callable[[str], None], **__: Any) -> Answer:
+        on_token("I see")
+        raise error
+
+    monkeypatch.setattr(state.service().reader, "read", read)
+    events = ask(client)
+    assert [name for name, _ in events][-2:] == ["token", "error"]
+    plain = client.post("/sparsight/ask", json=ASK).json()
+    last = events[-1][1]
+    assert last["error"]["code"] == code
+    assert last["error"].keys() == plain["error"].keys()
+    assert "Jane" not in json.dumps(last)
+    assert client.get("/sparsight/episodes").json() == []
+
+
+def test_silence_is_broken_by_comments(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "HEARTBEAT_S", 0.05)
+    original = state.service().reader.read
+
+    def read(*given: Any, **more: Any) -> Answer:
+        time.sleep(0.3)
+        return original(*given, **more)
+
+    monkeypatch.setattr(state.service().reader, "read", read)
+    events = ask(client, recheck=False)
+    assert sum(name == "" for name, _ in events) >= 3
+    assert events[-1][0] == "done", "nothing is lost beside them"
+
+
+def leave_after(app: FastAPI, name: bytes, timeout_s: float = 10.0) -> tuple[int, str]:
+    """Ask, and close the connection when an event of this name has come: events received, and the episode's id."""
+    body, came = json.dumps(ASK).encode(), []
+
+    async def run() -> None:
+        left, sent_body = asyncio.Event(), False
+
+        async def receive() -> dict[str, Any]:
+            nonlocal sent_body
+            if not sent_body:
+                sent_body = True
+                return {"type": "http.request", "body": body, "more_body": False}
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.body" and message["body"]:
+                came.append(message["body"])
+                if message["body"].startswith(b"event: " + name):
+                    left.set()
+
+        scope = {
+            "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST",
+            "path": "/sparsight/ask", "raw_path": b"/sparsight/ask", "query_string": b"", "root_path": "",
+            "scheme": "http", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1),
+            "headers": [(b"content-type", b"application/json"), (b"accept", b"text/event-stream")],
+        }  # fmt: skip
+        await asyncio.wait_for(app(scope, receive, send), timeout_s)
+
+    asyncio.run(run())
+    return len(came), json.loads(came[0].decode().split("data: ")[1])["episode"]
+
+
+def test_a_client_that_leaves_ends_the_computation(
+    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, said = threading.Event(), []
+
+    def read(*_: Any, on_token: Callable[[str], None], **__: Any) -> Answer:
+        try:
+            for n in range(1000):
+                said.append(n)
+                on_token("and ")
+                time.sleep(0.01)
+        finally:
+            ended.set()
+        raise AssertionError("nobody stopped it")
+
+    original = state.service().reader.read
+    monkeypatch.setattr(state.service().reader, "read", read)
+    _, episode = leave_after(app, b"token")
+    assert ended.wait(2)
+    assert len(said) < 500
+    assert client.get(f"/sparsight/episodes/{episode}").status_code == 404
+    assert client.get("/sparsight/episodes").json() == []
+    monkeypatch.setattr(state.service().reader, "read", original)
+    assert ask(client)[-1][0] == "done", "the machine is free again"
+
+
+def test_an_answer_that_was_read_is_recorded_though_the_client_has_left(app: FastAPI, client: TestClient) -> None:
+    _, episode = leave_after(app, b"answer")
+    deadline = time.monotonic() + 10
+    while client.get(f"/sparsight/episodes/{episode}").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

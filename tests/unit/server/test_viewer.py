@@ -1,0 +1,158 @@
+"""DICOMweb for OHIF: a folder is served, a PACS is passed on to and nothing else can be reached."""
+
+import http.server
+import shutil
+import threading
+from collections.abc import Iterator
+from email.parser import BytesParser
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
+
+from sparsight.config import Config
+from sparsight.server import problems, state, viewer
+from sparsight.server.run import free_port
+from sparsight.service import Service
+
+WEB = "/sparsight/dicomweb"
+
+
+def app() -> FastAPI:
+    made = FastAPI()
+    made.include_router(viewer.router)
+    problems.install(made)
+    return made
+
+
+@pytest.fixture
+def serve(tmp_path: Path, reader_folder: Path) -> Iterator[object]:
+    services = []
+
+    def made(studies: object) -> None:
+        service = Service(Config.load(home=tmp_path / "home", serve={"reader": str(reader_folder)}), studies)
+        services.append(service)
+        state.use(service)
+
+    viewer._client.cache_clear()
+    yield made
+    state.use(None)
+    for service in services:
+        service.close()
+
+
+def test_a_folder_is_served(tmp_path: Path, serve) -> None:
+    (tmp_path / "studies").mkdir()
+    shutil.copy(str(get_testdata_file("CT_small.dcm")), tmp_path / "studies" / "one.dcm")
+    serve(tmp_path / "studies")
+    ds = dcmread(tmp_path / "studies" / "one.dcm")
+    series = f"{WEB}/studies/{ds.StudyInstanceUID}/series/{ds.SeriesInstanceUID}"
+    with TestClient(app()) as client:
+        listed = client.get(f"{WEB}/studies", params={"StudyInstanceUID": ds.StudyInstanceUID})
+        assert listed.headers["content-type"] == "application/dicom+json"
+        assert len(listed.json()) == 1
+        assert len(client.get(f"{WEB}/studies/{ds.StudyInstanceUID}/series").json()) == 1
+        assert client.get(f"{series}/metadata").json()[0]["00280010"]["Value"] == [128]
+        frame = client.get(f"{series}/instances/{ds.SOPInstanceUID}/frames/1")
+        kind = frame.headers["content-type"]
+        [part] = BytesParser().parsebytes(f"Content-Type: {kind}\r\n\r\n".encode() + frame.content).get_payload()
+        assert part["content-type"] == "application/octet-stream; transfer-syntax=1.2.840.10008.1.2.1"
+        assert part.get_payload(decode=True) == ds.PixelData
+        for path in ("", "/", "/instances", "/studies/1.2/x", f"/studies/{ds.StudyInstanceUID}/series/9/metadata"):
+            assert client.get(WEB + path).status_code == 404, path
+        assert client.post(f"{WEB}/studies").status_code == 405
+
+
+class _Pacs(http.server.BaseHTTPRequestHandler):
+    asked: ClassVar[list[tuple[str, dict[str, str]]]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append((self.path, dict(self.headers)))
+        status = {"moved": 302, "broken": 500, "closed": 401}.get(self.path.rsplit("/", 1)[-1].split("?")[0], 200)
+        body = f"you asked {self.path}".encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/dicom+json")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Set-Cookie", "secret=1")
+        if status == 302:
+            self.send_header("Location", "http://example.org/")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def pacs() -> Iterator[str]:
+    _Pacs.asked.clear()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Pacs)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/dicom-web"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_pacs_is_passed_on_to_with_the_query_as_it_came(serve, pacs: str) -> None:
+    serve(pacs)
+    with TestClient(app()) as client:
+        query = "PatientName=*a%5Eb*&limit=3&includefield=00081030,00080060&x="
+        reply = client.get(f"{WEB}/studies?{query}", headers={"Accept": "application/dicom+json", "Cookie": "mine=1"})
+        assert reply.status_code == 200
+        assert reply.text == f"you asked /dicom-web/studies?{query}"
+        assert reply.headers["content-type"] == "application/dicom+json"
+        assert "set-cookie" not in reply.headers
+        sent = {name.lower(): value for name, value in _Pacs.asked[0][1].items()}
+        assert sent["accept"] == "application/dicom+json"
+        assert "cookie" not in sent
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../admin", "/studies/../../admin", "/studies/%2e%2e/admin", "/studies/..%2fadmin", "/system",
+        "//example.org/x", "/studies/1.2@example.org/x", "/http://example.org/", "/studies/./x",
+    ],
+)  # fmt: skip
+def test_nothing_else_can_be_reached(serve, pacs: str, path: str) -> None:
+    serve(pacs)
+    scope_path = WEB + path.replace("%2e", ".").replace("%2f", "/")
+    messages = []
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: dict[str, object]) -> None:
+        messages.append(message)
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "GET",
+        "path": scope_path, "raw_path": (WEB + path).encode(), "query_string": b"", "root_path": "", "scheme": "http",
+        "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1), "headers": [],
+    }  # fmt: skip
+    import anyio
+
+    anyio.run(app(), scope, receive, send)
+    assert messages[0]["status"] == 404
+    assert not _Pacs.asked
+
+
+@pytest.mark.parametrize("name", ["moved", "broken", "closed"])
+def test_a_pacs_that_refuses_is_said_so(serve, pacs: str, name: str) -> None:
+    serve(pacs)
+    with TestClient(app()) as client:
+        reply = client.get(f"{WEB}/studies/{name}")
+        assert (reply.status_code, reply.json()["error"]["code"]) == (423, "busy")
+        assert "location" not in reply.headers
+
+
+def test_a_pacs_that_is_away_is_said_so(serve) -> None:
+    serve(f"http://127.0.0.1:{free_port()}/dicom-web")
+    with TestClient(app()) as client:
+        assert client.get(f"{WEB}/studies").json()["error"]["code"] == "busy"
