@@ -40,11 +40,15 @@ def spread(reader: Reader, most: Callable[[int], int]) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
     for layer in layers:
+        adapter = {parameter for name, parameter in layer.named_parameters() if ".lora_" in name}
+        for parameter in set(layer.parameters()) - adapter:
+            parameter.requires_grad_(False)
         fully_shard(
-            layer.requires_grad_(False),
+            layer,
             mesh=mesh,
             reshard_after_forward=settings.reshard_after_forward,
             offload_policy=settings.cpu_offload,
+            ignored_params=adapter,
         )
     reader.model.to(device)  # the rest, where the model was loaded on the CPU to be spread from there
     reader.language.most = most

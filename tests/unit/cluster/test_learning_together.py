@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,29 +20,48 @@ from sparsight.cluster import scoring
 from sparsight.cluster.pool import Pool
 from sparsight.config import Config
 from sparsight.errors import ConfigError
+from sparsight.model.hf.tiny import save_tiny
 from sparsight.rl.ranks import Ranks
-from sparsight.service import Service
+from sparsight.service import Learned, Service
 from sparsight.types import Feedback, ImageVolume, Question
 
 LEARN = {"steps": 3, "passes": 0, "batch": 4, "group": 4, "held_out": 0.4}
+LEARN |= {"tuning_steps": 2, "language_steps": 2, "language_rank": 4}  # of a model that has an adapter
 GATE = {"sentinel": 20, "min_feedback": 2}
 CONFIGS = Path(__file__).parents[3] / "configs" / "cluster"
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def corrected(tmp_path_factory: pytest.TempPathFactory, reader_folder: Path) -> Path:
-    """A home with five corrected questions that nobody has learned from."""
-    home = tmp_path_factory.mktemp("corrected") / "home"
-    service = Service(config_of(home, reader_folder))
+@dataclass(frozen=True)
+class Site:
+    """A home with five corrected questions that nobody has learned from, and what one process learns from them."""
+
+    reader: Path
+    home: Path
+    alone: Learned
+    candidate: tuple[dict[str, Any], list[float]]
+
+    def copy(self, home: Path) -> Path:
+        shutil.copytree(self.home, home)
+        return home
+
+
+def site_of(reader: Path, folder: Path) -> Site:
+    service = Service(config_of(folder / "home", reader))
     for n in range(5):
         voxels = np.random.default_rng(n).uniform(0, 200, (1, 96, 120)).astype(np.float32)
         volume = ImageVolume(voxels, np.diag([0.5, 0.5, 1, 1]), "DX", (127.5, 255.0))
         episode = service.ask(volume, Question("Is there a nodule?", "yes_no"), recheck=False).episode
         service.correct(Feedback(f"k{n}", episode.id, "dr-a", "amend", datetime.now(UTC), answer=("no", "yes")[n % 2]))
+    service.correct(Feedback("bare", episode.id, "dr-b", "reject", datetime.now(UTC)))
     service.close()
-    return home
+    shutil.copytree(folder / "home", folder / "alone")
+    config = config_of(folder / "alone", reader)
+    service = Service(config)
+    alone = service.learn()
+    service.close()
+    return Site(reader, folder / "home", alone, learned(config))
 
 
 def config_of(home: Path, reader: Path, **more: Any) -> Config:
@@ -58,13 +78,23 @@ def learned(config: Config) -> tuple[dict[str, Any], list[float]]:
 
 
 @pytest.fixture(scope="module")
-def alone(corrected: Path, reader_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    config = config_of(tmp_path_factory.mktemp("alone") / "home", reader_folder)
-    shutil.copytree(corrected, config.home)
-    service = Service(config)
-    service.learn()
-    service.close()
-    return learned(config)
+def nano(reader_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    return site_of(reader_folder, tmp_path_factory.mktemp("nano"))
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """With a tiny random model of one's own."""
+    folder = tmp_path_factory.mktemp("own")
+    model = {
+        "weights": str(save_tiny("llava", folder / "weights")),
+        "dtype": "float32",
+        "device": "cpu",
+        "tokens_per_image": 64,
+        "reasoning_tokens": 8,
+    }
+    (folder / "own.yaml").write_text(yaml.safe_dump(model))
+    return site_of(folder / "own.yaml", folder)
 
 
 def same(one: Any, other: Any) -> None:
@@ -90,30 +120,29 @@ def working(pool_of_readers: Pool, monkeypatch: pytest.MonkeyPatch) -> list[int]
     return given
 
 
-def test_workers_that_score_change_nothing(
-    corrected: Path, reader_folder: Path, tmp_path: Path, alone: Any, working: list[int]
-) -> None:
-    config = config_of(tmp_path / "home", reader_folder, pool={"workers": 2})
-    shutil.copytree(corrected, config.home)
+def test_workers_that_score_change_nothing(nano: Site, tmp_path: Path, working: list[int]) -> None:
+    config = config_of(nano.copy(tmp_path / "home"), nano.reader, pool={"workers": 2})
     service = Service(config)
-    outcome = service.learn()
-    assert outcome.corrections == 3
+    assert service.learn().corrections == nano.alone.corrections
     service.close()
     assert len(working) > 3
     assert max(working) == 2
-    same(learned(config), alone)
+    same(learned(config), nano.candidate)
 
 
-def test_two_processes_learn_what_one_does(corrected: Path, reader_folder: Path, tmp_path: Path, alone: Any) -> None:
+@pytest.mark.parametrize(("launched", "of"), [("ddp.yaml", "nano"), ("fsdp.yaml", "own")])
+def test_two_processes_learn_what_one_does(
+    request: pytest.FixtureRequest, tmp_path: Path, launched: str, of: str
+) -> None:
     """The command itself, with the shipped configuration: one JSON object, and one candidate in the store."""
-    config = config_of(tmp_path / "home", reader_folder)
-    shutil.copytree(corrected, config.home)
+    site: Site = request.getfixturevalue(of)
+    config = config_of(site.copy(tmp_path / "home"), site.reader)
     (tmp_path / "learn.yaml").write_text(yaml.safe_dump(LEARN))
     (tmp_path / "gate.yaml").write_text(yaml.safe_dump(GATE))
-    given = ["--home", str(config.home), "--configs", str(tmp_path), "--reader", str(reader_folder), "learn", "--json"]
+    given = ["--home", str(config.home), "--configs", str(tmp_path), "--reader", str(site.reader), "learn", "--json"]
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "ddp.yaml")),
+            *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / launched)),
             *("--main_process_port", "0", "-m", "sparsight.cli", *given),
         ],
         env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
@@ -123,8 +152,13 @@ def test_two_processes_learn_what_one_does(corrected: Path, reader_folder: Path,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-9000:]
-    assert json.loads(done.stdout)["corrections"] == 3
-    same(learned(config), alone)
+    told = json.loads(done.stdout)
+    assert told["corrections"] == site.alone.corrections
+    verdicts = site.alone.gate["verdicts"]
+    assert told["gate"]["verdicts"]["effective"] == pytest.approx(verdicts["effective"], abs=1e-4)
+    same(learned(config), site.candidate)
+    if of == "own":
+        assert all(np.abs(array).max() > 0 for name, array in site.candidate[0].items() if ".lora_B" in name)
 
 
 class Pair(Ranks):

@@ -158,6 +158,7 @@ def main() -> None:
         for ranks, place in ((whole, folder / "whole"), (spread, folder / "spread")):
             if ranks.rank == 0:
                 reader = reader_of()
+                reader.writer(4)  # as the service has one before it leads
                 ranks.lead(both_streams, reader, place)
                 ranks.lead(read, reader, UNSEEN)
                 save_file({"seen": reader.embed(UNSEEN).numpy()}, place / "seen.safetensors")  # by this one alone
