@@ -68,7 +68,7 @@ def test_a_worker_that_is_killed_in_the_middle_loses_nothing(pool: Pool) -> None
     for n, (result, pid) in pool.map(slowly, range(5)):
         told.append((n, result))
         if not killed:
-            (killed,) = {w for w in workers() if w != pid}  # it is in the middle of another
+            (killed,) = at_work() - {pid}
             os.kill(killed, signal.SIGKILL)
     assert sorted(told) == [(n, 40 + n) for n in range(5)]
     now = {pid for _, (_, pid) in pool.map(slowly, range(1, 3))}
@@ -76,10 +76,10 @@ def test_a_worker_that_is_killed_in_the_middle_loses_nothing(pool: Pool) -> None
     assert killed not in now
 
 
-def workers() -> set[int]:
-    """Processes that hold something, by what Ray calls them."""
+def at_work() -> set[int]:
+    """Processes in the middle of a piece of work, by what Ray calls them."""
     below = psutil.Process().children(recursive=True)
-    return {p.pid for p in below if p.status() != psutil.STATUS_ZOMBIE and "_Worker" in " ".join(p.cmdline())}
+    return {p.pid for p in below if p.status() != psutil.STATUS_ZOMBIE and "_Worker.run" in " ".join(p.cmdline())}
 
 
 def test_work_that_kills_whoever_does_it_is_given_up(
