@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sparsight.errors import ConfigError
 
-SECTIONS = ("serve", "learn", "gate", "site")  # one file each
+SECTIONS = ("serve", "learn", "gate", "site", "pool")  # one file each
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})  # hosts that reach this machine only
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 
@@ -171,6 +171,20 @@ class SiteConfig(_Strict):
         return self
 
 
+class PoolConfig(_Strict):
+    """Readers in other processes, or on other machines, that score subsets (Ray). configs/pool.yaml."""
+
+    workers: int = Field(0, ge=0, le=1024, description="readers, each in a process of its own; 0: this process scores")
+    address: str | None = Field(
+        None,
+        pattern=r"^[^:/\s]+:[0-9]{1,5}$",
+        description="HOST:PORT of a Ray cluster that this machine is a node of; null: one is started here, for the run",
+    )
+    cpus: int = Field(1, ge=1, description="of each worker: its threads, and what Ray counts")
+    gpus: float = Field(0.0, ge=0, description="of each worker, as Ray counts; 0.5: two share one")
+    start_s: float = Field(300, gt=0, description="seconds in which all workers must have loaded their reader")
+
+
 class ModelConfig(_Strict):
     """How a vision-language model of one's own becomes a reader. configs/model/*.yaml."""
 
@@ -214,11 +228,12 @@ class Config(_Strict):
     learn: LearnConfig = LearnConfig()
     gate: GateConfig = GateConfig()
     site: SiteConfig = SiteConfig()
+    pool: PoolConfig = PoolConfig()
 
     @property
     def sha256(self) -> str:
-        """Hash of every setting that can change an answer or a policy (not of places and people)."""
-        text = json.dumps(self.model_dump(mode="json", exclude={"home", "database", "site"}), sort_keys=True)
+        """Hash of every setting that can change an answer or a policy (not of places, people and processes)."""
+        text = json.dumps(self.model_dump(mode="json", exclude={"home", "database", "site", "pool"}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @classmethod

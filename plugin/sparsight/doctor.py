@@ -21,6 +21,11 @@ from sparsight.errors import SparsightError
 
 _SHOWN = ("torch", "transformers", "monai", "monailabel", "pydicom", "itk", "numpy", "fastapi")  # first to be asked for
 _NO_DEPS = ("monailabel==0.8.5", "pydicom-seg==0.4.1")  # pyproject's group `monailabel`: its metadata demands numpy<2
+_USES = {  # of extras no server needs
+    "demo": "`sparsight demo` and training",
+    "cluster": "workers of pool.yaml",
+    "postgresql": "stores on PostgreSQL",
+}
 _MIN_FREE_BYTES = 2 * 2**30
 
 
@@ -55,7 +60,7 @@ def packages() -> list[Finding]:
     """How many packages are as needed, then one finding for each that is not, with what to install.
 
     Needed is what the installed sparsight declares, in itself and for its extra `server`, and MONAI Label with
-    pydicom-seg. What only `demo` needs is no fault where it is missing.
+    pydicom-seg. What only another extra needs is no fault where it is missing.
     """
     try:
         declared = [Requirement(line) for line in requires("sparsight") or ()]
@@ -65,25 +70,32 @@ def packages() -> list[Finding]:
     for module, names in packages_distributions().items():
         for name in names:
             modules[_plain(name)].append(module)
-    checked = [_fault(need, "pip install", modules, optional=_for_demo(need)) for need in declared]
-    checked += [_fault(Requirement(line), "pip install --no-deps", modules, optional=False) for line in _NO_DEPS]
+    checked = [_fault(need, "pip install", modules, _use(need)) for need in declared]
+    checked += [_fault(Requirement(line), "pip install --no-deps", modules, "") for line in _NO_DEPS]
     faults = [fault for fault in checked if fault]
     known = ", ".join(f"{name} {version(name)}" for name in _SHOWN if _installed(name))
     fit = f"{len(checked) - len(faults)} of {len(checked)} as needed"
     return [Finding("packages", True, f"{fit}: {known}"), *faults]
 
 
-def _for_demo(need: Requirement) -> bool:
-    return need.marker is not None and not need.marker.evaluate({"extra": "server"})
+def _use(need: Requirement) -> str:
+    """What a package is for that no server needs; empty for the others."""
+    if need.marker is None or need.marker.evaluate({"extra": "server"}):
+        return ""
+    return next(use for extra, use in _USES.items() if need.marker.evaluate({"extra": extra}))
 
 
-def _fault(need: Requirement, install: str, modules: Mapping[str, list[str]], *, optional: bool) -> Finding | None:
-    """What is wrong with one package, or None. modules: those of each installed package, by its plain name."""
+def _fault(need: Requirement, install: str, modules: Mapping[str, list[str]], use: str) -> Finding | None:
+    """What is wrong with one package, or None. modules: those of each installed package, by its plain name.
+
+    use: of one that may be missing.
+    """
+    optional = bool(use)
     todo = f'{install} "{need.name}{need.specifier}"'
     wanted = f"needed: {need.specifier}"
     if not _installed(need.name):
-        use = "only `sparsight demo` and training need it: " if optional else ""
-        return Finding(need.name, optional, f"not installed; {wanted}", use + todo)
+        only = f"only {use} need it: " if use else ""
+        return Finding(need.name, optional, f"not installed; {wanted}", only + todo)
     found = version(need.name)
     if not need.specifier.contains(found, prereleases=True):
         return Finding(need.name, optional, f"{found}; {wanted}", todo)

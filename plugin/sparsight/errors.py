@@ -23,6 +23,7 @@ A message never carries a patient's text: ids of ours, numbers and DICOM keyword
 """
 
 import math
+from functools import partial
 from typing import Any, ClassVar
 
 
@@ -47,6 +48,9 @@ class SparsightError(Exception):
     def __init__(self, given: str, *, expected: str, todo: str) -> None:
         super().__init__(f"{given}; expected {expected}; {todo}")
         self.given, self.expected, self.todo = given, expected, todo
+
+    def __reduce__(self) -> tuple[Any, ...]:  # else an error could not go from one process to another
+        return partial(type(self), expected=self.expected, todo=self.todo), (self.given,)
 
     def as_dict(self) -> dict[str, Any]:
         """The body of an HTTP reply or of `--json`."""

@@ -104,7 +104,7 @@ def test_who_asks_while_it_learns_is_answered_as_before(service: Service) -> Non
 
     def asked_between(priority: Priority) -> None:
         if seen and not held:  # between two steps of the language stream
-            policy, selector = service._policy()
+            policy, selector = service._streams.live()
             service._streams.take_on(policy.id)
             grid = service.reader.encode(_study(3))
             answer = service.reader.read(ASKED, grid, selector.select(grid, ASKED, grid.n))

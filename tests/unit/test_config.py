@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sparsight.config import Config, GateConfig, LearnConfig, ServeConfig, SiteConfig
+from sparsight.config import Config, GateConfig, LearnConfig, PoolConfig, ServeConfig, SiteConfig
 from sparsight.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SECTIONS = {"serve": ServeConfig, "learn": LearnConfig, "gate": GateConfig, "site": SiteConfig}
+SECTIONS = {"serve": ServeConfig, "learn": LearnConfig, "gate": GateConfig, "site": SiteConfig, "pool": PoolConfig}
 
 
 @pytest.mark.parametrize("name", SECTIONS)
@@ -39,7 +39,14 @@ def test_hash_follows_what_changes_answers_only(tmp_path: Path) -> None:
     base = Config.load()
     assert Config.load(home=tmp_path).sha256 == base.sha256
     assert Config.load(site={"log": "json"}).sha256 == base.sha256
+    assert Config.load(pool={"workers": 4}).sha256 == base.sha256
     assert Config.load(serve={"budget": 0.2}).sha256 != base.sha256
+
+
+@pytest.mark.parametrize("address", ["ray://here:1", "here", "here:", ":6379", "a b:1", "here:6379/x"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"pool\.address"):
+        Config.load(pool={"workers": 1, "address": address})
 
 
 @pytest.mark.parametrize(("corrections", "steps"), [(1, 40), (40, 40), (41, 41), (82, 82), (1000, 1000)])

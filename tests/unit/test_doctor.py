@@ -82,9 +82,14 @@ def test_all_is_well(needs) -> None:
 
 
 def test_what_is_missing_or_too_old_is_named_with_the_command(needs) -> None:
-    needs("no-such-package>=3.2", 'numpy>=99; extra == "server"', 'no-sample>=1; extra == "demo"')
-    count, missing, old, sample = doctor.packages()
-    assert count.found.startswith("2 of 5")
+    needs(
+        "no-such-package>=3.2",
+        'numpy>=99; extra == "server"',
+        'no-sample>=1; extra == "demo"',
+        'no-workers>=1; extra == "cluster"',
+    )
+    count, missing, old, sample, workers = doctor.packages()
+    assert count.found.startswith("2 of 6")
     assert (missing.ok, missing.found) == (False, "not installed; needed: >=3.2")
     assert missing.todo == 'pip install "no-such-package>=3.2"'
     assert not old.ok
@@ -92,6 +97,12 @@ def test_what_is_missing_or_too_old_is_named_with_the_command(needs) -> None:
     assert old.todo == 'pip install "numpy>=99"'
     assert sample.ok  # only the demo needs it
     assert sample.todo == 'only `sparsight demo` and training need it: pip install "no-sample>=1"'
+    assert workers.ok
+    assert workers.todo == 'only workers of pool.yaml need it: pip install "no-workers>=1"'
+
+
+def test_every_extra_that_no_server_needs_is_told_with_its_use() -> None:
+    assert set(doctor._USES) == set(PYPROJECT["project"]["optional-dependencies"]) - {"server"}
 
 
 def test_monai_label_is_installed_without_its_dependencies(needs, monkeypatch) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from sparsight.bench.parts import Other, Part, Setup, Task, loaded, measure_part
 from sparsight.bench.plots import draw_plots
 from sparsight.bench.suites import CASE_SEEDS, LONG_BUDGETS, TEST_BUDGET, Suite, check_data
 from sparsight.bench.targets import targets
+from sparsight.cluster.pool import Pool
+from sparsight.cluster.scoring import other_reader
+from sparsight.config import PoolConfig
 from sparsight.errors import BudgetError, InputError, SparsightError, WeightsError, finite
 from sparsight.model import PolicySelector, Reader, TokenPolicy
 from sparsight.model.nano.reader import NanoReader
@@ -55,16 +59,25 @@ SIZES = {
 }
 
 
-def run(setup: Setup, *, size: Size, budgets: Sequence[float], workers: int, tell: Tell) -> dict[str, Any]:
+def run(
+    setup: Setup,
+    *,
+    size: Size,
+    budgets: Sequence[float],
+    workers: int,
+    tell: Tell,
+    pool: PoolConfig = PoolConfig(),  # noqa: B008 - frozen
+) -> dict[str, Any]:
     """Measure every suite, in this process or in several; the figures do not depend on how many.
 
-    Raises DataError for a data folder that is missing or broken, before anything is measured.
+    pool: with workers, those of Ray, in place of processes of this machine; each needs data and weights at the same
+    place. Raises DataError for a data folder that is missing or broken, before anything is measured.
     """
     started = time.perf_counter()
     real = check_data(setup.data)
     tasks = plan(size, tuple(budgets), real)
     parts: dict[str, list[Part]] = {task.suite.name: [] for task in tasks}
-    for done, part in enumerate(_measured(setup, tasks, workers), start=1):
+    for done, part in enumerate(_measured(setup, tasks, workers, pool), start=1):
         parts[part.suite].append(part)
         tell(part.suite, done, len(tasks))
     units = {task.suite.name: task.suite.unit for task in tasks}
@@ -88,7 +101,7 @@ def run(setup: Setup, *, size: Size, budgets: Sequence[float], workers: int, tel
         "size_name": next((name for name, known in SIZES.items() if known == size), ""),
         "budgets": list(budgets),
         "sets": list(real),
-        "workers": workers,
+        "workers": pool.workers or workers,
         "rows": [{"suite": name, **row} for name, suite in suites.items() for row in suite.pop("rows")],
         "paired": [{"suite": name, **row} for name, suite in suites.items() for row in suite.pop("paired")],
         "suites": suites,
@@ -189,19 +202,35 @@ def _split(n: int, parts: int) -> list[int]:
     return [n // parts + (part < n % parts) for part in range(parts)]
 
 
-def _measured(setup: Setup, tasks: Sequence[Task], workers: int) -> Iterator[Part]:
-    if workers <= 1:
+def _measured(
+    setup: Setup,
+    tasks: Sequence[Task],
+    workers: int,
+    pool: PoolConfig = PoolConfig(),  # noqa: B008 - frozen
+) -> Iterator[Part]:
+    if pool.workers:
+        with Pool(pool, partial(_prepared, setup, loaded(setup)[0].sha256)) as others:
+            yield from (part for _, part in others.map(measure_part, tasks))
+    elif workers <= 1:
         yield from (measure_part(setup, task) for task in tasks)
-        return
+    else:
+        yield from _in_processes(setup, tasks, workers)
+
+
+def _prepared(setup: Setup, sha256: str) -> Setup:
+    """In a worker: the reader is there, and the one that is measured. Raises WeightsError."""
+    if (reader := loaded(setup)[0]).sha256 != sha256:
+        raise other_reader(reader, sha256)
+    return setup
+
+
+def _in_processes(setup: Setup, tasks: Sequence[Task], workers: int) -> Iterator[Part]:
     context = multiprocessing.get_context("spawn")  # torch does not survive a fork
     with ProcessPoolExecutor(workers, context, initializer=_one_thread, initargs=(setup,)) as pool:
         waiting = [pool.submit(_measure_here, task) for task in tasks]
         try:
             for future in as_completed(waiting):
-                part = future.result()
-                if isinstance(part, _Refused):
-                    raise part.kind(part.given, expected=part.expected, todo=part.todo)
-                yield part
+                yield future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -217,18 +246,5 @@ def _one_thread(setup: Setup) -> None:
     _here[:] = [setup]
 
 
-@dataclass(frozen=True)
-class _Refused:
-    """A SparsightError on its way between processes: as an exception it could not be unpickled."""
-
-    kind: type[SparsightError]
-    given: str
-    expected: str
-    todo: str
-
-
-def _measure_here(task: Task) -> Part | _Refused:
-    try:
-        return measure_part(_here[0], task)
-    except SparsightError as error:
-        return _Refused(type(error), error.given, error.expected, error.todo)
+def _measure_here(task: Task) -> Part:
+    return measure_part(_here[0], task)

@@ -174,10 +174,13 @@ def learn(context: typer.Context, json: Json = False) -> None:
     from sparsight.report.cards import write_own_cards
 
     session: Session = context.obj
-    with session.service() as service, progress_bar("learn", quiet=json) as tell:
-        learned = service.learn(on_progress=lambda p: tell(p.stage, p.done, p.total))
-        if learned.candidate:
-            write_own_cards(service)
+    with session.processes() as ranks:
+        if ranks is None:
+            return
+        with session.service() as service, progress_bar("learn", quiet=json) as tell:
+            learned = service.learn(on_progress=lambda p: tell(p.stage, p.done, p.total), ranks=ranks)
+            if learned.candidate:
+                write_own_cards(service)
     if json:
         emit_json(learn_json(learned))
         return

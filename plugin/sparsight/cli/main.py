@@ -37,8 +37,7 @@ def _common(
         Path | None, typer.Option(help="Folder of store, policies and cache.", envvar="SPARSIGHT_HOME")
     ] = None,
     configs: Annotated[
-        Path | None,
-        typer.Option(help="Folder with serve.yaml, learn.yaml, gate.yaml, site.yaml.", envvar="SPARSIGHT_CONFIGS"),
+        Path | None, typer.Option(help="Folder with serve.yaml, learn.yaml, …", envvar="SPARSIGHT_CONFIGS")
     ] = None,
     reader: Annotated[
         str | None, typer.Option(help="nano, one of configs/model/*.yaml, or a folder of weights.")

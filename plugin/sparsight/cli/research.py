@@ -100,14 +100,23 @@ def train(
     from sparsight.recipe import train_another, train_nano, train_rivals
 
     session: Session = context.obj
-    with progress_bar("train", quiet=json) as tell:
-        if what == "nano":
-            report = train_nano(out, data, seed=seed, size=size, threads=threads, on_progress=tell)
-        elif what == "policy":
-            reader = session.config().serve.reader
-            report = train_another(reader, out, data, seed=seed, size=size, threads=threads, on_progress=tell)
-        else:
-            report = train_rivals(session.config().serve.reader, out, data, seed=seed, size=size, on_progress=tell)
+    reader = session.config().serve.reader
+    with session.processes() as ranks:
+        if ranks is None:
+            return
+        if ranks.size > 1 and what != "policy":
+            raise InputError(
+                f"train {what} in {ranks.size} processes", expected="train policy", todo="start one process"
+            )
+        with progress_bar("train", quiet=json) as tell:
+            if what == "nano":
+                report = train_nano(out, data, seed=seed, size=size, threads=threads, on_progress=tell)
+            elif what == "policy":
+                report = train_another(
+                    reader, out, data, seed=seed, size=size, threads=threads, on_progress=tell, ranks=ranks
+                )
+            else:
+                report = train_rivals(reader, out, data, seed=seed, size=size, on_progress=tell)
     if json:
         emit_json(report)
     else:
@@ -124,7 +133,7 @@ def evidence(
     selectors: Annotated[str, typer.Option(help="Visual streams, comma-separated; default: all there are.")] = "",
     budgets: Annotated[str, typer.Option(help="Shares of the tokens, comma-separated.")] = "0.02,0.05,0.1,0.25,0.5",
     seed: Annotated[int, typer.Option(help="Of cases, random draws and intervals.", min=0)] = 0,
-    workers: Annotated[int, typer.Option(help="Processes, one thread each.", min=1)] = 2,
+    workers: Annotated[int, typer.Option(help="Processes, one thread each; not with workers in pool.yaml.", min=1)] = 2,
     policy: Annotated[
         list[Path] | None,
         typer.Option(help="File of another policy of this reader, measured beside ours; repeat for more."),
@@ -148,7 +157,8 @@ def evidence(
     names = bench.usable(setup, [name.strip() for name in selectors.split(",") if name.strip()])
     with progress_bar("bench evidence", quiet=json) as tell:
         setup = replace(setup, selectors=names)
-        report = bench.run(setup, size=bench.SIZES[size], budgets=shares, workers=workers, tell=tell)
+        pool = session.config().pool
+        report = bench.run(setup, size=bench.SIZES[size], budgets=shares, workers=workers, tell=tell, pool=pool)
         bench.write(report, setup, out)
     if json:
         emit_json(report)

@@ -12,6 +12,7 @@ from sparsight.cli.output import progress_bar
 from sparsight.config import Config
 
 if TYPE_CHECKING:
+    from sparsight.rl.ranks import Ranks
     from sparsight.service import Service
 
 
@@ -26,6 +27,22 @@ class Session:
     def config(self) -> Config:
         """Settings: options > environment > configs > defaults. Raises ConfigError."""
         return Config.load(self.configs, home=self.home, serve={"reader": self.reader} if self.reader else {})
+
+    @contextmanager
+    def processes(self) -> Iterator[Ranks | None]:
+        """The processes that `accelerate launch` started, or this one alone, for the first of them; None in the others.
+
+        Those take part in what the first one does, and are done when it is.
+        """
+        from sparsight.cluster.processes import Processes, launched
+        from sparsight.model import load_reader
+
+        with launched() as ranks:
+            if isinstance(ranks, Processes) and ranks.rank:
+                ranks.follow(load_reader(self.config().serve.reader))
+                yield None
+            else:
+                yield ranks
 
     @contextmanager
     def service(self, studies: str | None = None) -> Iterator[Service]:

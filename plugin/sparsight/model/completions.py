@@ -67,6 +67,21 @@ class Spoken:
         return self.log_p.gather(-1, self.ids.unsqueeze(-1)).squeeze(-1)
 
 
+def chances(generators: Sequence[torch.Generator], m: int, limit: int) -> Tensor:
+    """What M texts of each prompt are drawn by, R = prompts * M: (R, limit) float64 in [0, 1)."""
+    return torch.cat([torch.rand(m, limit, generator=g, dtype=torch.float64) for g in generators])
+
+
+def draw(p: Tensor, chance: Tensor) -> Tensor:
+    """One token of each row, by inverting its distribution: p (R, V) and chance (R,) in [0, 1) to (R,).
+
+    torch.multinomial would give a row another token for every set of rows beside it.
+    """
+    sums = p.double().cumsum(-1)
+    at = torch.searchsorted(sums, chance.to(sums).unsqueeze(-1) * sums[:, -1:], right=True)
+    return at.squeeze(-1).clamp_max(p.shape[-1] - 1)
+
+
 class LanguagePolicy(Protocol):
     """A language stream as a policy over texts."""
 
@@ -87,9 +102,12 @@ class LanguagePolicy(Protocol):
         ...
 
     def sample(
-        self, prompts: Sequence[Prompt], m: int, limit: int, generator: torch.Generator
+        self, prompts: Sequence[Prompt], m: int, limit: int, generators: Sequence[torch.Generator]
     ) -> list[list[Completion]]:
-        """M texts for each prompt at temperature 1, at most `limit` tokens each, without gradient."""
+        """M texts for each prompt at temperature 1, at most `limit` tokens each, without gradient.
+
+        generators: one for each prompt (several may share one). Texts do not depend on what is written beside them.
+        """
         ...
 
     def speak(self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]]) -> Spoken:

@@ -20,6 +20,7 @@ from sparsight.model.policy import TokenPolicy
 from sparsight.recipe import sources
 from sparsight.recipe.policy_stage import draw_examples, train_head, train_selector
 from sparsight.recipe.sizes import PRICED, SIZES
+from sparsight.rl.ranks import ALONE, Ranks
 from sparsight.rl.trainer import Step
 
 
@@ -32,10 +33,12 @@ def train_another(
     size: str = "full",
     threads: int = 1,
     on_progress: sources.Tell | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Write `policy-SEED.safetensors` and, before it was reinforced, `warm-SEED.safetensors` to `out`.
 
-    The scenes are those of the seed, numbered as the recipe numbers its policy's. Returns what was made. Raises
+    The scenes are those of the seed, numbered as the recipe numbers its policy's. ranks: processes that reinforce it
+    together; this is the first of them. Returns what was made. Raises
     DataError for a fault in the data folder before anything is drawn; ConfigError, InputError.
     """
     if size not in SIZES:
@@ -66,6 +69,7 @@ def train_another(
         checkpoint=out / f"policy-{seed}-running.safetensors",
         on_step=on_step,
         on_warm=lambda warm: _save(warm, out / f"warm-{seed}.safetensors", reader, seed, "warm"),
+        ranks=ranks,
     )
     budget = train_head(policy, reader, examples, PRICED * sizes.policy_steps, seed)
     _save(policy, out / f"policy-{seed}.safetensors", reader, seed, "reinforced")

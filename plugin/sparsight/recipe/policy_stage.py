@@ -27,6 +27,7 @@ from sparsight.recipe.warm_start import warm_start
 from sparsight.rl.alternate import Phase, alternate
 from sparsight.rl.budget import BudgetReport, price, train_budget
 from sparsight.rl.language import LanguageConfig
+from sparsight.rl.ranks import ALONE, Ranks
 from sparsight.rl.trainer import Example, Step, train_policy
 
 _SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # of the tokens, that subsets are drawn at
@@ -87,10 +88,11 @@ def train_selector(
     checkpoint: Path,
     on_step: Callable[[Step], None],
     on_warm: Callable[[TokenPolicy], None] = lambda policy: None,
+    ranks: Ranks = ALONE,
 ) -> TokenPolicy:
     """A policy for this reader: `warm` steps of warm start, then `steps` of reinforcement, down to one token of 576.
 
-    on_warm: given the policy in between.
+    on_warm: given the policy in between. ranks: processes that reinforce it together; this is the first of them.
 
     The rewards keep their own units (floor): divided by their spread, those of questions that are answered whatever is
     kept undid in a hundred steps what the warm start had taught.
@@ -100,6 +102,19 @@ def train_selector(
     warm_start(policy, reader, examples, steps=warm, seed=seed)
     on_warm(policy)
     config = LearnConfig(steps=steps, batch=batch, block=1, replay=0.0, budgets=_SHARES, kl=0.1, lr=5e-4, floor=0.1)
+    given = policy, examples, config, seed
+    ranks.lead(_reinforce, reader, given, on_step=on_step, checkpoint=checkpoint)
+    return policy
+
+
+def _reinforce(
+    reader: NanoReader,
+    ranks: Ranks,
+    given: tuple[TokenPolicy, Sequence[Example], LearnConfig, int],
+    on_step: Callable[[Step], None] | None = None,
+    checkpoint: Path | None = None,
+) -> None:
+    policy, examples, config, seed = given
     train_policy(
         policy,
         HalfReader(reader),
@@ -109,8 +124,8 @@ def train_selector(
         seed=seed,
         on_step=on_step,
         checkpoint=checkpoint,
+        ranks=ranks,
     )
-    return policy
 
 
 def take_turns(

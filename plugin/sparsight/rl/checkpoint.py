@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from sparsight.rl.ranks import Ranks
 
 
 def save_checkpoint(
@@ -22,6 +26,31 @@ def save_checkpoint(
     partial = path.with_suffix(".partial")
     save_file({k: v.contiguous().clone() for k, v in tensors.items()}, partial, {"run": fingerprint, "step": str(step)})
     partial.replace(path)
+
+
+def resume(
+    path: Path | None,
+    fingerprint: str,
+    module: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    ranks: Ranks,
+) -> int:
+    """Start all processes from what the first one has: its weights, or its checkpoint. Returns the steps done."""
+    done = load_checkpoint(path, fingerprint, module, optimizers) if path else 0
+    start_alike(module, optimizers, ranks)
+    return ranks.same(done)
+
+
+def start_alike(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], ranks: Ranks) -> None:
+    """Give all processes the first one's weights and moments: an adapter that is new begins at random numbers."""
+    if ranks.size == 1:
+        return
+    parts: list[Any] = [module, *optimizers]
+    held = BytesIO()
+    torch.save([part.state_dict() for part in parts], held)
+    sent = ranks.same(held.getvalue())
+    for part, state in zip(parts, torch.load(BytesIO(sent), "cpu", weights_only=True), strict=True):
+        part.load_state_dict(state)
 
 
 def load_checkpoint(

@@ -24,7 +24,8 @@ from sparsight.model.completions import Completion, LanguagePolicy, Prompt, Spok
 from sparsight.model.protocols import Selector
 from sparsight.model.selectors import AllSelector
 from sparsight.rl import objective, rewards
-from sparsight.rl.checkpoint import load_checkpoint, save_checkpoint
+from sparsight.rl.checkpoint import resume, save_checkpoint
+from sparsight.rl.ranks import ALONE, Ranks
 from sparsight.rl.rewards import RewardWeights
 from sparsight.rl.trainer import Example
 from sparsight.types import Question, TokenGrid
@@ -114,20 +115,23 @@ def train_language(
     seed: int = 0,
     on_step: Callable[[LanguageStep], None] | None = None,
     checkpoint: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> LanguageReport:
     """Train `language.module` in place (its parameters with requires_grad). Random states depend on (seed, step) only.
 
     selector: frozen; its draws with a seed are the G subsets. weights: of `match`, which `judge` gives, and of `form`.
     checkpoint: written every 10 steps, resumed from when it belongs to the same run, removed at the end. Ends early
     when every text is right.
+    ranks: processes that all call this with the same arguments (rl.ranks); checkpoint and on_step are the first one's.
     A reader keeps its id while its language stream is trained: save it to give it the id of its new weights.
-    Raises ConfigError for another weight; DataError for examples without an answer; QuestionError for one that is too
-    long; TrainingError for NaN, for texts that all earn the same, or for a stream that no longer explores: the last
-    good weights are then in place.
+    Raises DataError for examples without an answer; QuestionError for one that is too long; ConfigError for another
+    weight, or fewer questions than processes; TrainingError for NaN, for texts that all earn the same, or for a stream
+    that no longer explores: the last good weights are then in place.
     """
-    run = _Run(language, selector, list(examples), config, weights, judge, seed)
     module = language.module
-    start = load_checkpoint(checkpoint, run.fingerprint, module, [run.optimizer]) if checkpoint else 0
+    checkpoint, on_step = (None, None) if ranks.rank else (checkpoint, on_step)
+    run = _Run(language, selector, list(examples), config, weights, judge, seed, ranks)
+    start = resume(checkpoint, run.fingerprint, module, [run.optimizer], ranks)
     began = time.perf_counter()
     history: list[LanguageStep] = []
     good, watch = deepcopy(module.state_dict()), _Watch()
@@ -157,11 +161,15 @@ def train_language(
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """One question of a batch: G prompts, and the same prompts with other tokens in the place of the evidence."""
+    """One question of a batch: G prompts, and the same prompts with other tokens in the place of the evidence.
+
+    voice: what its texts are drawn by, so that they are the same in whichever process they are written.
+    """
 
     example: Example
     prompts: list[Prompt]
     without: list[Prompt]
+    voice: torch.Generator
 
 
 class _Run:
@@ -176,8 +184,10 @@ class _Run:
         weights: RewardWeights,
         judge: Judge,
         seed: int,
+        ranks: Ranks,
     ) -> None:
         rewards.check_weights(weights, _PARTS)
+        ranks.check(config.batch)
         if not examples or any(e.answer is None for e in examples):
             raise DataError(
                 "examples without a right answer", expected="at least one example, each with one", todo="leave them out"
@@ -186,7 +196,7 @@ class _Run:
             language.check(e.question, e.answer or "")
         learned = [p for p in language.module.parameters() if p.requires_grad]
         self.language, self.selector, self.examples = language, selector, examples
-        self.config, self.weights, self.judge, self.seed = config, weights, judge, seed
+        self.config, self.weights, self.judge, self.seed, self.ranks = config, weights, judge, seed, ranks
         self.whole = AllSelector(language.max_tokens)
         self.reference = language.frozen()
         self.learned = learned
@@ -197,22 +207,17 @@ class _Run:
     def step(self, step: int, began: float) -> LanguageStep:
         """One batch: draw subsets, write, score, move."""
         rng = np.random.default_rng([self.seed, step])
-        torch_rng = torch.Generator().manual_seed(int(rng.integers(2**62)))
         asked = self._ask(rng)
         self._set_lr(step)
         self.optimizer.zero_grad(set_to_none=True)
-        self.largest_credit = 0.0
-        seen: list[dict[str, float]] = []
-        for chunk in _chunks(asked, self.config.completions * (self.config.limit + 1) * self.language.words):
-            loss, means = self._learn(chunk, torch_rng)
-            if not torch.isfinite(loss):
-                raise _stopped("a loss that is not a number", "lower lr")
-            (loss * len(chunk) / len(asked)).backward()  # type: ignore[no-untyped-call]
-            seen += [means] * len(chunk)
+        told = self.ranks.everyone(lambda: self._learn(asked))
+        self.ranks.add_gradients(self.learned)
         norm = torch.nn.utils.clip_grad_norm_(self.learned, 1.0)
         if not torch.isfinite(norm):
             raise _stopped("a gradient that is not a number", "lower lr")
         self.optimizer.step()
+        seen = [means for own in told for means in own]
+        self.largest_credit = max(means.pop("largest") for means in seen)
         means = {name: float(np.mean([s[name] for s in seen if name in s])) for s in seen for name in s}
         own = [means.pop(name) for name in ("reward", "spread", "entropy", "perception", "kl")]
         reward, spread, entropy, perception, kl = own
@@ -222,14 +227,30 @@ class _Run:
     def _ask(self, rng: np.random.Generator) -> list[_Asked]:
         """Draw the questions of a step with their subsets, all at one budget: padding to the longest costs thrice."""
         config = self.config
+        voices = np.random.default_rng(int(rng.integers(2**62))).integers(2**62, size=config.batch)
         picked = rng.choice(len(self.examples), config.batch, replace=config.batch > len(self.examples))
         share = config.budgets[int(rng.integers(len(config.budgets)))]
         return [
-            self._subsets(self.examples[i], share, rng.random() < config.full, rng.random() >= config.direct, rng)
-            for i in picked
+            self._subsets(
+                self.examples[i],
+                share,
+                rng.random() < config.full,
+                rng.random() >= config.direct,
+                rng,
+                torch.Generator().manual_seed(int(voice)),
+            )
+            for i, voice in zip(picked, voices, strict=True)
         ]
 
-    def _subsets(self, example: Example, share: float, full: bool, reasoned: bool, rng: np.random.Generator) -> _Asked:
+    def _subsets(
+        self,
+        example: Example,
+        share: float,
+        full: bool,
+        reasoned: bool,
+        rng: np.random.Generator,
+        voice: torch.Generator,
+    ) -> _Asked:
         grid, question, g = example.grid, example.question, self.config.subsets
         if full:
             keeps = [self.whole.select(grid, question, grid.n).keep] * g
@@ -244,17 +265,31 @@ class _Run:
             [Prompt(grid, question, torch.from_numpy(np.asarray(k, np.int64)), reasoned) for k in kept]
             for kept in (keeps, others)
         )
-        return _Asked(example, prompts, without)
+        return _Asked(example, prompts, without, voice)
 
-    def _learn(self, chunk: list[_Asked], torch_rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def _learn(self, asked: list[_Asked]) -> list[dict[str, float]]:
+        """Add the gradients of this process's share of a batch; what is reported of each of its questions."""
+        seen: list[dict[str, float]] = []
+        whole = True
+        mine, logits = self.ranks.share(asked), self.config.completions * (self.config.limit + 1) * self.language.words
+        for chunk in [[one] for one in mine] if self.ranks.in_step else _chunks(mine, logits):
+            loss, means = self._loss_of(chunk)
+            whole = whole and bool(torch.isfinite(loss))
+            (loss * len(chunk) / len(asked)).backward()  # type: ignore[no-untyped-call]
+            seen += [dict(means) for _ in chunk]
+        if not whole:  # only now: in step, the others could not go through a pass alone
+            raise _stopped("a loss that is not a number", "lower lr")
+        return seen
+
+    def _loss_of(self, chunk: list[_Asked]) -> tuple[Tensor, dict[str, float]]:
         """Loss of some questions of the batch, and what is reported of them. R = questions * G * M rollouts."""
         config = self.config
         prompts = [p for asked in chunk for p in asked.prompts]
-        texts = self.language.sample(prompts, config.completions, config.limit, torch_rng)
+        voices = [asked.voice for asked in chunk for _ in asked.prompts]
+        texts = self.language.sample(prompts, config.completions, config.limit, voices)
         values, parts = self._rewards(chunk, texts)
         credit = objective.per_stream_credit if config.credit == "per_stream" else objective.shared_credit
         advantages = credit(values).language.flatten()  # (R,)
-        self.largest_credit = max(self.largest_credit, float(advantages.abs().max()))
         trust = torch.tensor([asked.example.weight for asked in chunk])
         trust = trust.repeat_interleave(config.subsets * config.completions)  # (R,)
         spoken = self.language.speak(prompts, texts)
@@ -263,7 +298,8 @@ class _Run:
         with torch.no_grad():
             before = self.reference.speak(prompts, texts)
         loss, means = _loss(spoken, blind, before, advantages, trust, config)
-        means |= {"reward": float(values.mean()), "spread": float(advantages.abs().mean()), **parts}
+        sizes = advantages.abs()
+        means |= {"reward": float(values.mean()), "spread": float(sizes.mean()), "largest": float(sizes.max()), **parts}
         return loss, means
 
     def _rewards(self, chunk: list[_Asked], texts: list[list[Completion]]) -> tuple[Tensor, dict[str, float]]:
@@ -333,7 +369,7 @@ class _Watch:
         return False
 
 
-def _chunks(asked: list[_Asked], logits: int) -> list[list[_Asked]]:
+def _chunks(asked: Sequence[_Asked], logits: int) -> list[list[_Asked]]:
     """Questions of about equal numbers of kept tokens together, as many as memory allows. logits: of one prompt."""
     most = max(1, _CHUNK_LOGITS // (logits * len(asked[0].prompts)))
     result: list[list[_Asked]] = []

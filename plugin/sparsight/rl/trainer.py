@@ -25,8 +25,9 @@ from sparsight.model import coarse, plackett_luce
 from sparsight.model.policy import TokenPolicy, slice_tokens
 from sparsight.model.protocols import Reader, ScoreRequest
 from sparsight.rl import rewards
-from sparsight.rl.checkpoint import load_checkpoint, save_checkpoint
+from sparsight.rl.checkpoint import resume, save_checkpoint
 from sparsight.rl.objective import group_advantages, surrogate
+from sparsight.rl.ranks import ALONE, Ranks
 from sparsight.rl.rewards import Marks, RewardWeights
 from sparsight.types import Question, TokenGrid
 
@@ -102,6 +103,7 @@ def train_policy(
     seed: int = 0,
     on_step: Callable[[Step], None] | None = None,
     checkpoint: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainReport:
     """Train `policy` in place. Random states depend on (seed, step) only.
 
@@ -110,11 +112,15 @@ def train_policy(
     same run; removed at the end. Ends early when every subset already earns the same, higher reward.
     A resumed run ends at the same bits as one in one piece, except where a study has more than 12 slices (which of them
     look promising is ranked anew, by the resumed policy) or where the run ends early (that count starts anew).
-    Raises ConfigError for another weight; DataError for examples without anything to learn; TrainingError for NaN, for
-    rewards that never differ, or for a policy that no longer explores: `policy` then holds its last good weights.
+    ranks: processes that all call this with the same arguments (rl.ranks); checkpoint and on_step are the first one's.
+    Raises DataError for examples without anything to learn; ConfigError for another weight, or
+    fewer questions than processes;
+    TrainingError for NaN, for rewards that never differ, or for a policy that no longer explores: `policy` then holds
+    its last good weights.
     """
-    run = _Run(policy, reader, list(examples), config, weights, anchor, seed)
-    start = load_checkpoint(checkpoint, run.fingerprint, policy, [run.optimizer]) if checkpoint else 0
+    run = _Run(policy, reader, list(examples), config, weights, anchor, seed, ranks)
+    checkpoint, on_step = (None, None) if ranks.rank else (checkpoint, on_step)
+    start = resume(checkpoint, run.fingerprint, policy, [run.optimizer], ranks)
     began = time.perf_counter()
     history: list[Step] = []
     good, watch = deepcopy(policy.state_dict()), _Watch()
@@ -153,8 +159,10 @@ class _Run:
         weights: RewardWeights,
         anchor: TokenPolicy | None,
         seed: int,
+        ranks: Ranks,
     ) -> None:
         rewards.check_weights(weights, _PARTS)
+        ranks.check(config.batch)
         for n, example in enumerate(examples):
             _check(n, example)
         self.new = [e for e in examples if not e.is_replay]
@@ -163,7 +171,7 @@ class _Run:
             raise DataError("no new examples", expected="at least one correction", todo="collect corrections first")
         self.policy, self.reader, self.config, self.weights = policy.train(), reader, config, weights
         self.anchor = anchor.eval() if anchor else None
-        self.seed = seed
+        self.seed, self.ranks = seed, ranks
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr, betas=(0.9, 0.99))
         distinct = {e.question.text: e.question for e in examples}
         self.questions = {text: reader.embed(question) for text, question in distinct.items()}
@@ -177,35 +185,42 @@ class _Run:
         torch_rng = torch.Generator().manual_seed(int(rng.integers(2**62)))
         batch = self._batch(rng)
         drawn = [self._draw(example, rng, torch_rng) for example in batch]
-        values, parts = self._rewards(batch, [d.keeps for d in drawn])
         self._set_lr(step)
         self.optimizer.zero_grad(set_to_none=True)
-        entropies, divergences = [], []
-        for example, draw, reward in zip(batch, drawn, values, strict=True):
-            loss, entropy, divergence = self._loss(example, draw, reward)
-            loss = loss * example.weight / len(batch)
-            if not torch.isfinite(loss):
-                raise _stopped("a loss that is not a number", "lower lr in learn.yaml")
-            loss.backward()  # type: ignore[no-untyped-call]
-            entropies.append(entropy)
-            divergences.append(divergence)
+        told = self.ranks.everyone(lambda: self._learn(batch, drawn))
+        seen = sorted((one for own in told for one in own), key=lambda one: one.number)
+        self.ranks.add_gradients(self.policy.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
         if not torch.isfinite(norm):
             raise _stopped("a gradient that is not a number", "lower lr in learn.yaml")
         self.optimizer.step()
-        spreads = torch.stack([v.std(correction=0) for v in values])
+        spreads = torch.stack([one.rewards.std(correction=0) for one in seen])
         self.largest_spread = float(spreads.max())
         self.log_n = float(np.mean([np.log(max(len(d.tokens), 2)) for d in drawn]))
         return Step(
             step + 1,
             self.config.steps,
-            float(torch.stack(values).mean()),
-            parts,
+            float(torch.stack([one.rewards for one in seen]).mean()),
+            _means([parts for one in seen for parts in one.parts]),
             float(spreads.mean()),
-            float(np.mean(entropies)),
-            float(np.mean(divergences)),
+            float(np.mean([one.entropy for one in seen])),
+            float(np.mean([one.kl for one in seen])),
             time.perf_counter() - began,
         )
+
+    def _learn(self, batch: list[Example], drawn: list[_Draw]) -> list[_Seen]:
+        """Add the gradients of this process's share of a batch."""
+        mine = self.ranks.share(range(len(batch)))
+        earned = self._rewards([batch[i] for i in mine], [drawn[i].keeps for i in mine])
+        seen = []
+        for i, (values, parts) in zip(mine, earned, strict=True):
+            loss, entropy, divergence = self._loss(batch[i], drawn[i], values)
+            loss = loss * batch[i].weight / len(batch)
+            if not torch.isfinite(loss):
+                raise _stopped("a loss that is not a number", "lower lr in learn.yaml")
+            loss.backward()  # type: ignore[no-untyped-call]
+            seen.append(_Seen(i, values, parts, entropy, divergence))
+        return seen
 
     def _batch(self, rng: np.random.Generator) -> list[Example]:
         """`replay` of the batch are earlier cases (all new where there are none); without repeats while they last."""
@@ -255,16 +270,16 @@ class _Run:
         drawn = torch.from_numpy(rng.choice(others, _SLICES - len(promising), replace=False))
         return torch.cat([promising, drawn]).sort().values
 
-    def _rewards(self, batch: list[Example], keeps: list[Tensor]) -> tuple[list[Tensor], dict[str, float]]:
-        """(G,) rewards of every example, and the mean of each part that applied."""
+    def _rewards(self, batch: list[Example], keeps: list[Tensor]) -> list[tuple[Tensor, list[dict[str, float | None]]]]:
+        """(G,) rewards of every example, and the parts of each."""
         asked = [i for i, e in enumerate(batch) if e.scored is not None]
         scored = dict(zip(asked, self.reader.score([self._request(batch[i], keeps[i]) for i in asked]), strict=True))
         right = [i for i in asked if batch[i].answer is not None]
         blank = self._blank(batch, right) if self.weights.utility else {}
         rest = self._rest(batch, keeps, right) if self.weights.necessity else {}
-        values, seen = [], []
+        earned = []
         for i, example in enumerate(batch):
-            group, subsets = [], list(keeps[i].numpy())
+            group, seen, subsets = [], [], list(keeps[i].numpy())
             agreed = self._consensus(subsets, scored[i]) if i in right else [None] * len(subsets)
             for g, keep in enumerate(subsets):
                 log_p = float(scored[i][g]) if i in scored else None
@@ -277,8 +292,8 @@ class _Run:
                 }
                 seen.append(parts)
                 group.append(rewards.compose(parts, self.weights).total)
-            values.append(torch.tensor(group))
-        return values, _means(seen)
+            earned.append((torch.tensor(group), seen))
+        return earned
 
     def _consensus(self, keeps: list[NDArray[np.int64]], log_p: Tensor) -> list[float | None]:
         """Overlap of each subset with what the subsets that led to the right answer agree on; none without a weight."""
@@ -336,6 +351,17 @@ class _Draw:
     keeps: Tensor
     length: int
     log_prob: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What came of one question of a batch. number: its place there; rewards: (G,)."""
+
+    number: int
+    rewards: Tensor
+    parts: list[dict[str, float | None]]
+    entropy: float
+    kl: float
 
 
 class _Watch:

@@ -5,34 +5,27 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from sparsight.config import Config
-from sparsight.errors import SparsightError, TrainingError
+from sparsight.errors import SparsightError
 from sparsight.model import PolicySelector, TokenPolicy
-from sparsight.model.completions import AdapterPolicy, Arrays
-from sparsight.model.protocols import Reader, ScoreRequest
-from sparsight.rl import gate, offpolicy, readers, rewards, sentinel
-from sparsight.rl.gate import Paired
-from sparsight.rl.language import LanguageConfig, train_language
+from sparsight.model.completions import Arrays
+from sparsight.model.protocols import Reader
+from sparsight.rl import gate, offpolicy, readers
+from sparsight.rl.ranks import ALONE, Ranks
 from sparsight.rl.readers import Opinion
-from sparsight.rl.trainer import Example, train_policy
-from sparsight.rl.tuning import TuningConfig, tune_language
+from sparsight.rl.trainer import Example
 from sparsight.service import oversight
 from sparsight.service.corrections import marks_on, right_answer, wrong_answer
+from sparsight.service.lesson import Correction, Lesson, Step, groups, read, teach
 from sparsight.store import PolicyRegistry, Store
 from sparsight.types import Episode, Feedback, PolicyVersion, TokenGrid
 
 GridOf = Callable[[Episode], TokenGrid]
-Step = Callable[[str, int, int], None]
-_REPLAY = 96  # simulated questions mixed in as earlier cases, beside the corrections that the live policy knows
-_REPLAY_SEED = 7
 
 
 @dataclass(frozen=True)
@@ -46,16 +39,6 @@ class Learned:
     held_out: int
     seconds: float
     gate: dict[str, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Correction:
-    """A correction that can be replayed. study groups corrections that must stay on one side of the split."""
-
-    key: str
-    study: str
-    stratum: str
-    example: Example
 
 
 @dataclass(frozen=True)
@@ -83,7 +66,8 @@ class Learner:
     reader: Reader
     grid_of: GridOf
     on_step: Step
-    writer: AdapterPolicy | None = None  # the language stream, where it is to learn too
+    rank: int = 0  # of the adapter by which the language stream learns too; 0: it does not
+    ranks: Ranks = ALONE  # processes that learn together
 
     def learn(self, live: PolicyVersion, live_policy: TokenPolicy, adapter: Arrays) -> Learned:
         """Train on what the live policy's line has not learned, measure on what was kept out of training, decide.
@@ -112,12 +96,15 @@ class Learner:
         keys = {c.key for c in pending}
         if tried := self._tried(live, keys):
             return _nothing(f"these corrections were learned already: policy {tried.id} is {tried.state}")
-        candidate = self._train(train, known, live_policy)
-        said += self._write(train, known, candidate)
-        decision = self._measure(held, live_policy, candidate, adapter, look=self._looks(live) + 1)
-        verdicts = self._verdicts(new, candidate)
+        config, share = self.config, self.config.serve.share
+        look = self._looks(live) + 1
+        lesson = Lesson(train, known, held, live_policy, adapter, self.rank, config.learn, config.gate, share, look)
+        taught = self.ranks.lead(teach, self.reader, lesson, on_step=self.on_step)
+        assert taught is not None  # in the first process
+        decision, said = taught.decision, (*said, *taught.said)
+        verdicts = self._verdicts(new, taught.candidate)
         version = self.registry.add(
-            {**candidate.to_arrays(), **(adapter if self.writer is None else self.writer.to_arrays())},
+            {**taught.candidate.to_arrays(), **taught.adapter},
             parent=live.id,
             reader=self.reader.id,
             metrics=_metrics(decision, len(train), len(held)),
@@ -173,83 +160,9 @@ class Learner:
             found.append(Correction(feedback.key, episode.volume_sha256, question.kind, example))
         return found, unused
 
-    def _train(self, train: list[Correction], known: list[Correction], live_policy: TokenPolicy) -> TokenPolicy:
-        probes = sentinel.simulated(self.reader, "train", _REPLAY, _REPLAY_SEED, self.on_step)
-        earlier = [replace(c.example, is_replay=True) for c in known]
-        earlier += [Example(p.grid, p.question, p.answer, is_replay=True) for p in probes]
-        candidate = deepcopy(live_policy)
-        train_policy(
-            candidate,
-            self.reader,
-            [*(c.example for c in train), *earlier],
-            config=self.config.learn.for_corrections(len(train)),
-            anchor=live_policy,
-            seed=self.config.learn.seed,
-            on_step=lambda step: self.on_step("step", step.step, step.steps),
-        )
-        return candidate
-
-    def _write(self, train: list[Correction], known: list[Correction], candidate: TokenPolicy) -> tuple[str, ...]:
-        """Train the language stream's adapter on what the candidate keeps; what there is to say about it.
-
-        First the right answers themselves, then what its own texts earn. A stop (texts that all earn the same, a full
-        memory) leaves the last good adapter: the visual stream's part still counts.
-        """
-        examples = [c.example for c in (*train, *known) if c.example.answer is not None]
-        if self.writer is None or not examples:
-            return ()
-        learn, selector = self.config.learn, PolicySelector(candidate, self.reader)
-        try:
-            if learn.tuning_steps:
-                tune_language(
-                    self.writer,
-                    selector,
-                    examples,
-                    config=TuningConfig(steps=learn.tuning_steps, budgets=learn.budgets, lr=learn.tuning_lr),
-                    seed=learn.seed,
-                    on_step=lambda step: self.on_step("tuning", step.step, step.steps),
-                )
-            if learn.language_steps:
-                train_language(
-                    self.writer,
-                    selector,
-                    examples,
-                    config=LanguageConfig(steps=learn.language_steps, budgets=learn.budgets, lr=learn.language_lr),
-                    seed=learn.seed,
-                    on_step=lambda step: self.on_step("language", step.step, step.steps),
-                )
-        except TrainingError as error:
-            return (f"language stream: {error.given}",)
-        except torch.OutOfMemoryError:
-            return ("language stream: the device's memory did not hold its training",)
-        return ()
-
     def _looks(self, live: PolicyVersion) -> int:
         """How many candidates were measured against this live policy before."""
         return sum(v.parent == live.id for v in self.registry.list())
-
-    def _measure(
-        self, held: list[Correction], live: TokenPolicy, candidate: TokenPolicy, adapter: Arrays, look: int
-    ) -> gate.Decision:
-        """Live and candidate, each with its own adapter, on the sentinel set and on what was kept out of training."""
-        budget, settings = self.config.serve.share, self.config.gate
-        probes = sentinel.simulated(self.reader, "val", settings.sentinel, settings.sentinel_seed, self.on_step)
-        on_sentinel, on_held = [], []
-        for policy in (live, candidate):
-            stream = PolicySelector(policy, self.reader)
-            before = None if policy is candidate else self.writer
-            with nullcontext() if before is None else before.standing_as(adapter):
-                on_sentinel.append(sentinel.correct(self.reader, stream, probes, budget, self.on_step))
-                earned = [served_reward(self.reader, stream, c.example, budget) for c in held]
-                on_held.append(np.array(earned, np.float64))
-        return gate.decide(
-            sentinel=Paired(
-                on_sentinel[0], on_sentinel[1], _groups([p.group for p in probes]), tuple(p.stratum for p in probes)
-            ),
-            held_out=Paired(on_held[0], on_held[1], _groups([c.study for c in held]), tuple(c.stratum for c in held)),
-            config=settings,
-            look=look,
-        )
 
     def _verdicts(self, recorded: Sequence[Feedback], candidate: TokenPolicy) -> dict[str, Any]:
         """Off-policy estimates of the share that would be accepted, from bare verdicts. They decide nothing.
@@ -267,15 +180,18 @@ class Learner:
                 grid = self.grid_of(episode)
             except SparsightError:
                 continue
+            if episode.reader != self.reader.id:
+                continue
+            self.ranks.lead(read, self.reader, episode.question)
             before, keep = episode.selection.scores, episode.selection.keep
-            after = selector.select(grid, episode.question, 1).scores if episode.reader == self.reader.id else None
-            if after is not None and len(after) == len(before):
+            after = selector.select(grid, episode.question, 1).scores
+            if len(after) == len(before):
                 logs = offpolicy.first_in(before, keep), offpolicy.first_in(after, keep)
                 seen.append((float(feedback.verdict == "accept"), *logs, episode.volume_sha256))
         if not seen:
             return {}
         reward, log_pi0, log_pi = (np.array([s[i] for s in seen], np.float64) for i in range(3))
-        logged = offpolicy.Logged(reward, log_pi0, log_pi, _groups([s[3] for s in seen]))
+        logged = offpolicy.Logged(reward, log_pi0, log_pi, groups([s[3] for s in seen]))
         return {"verdicts": {"n": len(seen), "accepted": float(reward.mean()), **offpolicy.estimate(logged).as_dict()}}
 
     def _decide(self, version: PolicyVersion, decision: gate.Decision, live: PolicyVersion) -> PolicyVersion:
@@ -293,20 +209,6 @@ class Learner:
             expect_live=live.id,
             record=lambda policy: self.store.record("promote", policy),
         )
-
-
-def served_reward(reader: Reader, selector: PolicySelector, example: Example, share: float) -> float:
-    """The reward that training maximises, of the subset that would be served: its answer's part and grounding."""
-    grid = example.grid
-    k = max(1, min(round(share * grid.n), grid.n, reader.max_tokens))
-    keep = selector.select(grid, example.question, k).keep
-    log_p = None
-    if example.scored is not None:
-        request = ScoreRequest(grid, example.question, example.scored, torch.from_numpy(keep)[None])
-        log_p = float(reader.score([request])[0][0])
-    answer = rewards.rejected(log_p) if example.answer is None else rewards.answer(log_p)
-    parts = {"answer": answer, "grounding": rewards.grounding(keep, example.marks)}
-    return rewards.compose(parts, rewards.RewardWeights()).total
 
 
 def split(
@@ -331,12 +233,6 @@ def _pass_over(_: SparsightError) -> None:
 
 def _nothing(*reasons: str) -> Learned:
     return Learned(None, False, reasons, 0, 0, 0.0, {})
-
-
-def _groups(names: Sequence[str]) -> Any:
-    return (
-        np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)[1] if names else np.zeros(0, np.int64)
-    )
 
 
 def _metrics(decision: gate.Decision, train: int, held: int) -> dict[str, float]:

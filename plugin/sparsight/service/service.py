@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from sparsight import evidence
+from sparsight.cluster.scoring import scored_by
 from sparsight.config import Config
 from sparsight.errors import NotFoundError, SparsightError
 from sparsight.imaging.grid import Grid
@@ -27,6 +28,7 @@ from sparsight.model.policy import FOVEA
 from sparsight.model.protocols import Reader, Where
 from sparsight.rl.acquisition import acquire
 from sparsight.rl.answers import is_of_all
+from sparsight.rl.ranks import ALONE, Ranks
 from sparsight.service import blinded as blind
 from sparsight.service import corrections, promotion, shadow
 from sparsight.service.answering import Answering, Asked, OnProgress, Progress, Reading, new_id, shown, tokens_at
@@ -191,19 +193,20 @@ class Service:
         """Ids of the live policy and its ancestors that have learned from a correction, or were judged by it."""
         return tuple(policy for policy in self.registry.lineage() if key in self.store.learned_keys([policy]))
 
-    def learn(self, *, on_progress: OnProgress | None = None) -> Learned:
+    def learn(self, *, on_progress: OnProgress | None = None, ranks: Ranks = ALONE) -> Learned:
         """Train a candidate on the corrections not yet learned, measure it against the live policy, promote or hold it.
 
-        Asks go first: between two steps the machine is given to whoever waits.
+        Asks go first: between two steps whoever waits has the machine. ranks: of this process, their first.
         """
         tell = on_progress or _quiet
         wait([rest for rest, _ in list(self._finishing.values())])  # not within our turn: it needs turns itself
-        with self._turnstile.turn(Priority.LEARNING):
-            live, selector = self._policy()
+        others = scored_by(self.config.pool, self.config.serve.reader, self.reader, ranks)
+        with others as reader, self._turnstile.turn(Priority.LEARNING):
+            live, selector = self._streams.live()
             self._streams.take_on(live.id)
             adapter, learn = self._streams.adapter(live.id), self.config.learn
-            writes = learn.tuning_steps or learn.language_steps
-            writer = self.reader.writer(rank_of(adapter) or learn.language_rank) if writes else None
+            rank = (rank_of(adapter) or learn.language_rank) if learn.tuning_steps or learn.language_steps else 0
+            writer = self.reader.writer(rank) if rank else None
 
             def step(stage: str, done: int, total: int) -> None:
                 tell(Progress(stage, done, total))
@@ -214,7 +217,7 @@ class Service:
                 else:
                     self._streams.adapted = live.id  # what `standing_as` puts on for whoever asks next
 
-            learner = Learner(self.config, self.store, self.registry, self.reader, self._grid, step, writer)
+            learner = Learner(self.config, self.store, self.registry, reader, self._grid, step, rank, ranks)
             try:
                 return learner.learn(live, selector.policy, adapter)
             finally:
@@ -311,7 +314,7 @@ class Service:
 
     def live_selector(self) -> PolicySelector:
         """The visual stream that answers now."""
-        return self._policy()[1]
+        return self._streams.live()[1]
 
     # --- inside ---
 
@@ -335,9 +338,6 @@ class Service:
             self._streams.take_on(policy.id)
             selector = self._streams.of(policy.id)
             return policy, self._answering(study, question, tell).answer(selector, share, recheck=recheck)
-
-    def _policy(self) -> tuple[PolicyVersion, PolicySelector]:
-        return self._streams.live()
 
     def _candidate(self) -> PolicyVersion | None:
         """The candidate on trial, where gate.yaml lets it answer at all."""
@@ -370,7 +370,7 @@ class Service:
         text = self.suggest(info.modality)
         study = self._encoded.get(info.id, self.reader, lambda stage: None, in_turn)
         with in_turn():
-            policy, selector = self._policy()
+            policy, selector = self._streams.live()
             self._streams.take_on(policy.id)
             k = tokens_at(self.config.serve.share, study.grid, self.reader)
             worth = acquire(self.reader, selector, study.grid, parse_question(text), k)
@@ -378,12 +378,12 @@ class Service:
 
     def _usual_budget(self) -> Budget:
         """Where the caller names none: serve.budget; all tokens while the visual stream has learned nothing yet."""
-        return 1.0 if self._policy()[1].policy.untrained else self.config.serve.budget
+        return 1.0 if self._streams.live()[1].policy.untrained else self.config.serve.budget
 
     def _where(self, question: Question) -> Where | None:
         """Which slices of a long volume to encode before the first answer; None: all (serve.first_slices)."""
         first = self.config.serve.first_slices
-        _, selector = self._policy()
+        _, selector = self._streams.live()
         if not first or selector.policy.prior is None or len(self._finishing) >= _UNFINISHED:
             return None
 

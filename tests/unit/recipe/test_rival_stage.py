@@ -123,7 +123,7 @@ def mean_iou(reader: NanoReader, writer: NanoLanguage, pool: Pool) -> float:
     """Of sampled texts, 8 of each question."""
     examples = [box_example(pool, item, reader.id) for item in pool.items]
     prompts = [Prompt(e.grid, e.question, torch.arange(e.grid.n), reasoned=False) for e in examples]
-    texts = NanoLanguagePolicy(reader, writer).sample(prompts, 8, 42, torch.Generator().manual_seed(0))
+    texts = NanoLanguagePolicy(reader, writer).sample(prompts, 8, 42, [torch.Generator().manual_seed(0)] * len(prompts))
     return float(np.mean([judge_boxes(e, t) for e, group in zip(examples, texts, strict=True) for t in group]))
 
 

@@ -60,7 +60,7 @@ def test_a_reader_of_many_corrections_is_capped_in_training(service: Service, mo
     monkeypatch.setattr(Trust, "of", of)
     examples: list[float] = []
     monkeypatch.setattr(
-        "sparsight.service.learning.train_policy",
+        "sparsight.service.lesson.train_policy",
         lambda candidate, reader, given, **_: examples.extend(e.weight for e in given if not e.is_replay),
     )
     service.learn()

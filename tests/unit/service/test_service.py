@@ -337,7 +337,7 @@ class TestLearn:
         learn = service.config.learn.model_copy(update={"tuning_steps": 1})
         service.config = service.config.model_copy(update={"learn": learn})
         monkeypatch.setattr(service.reader, "writer", lambda rank: Mute())
-        monkeypatch.setattr("sparsight.service.learning.tune_language", full)
+        monkeypatch.setattr("sparsight.service.lesson.tune_language", full)
         learned = service.learn()
         assert learned.candidate is not None
         assert learned.reasons[-1] == "language stream: the device's memory did not hold its training"

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsight.rl.trainer import Example
-from sparsight.service.learning import Correction, split
+from sparsight.service.learning import split
+from sparsight.service.lesson import Correction
 from sparsight.types import Question, TokenGrid
 
 GRID = TokenGrid(torch.zeros(1, 4), (1, 1, 1), (1, 1, 1), np.eye(4), np.eye(4), "r")

@@ -28,7 +28,7 @@ from sparsight.rl import gate, sentinel
 from sparsight.rl.gate import Paired
 from sparsight.rl.trainer import Example
 from sparsight.service.corrections import marks_on
-from sparsight.service.learning import served_reward
+from sparsight.service.lesson import served_reward
 
 Worth = Literal["bad", "good"]
 POINTS = 0.03  # by which a candidate is worse (on old or new), or better (on new)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparsight.model.completions import draw
 from sparsight.model.hf.families import Family
 from sparsight.model.hf.prompts import TokenPrompt, batch
 
@@ -22,9 +23,14 @@ class Step:
 
 
 class Language:
-    """Forward passes of one model over prompts (model.hf.prompts); features and positions as they were encoded."""
+    """Forward passes of one model over prompts (model.hf.prompts); features and positions as they were encoded.
+
+    most: the largest number that any process names. Where the layers are spread over several, a forward pass needs all
+    of them: who has nothing left to do goes along (`idle`) until the last one is done.
+    """
 
     def __init__(self, model: Any, processor: Any, family: Family) -> None:
+        self.most: Callable[[int], int] = lambda n: n
         self.model, self.tokenizer, self.family = model, processor.tokenizer, family
         self.image = int(model.config.image_token_id)
         ends = model.generation_config.eos_token_id
@@ -93,10 +99,8 @@ class Language:
         return likely
 
     @torch.no_grad()
-    def write(
-        self, prompts: Sequence[TokenPrompt], limit: int, generator: torch.Generator | None = None
-    ) -> Iterator[Step]:
-        """B texts token by token: greedy without a generator, else at temperature 1.
+    def write(self, prompts: Sequence[TokenPrompt], limit: int, chance: Tensor | None = None) -> Iterator[Step]:
+        """B texts token by token: greedy, or at temperature 1 by `chance` (completions.chances): (B, limit).
 
         The end of a text is given once, then None. No placeholder of an image is ever written.
         """
@@ -108,14 +112,11 @@ class Language:
             given_logits = out.logits[:, -1].float()
             logits = given_logits.clone()
             logits[:, self.image] = -torch.inf
-            if generator is None:
-                ids = logits.argmax(-1)
-            else:
-                ids = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)[:, 0].to(logits.device)
+            ids = logits.argmax(-1) if chance is None else draw(logits.softmax(-1), chance[:, step])
             said = ids.tolist()
             yield Step([token if lives else None for token, lives in zip(said, alive, strict=True)], given_logits)
             alive = [lives and token not in self.ends for token, lives in zip(said, alive, strict=True)]
-            if not any(alive) or step + 1 == limit:
+            if step + 1 == limit or not self.most(any(alive)):
                 return
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
             at = at + 1
@@ -127,6 +128,11 @@ class Language:
                 use_cache=True,
                 logits_to_keep=1,
             )
+
+    @torch.no_grad()
+    def idle(self) -> None:
+        """One pass that nobody reads."""
+        self.model.get_decoder()(input_ids=torch.tensor([[self.pad]], device=self.model.device), use_cache=False)
 
     def inputs(self, prompts: Sequence[TokenPrompt]) -> dict[str, Any]:
         """Arguments of the model's forward, on its device."""

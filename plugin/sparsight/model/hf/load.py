@@ -195,9 +195,9 @@ def _loaded(make: Callable[[], Any]) -> Any:
 
 
 def device_of(config: ModelConfig) -> str:
-    """Where a model goes: a GPU where there is one. Raises ConfigError for one that is not there."""
+    """Where a model goes: this process's GPU where there is one. Raises ConfigError for one that is not there."""
     gpus = torch.cuda.device_count()
-    device = config.device or ("cuda" if gpus else "cpu")
+    device = config.device or (f"cuda:{torch.cuda.current_device()}" if gpus else "cpu")
     if device != "cpu" and int(device.partition(":")[2] or 0) >= gpus:
         there = f"a GPU below {gpus}" if gpus else "cpu: there is no GPU here"
         raise ConfigError(f"device {device}", expected=there, todo="leave device out")

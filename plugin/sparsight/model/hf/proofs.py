@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsight.model.completions import chances
 from sparsight.model.hf.adapter import checkpointing
 from sparsight.model.hf.answers import messages
 from sparsight.model.hf.prompts import TokenPrompt
@@ -124,7 +125,7 @@ def _ragged(reader: HFReader, whole: TokenPrompt, kept: Sequence[Tensor]) -> flo
 def _cached(reader: HFReader, whole: TokenPrompt, kept: Sequence[Tensor]) -> float:
     """Several texts written after several subsets, token by token from a cache, against one pass over each."""
     prompts = [whole.keep(keep, reader.language.image) for keep in kept for _ in range(2)]
-    steps = list(reader.language.write(prompts, 6, torch.Generator().manual_seed(1)))
+    steps = list(reader.language.write(prompts, 6, chances([torch.Generator().manual_seed(1)], len(prompts), 6)))
     worst = 0.0
     for b, prompt in enumerate(prompts):
         said = [token for step in steps if (token := step.ids[b]) is not None]

@@ -168,9 +168,11 @@ class HFReader:
                 self._check_kept(len(keep))
                 prompts.append(whole.keep(keep, self.language.image))
                 texts.append(answer)
+        parts = _chunks(prompts, texts, self.language.words)
         with memory_full():
-            parts = _chunks(prompts, texts, self.language.words)
             scores = torch.cat([torch.zeros(0), *(self.language.likely(p, t).cpu() for p, t in parts)])
+        for _ in range(self.language.most(len(parts)) - len(parts)):
+            self.language.idle()
         return list(torch.split(scores, [len(request.keeps) for request in requests]))
 
     @torch.inference_mode()

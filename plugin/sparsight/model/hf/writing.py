@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparsight.model.completions import Completion, Prompt, Spoken
+from sparsight.model.completions import Completion, Prompt, Spoken, chances
 from sparsight.model.hf.adapter import Adapter, checkpointing, standing_in
 from sparsight.model.hf.answers import ANSWER, END_ANSWER, END_THINK, parse
 from sparsight.model.hf.prompts import TokenPrompt
@@ -53,12 +53,12 @@ class HFLanguagePolicy:
 
     @torch.no_grad()
     def sample(
-        self, prompts: Sequence[Prompt], m: int, limit: int, generator: torch.Generator
+        self, prompts: Sequence[Prompt], m: int, limit: int, generators: Sequence[torch.Generator]
     ) -> list[list[Completion]]:
         """M texts of each prompt at temperature 1, until the model ends them or for `limit` tokens."""
         rows = [row for row in self._rows(prompts) for _ in range(m)]
         with self._speaking():
-            steps = [step.ids for step in self._reader.language.write(rows, limit, generator)]
+            steps = [step.ids for step in self._reader.language.write(rows, limit, chances(generators, m, limit))]
         texts = [[i for i in row if i is not None] for row in zip(*steps, strict=True)]
         return [
             [self._spell(prompt.reasoned, ids) for ids in texts[n * m : (n + 1) * m]]

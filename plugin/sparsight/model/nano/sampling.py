@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from sparsight.model.completions import Completion, Prompt, Spoken
+from sparsight.model.completions import Completion, Prompt, Spoken, chances, draw
 from sparsight.model.nano.language import MAX_TEXT, NanoLanguage, Row, visual_row
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.nano.tokenizer import (
@@ -52,16 +52,16 @@ class NanoLanguagePolicy:
 
     @torch.no_grad()
     def sample(
-        self, prompts: Sequence[Prompt], m: int, limit: int, generator: torch.Generator
+        self, prompts: Sequence[Prompt], m: int, limit: int, generators: Sequence[torch.Generator]
     ) -> list[list[Completion]]:
         """M texts of each prompt, until `</answer>` or for `limit` tokens; the cache of a prompt is filled once."""
-        prefix = self._prefix(prompts, m)
+        prefix, chance = self._prefix(prompts, m), chances(generators, m, limit)
         limit = min(limit, MAX_TEXT - prefix.question - 1)
         state, written = prefix.state, []
         alive = torch.ones(len(state), dtype=torch.bool)
         for t in range(limit):
             p = self.module.lm.lm_head(state).float().softmax(-1)
-            ids = torch.multinomial(p, 1, generator=generator)[:, 0].masked_fill(~alive, PAD)
+            ids = draw(p, chance[:, t]).masked_fill(~alive, PAD)
             written.append(torch.where(alive, ids, -1))
             alive = alive & (ids != END_ANSWER)
             if not alive.any() or t + 1 == limit:
