@@ -15,7 +15,8 @@ from sparsight.model.nano.reader import NanoReader
 from sparsight.model.nano.sampling import NanoLanguagePolicy
 from sparsight.rl.trainer import Example
 from sparsight.rl.tuning import TuningConfig, tune_language
-from sparsight.service.learning import Correction, split
+from sparsight.service.learning import split
+from sparsight.service.lesson import Correction
 from sparsight.types import Case
 
 _PASSES = 6  # times that each correction is drawn, as learn.yaml has it for the policy
