@@ -72,7 +72,7 @@ def forget(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Erase what is kept of a study, or of old answers: corrections, encoded images, labels, results; not the log.
+    """Erase all that is kept of a study, or of old answers: corrections, encoded images, labels, results; not the log.
 
     The server must be stopped. Policies that learned from its corrections are named: roll back, or keep them.
     """

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +28,7 @@ from sparsight.store.blobs import BlobStore
 from sparsight.store.engine import Database
 from sparsight.store.features import Features, from_arrays, to_arrays
 from sparsight.store.files import make_folder
-from sparsight.store.forget import Forgotten, forget, remove_arrays
+from sparsight.store.forget import Forgotten, erase
 from sparsight.store.records import (
     canonical,
     check_id,
@@ -338,12 +337,7 @@ class Store:
 
     def forget(self, studies: Collection[str], *, before: datetime | None = None) -> Forgotten:
         """Delete all there is of studies, for good; the log keeps hashes (forget.py). No server may run beside it."""
-        with self._database.write() as connection:
-            gone, arrays, last = forget(connection, studies, before)
-        if last is not None:
-            audit.keep_head(self._head_file, last)
-        self._database.compact()  # also where a try before this one got no further
-        return replace(gone, arrays=remove_arrays(self._blobs.root, arrays))
+        return erase(self._database, self._blobs.root, self._head_file, studies, before)
 
     def audit_head(self) -> Head:
         """Number and hash of the log's last entry; kept elsewhere, it shows any later tampering (`verify(anchor=)`)."""

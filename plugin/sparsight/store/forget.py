@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from sqlalchemy import Connection, select
 
 from sparsight.store import audit, tables
 from sparsight.store.audit import Head
+from sparsight.store.engine import Database
 from sparsight.store.files import disk_errors
 
 
@@ -30,6 +31,18 @@ class Forgotten:
     corrections: tuple[str, ...]
     policies: tuple[str, ...]
     arrays: int = 0
+
+
+def erase(
+    database: Database, arrays: Path, head_file: Path, studies: Collection[str], before: datetime | None = None
+) -> Forgotten:
+    """Forget studies in one transaction, then remove their arrays from `arrays` and their text from the file."""
+    with database.write() as connection:
+        gone, unused, last = forget(connection, studies, before)
+    if last is not None:
+        audit.keep_head(head_file, last)
+    database.compact()  # also where a try before this one got no further
+    return replace(gone, arrays=remove_arrays(arrays, unused))
 
 
 def forget(

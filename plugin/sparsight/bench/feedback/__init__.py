@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from json import dumps
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import sparsight
 from sparsight.bench.feedback import curves, flips, order, rounds
@@ -27,7 +28,7 @@ from sparsight.bench.feedback.shifts import Shift, Tell, reader_with, shifts_of,
 from sparsight.bench.feedback.targets import targets
 from sparsight.config import Config
 from sparsight.errors import finite
-from sparsight.model import TokenPolicy, load_nano, load_policy
+from sparsight.model import Reader, TokenPolicy, load_nano, load_policy
 from sparsight.model.nano.reader import NanoReader
 
 
@@ -140,23 +141,21 @@ class _Bench:
         shifts, rows = [], []
         by_shift: dict[str, tuple[Config, Start, list[Point]]] = {}
         for shift in self.shifts.values():
-            config, policy = self._part(f"start: {shift.name}", lambda s=shift: self._begin(s, folder))
-            start = self._part(f"start: {shift.name}", lambda s=shift, p=policy: self._start(s, p))
-            points = self._part(
-                f"learning: {shift.name}", lambda s=shift, c=config, b=start: self._learn(s, c, b, folder)
-            )
+            config, policy = self._part(f"start: {shift.name}", partial(self._begin, shift, folder))
+            start = self._part(f"start: {shift.name}", partial(self._start, shift, policy))
+            points = self._part(f"learning: {shift.name}", partial(self._learn, shift, config, start, folder))
             by_shift[shift.name] = config, start, points
             shifts.append({"name": shift.name, "title": shift.title, **start.as_dict(self.seed)})
             rows += curves.rows_of(shift, start, points, self.seed)
         shift = self.shifts["finding"]
         config, start, points = by_shift["finding"]
         size = self.size
-        report = {
+        report: dict[str, Any] = {
             "created": datetime.now(UTC).isoformat(),
             "version": sparsight.__version__,
             "reader": self.reader.id,
             "reader_sha256": self.reader.sha256,
-            "language_learns": self.reader.writer(1) is not None,
+            "language_learns": cast(Reader, self.reader).writer(1) is not None,
             "share": config.serve.share,
             "seed": self.seed,
             "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "threads": 1},
@@ -214,7 +213,7 @@ class _Bench:
 
     def _start(self, shift: Shift, policy: TokenPolicy) -> Start:
         n = self.size.new, self.size.old
-        return Start.of(shift, self.reader, policy, self.config.serve.share, n, self.tell)
+        return Start.of(shift, self.reader, policy, self.config, n, self.tell)
 
     def _learn(self, shift: Shift, config: Config, start: Start, folder: Path) -> list[Point]:
         """Ours at every number of corrections and seed; the other ways, and the other shifts, on fewer."""

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from unittest.mock import patch
 
 import numpy as np
@@ -46,7 +46,7 @@ STAGES = ("correct", "learn", "gate", "promote")
 _CORRECTIONS = 5  # of one session
 _SITE = 40  # kills of one store, then a new one: its checks read all of it
 _QUESTION = Question("Is there a nodule?", "yes_no", ("yes", "no"))
-_FORK = "fork"  # a session begins with what is loaded already: a thousand starts of Python would take an hour
+_FORK: Final = "fork"  # a session begins with what is loaded already: a thousand starts of Python would take an hour
 
 
 @dataclass
@@ -182,7 +182,9 @@ class _Site:
         with closing(Store(self.config.home / "store.db", self.config.home)) as store:
             kept = store.all_feedback(submitted=False)
             numbers = [int(one.key.removeprefix("k")) for one in kept]
-            found.lost += len(self.confirmed - set(numbers))
+            gone = self.confirmed - set(numbers)
+            found.lost += len(gone)
+            self.confirmed -= gone  # counted once
             found.doubled += len(numbers) - len(set(numbers))
             broken += [f"correction {one.key} says {one.answer}" for one in kept if one.answer != _answer(one.key)]
             lineage = [store.learned_keys([policy]) for policy in registry.lineage()]
