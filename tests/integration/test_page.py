@@ -203,11 +203,11 @@ def test_every_kind_of_correction(browser, server, client):
     )
     browser.run("document.activeElement.blur()")
     browser.key("d")
-    browser.wait("document.querySelector('#reviews [data-state=draft]')")
+    browser.wait("document.querySelector('#reviews [data-state=draft]') !== null")
     assert browser.run("document.getElementById('reward').textContent").startswith("Kept as a draft.")
     for change, state in (("submit", "submitted"), ("withdraw", "withdrawn"), ("undo", "submitted")):
         browser.run(f"document.querySelector('#reviews [data-change={change}]').click()")
-        browser.wait(f"document.querySelector('#reviews [data-state={state}]')")
+        browser.wait(f"document.querySelector('#reviews [data-state={state}]') !== null")
     browser.key("t")
     browser.key("c")
     browser.wait("document.querySelectorAll('#reviews > li').length === 2")
@@ -239,7 +239,7 @@ def test_a_blinded_reading_comes_before_the_answer(browser, server, client):
     browser.key("a")  # no verdict on what was not seen
     browser.run("document.getElementById('right').value = 'no'")
     browser.key("c")
-    browser.wait("document.getElementById('own')")
+    browser.wait("document.getElementById('own') !== null")
     assert browser.run("document.getElementById('own').textContent") == "You said before you saw it: no"
     assert browser.run("document.querySelector('#answer .said') !== null")
     browser.wait("document.querySelectorAll('#reviews > li').length === 1")

@@ -78,12 +78,12 @@ def hospital(pacs: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     The gate's thresholds are open: whether a candidate is better is tested elsewhere.
     """
     folder = tmp_path_factory.mktemp("hospital")
-    make_studies(folder / "sent", 3)
+    make_studies(folder / "sent", 6)
     DICOMwebClient(pacs).store_instances([dcmread(path) for path in sorted((folder / "sent").rglob("*.dcm"))])
     config = Config.load(
         home=folder / "home",
         learn={"steps": 6, "passes": 0, "batch": 4, "group": 4, "held_out": 0.5, "lr": 0.02},
-        gate={"sentinel": 20, "bootstrap": 100, "margin": 1, "min_gain": -2, "min_feedback": 1, "sign_off": True},
+        gate={"sentinel": 20, "bootstrap": 100, "margin": 1, "min_gain": -9, "min_feedback": 1, "sign_off": True},
     )
     port = free_port()
     process = start(config, pacs, port=port, log=folder / "server.log")

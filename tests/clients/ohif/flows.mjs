@@ -188,7 +188,7 @@ const flows = {
     await page.locator('#marks li').waitFor(SLOW);
     await page.keyboard.press('4');
     await page.keyboard.press('1');
-    found.point = at(10, 60);
+    found.point = at(-150, -150); // beside the stroke's own text
     await page.mouse.click(found.point.x, found.point.y);
     await page.locator('#marks li').nth(1).waitFor(SLOW);
     found.marks = await page.locator('#marks li b').allInnerTexts();

@@ -10,12 +10,13 @@ QUESTION = "Is there a nodule?"
 
 
 def test_a_correction_leads_to_a_signed_policy_and_to_objects_in_the_viewer(hospital, drive):
-    pictures = [study for study in hospital.get("/sparsight/studies") if study["question"]]
-    for study in pictures[1:3]:  # corrections of another day: some are kept out to judge the candidate by
+    studies = hospital.get("/sparsight/studies")
+    shown = next(study for study in studies if study["modality"] != "MR")
+    others = [study for study in studies if study is not shown]
+    for study in others[:4]:  # corrections of another day: the second and the fourth judge the candidate
         asked = hospital.post("/sparsight/ask", study=study["id"], question=QUESTION)
         right = "no" if asked["answer"] == "yes" else "yes"
         hospital.post("/sparsight/feedback", episode=asked["episode"], verdict="amend", answer=right)
-    shown = pictures[0]
     found = drive("policies", url=hospital.url, study=shown["study_uid"], question=QUESTION, right="no, a ring")
     assert not found["faults"], found["faults"]
     assert not found["elsewhere"], "nothing is loaded from elsewhere"

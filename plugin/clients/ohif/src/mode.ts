@@ -1,8 +1,7 @@
 /** The OHIF mode: OHIF's own viewports and tools for CT, MR, CR, DX, US and others, with our panel at the right. */
-import { tools, type Manager } from './ohif';
+import { NO_IMAGES, tools, type Manager } from './ohif';
 
 const ID = 'sparsight-ohif-mode';
-const NO_IMAGES = new Set(['SR', 'SEG', 'RTSTRUCT', 'RTPLAN', 'RTDOSE', 'PR', 'KO', 'ECG', 'DOC', 'SM', 'AU', 'REG']);
 
 const DEFAULT = '@ohif/extension-default';
 const CORNERSTONE = '@ohif/extension-cornerstone';

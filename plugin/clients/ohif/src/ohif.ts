@@ -66,6 +66,9 @@ export interface Manager {
   extensionManager: { getModuleEntry(id: string): any };
 }
 
+/** Modalities whose objects are none that one can ask about. */
+export const NO_IMAGES = new Set(['SR', 'SEG', 'RTSTRUCT', 'RTPLAN', 'RTDOSE', 'PR', 'KO', 'ECG', 'DOC', 'SM', 'AU', 'REG']);
+
 const CORNERSTONE = '@ohif/extension-cornerstone';
 
 /** Cornerstone as the viewer has it: nothing of it is in our bundle. */

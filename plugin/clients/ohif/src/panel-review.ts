@@ -60,11 +60,14 @@ export function review(s: Session): TemplateResult {
   </section>`;
 }
 
-/** What a review was worth, at once. */
+const WORTH = { draft: 'Kept as a draft. It would be worth', submitted: 'Recorded. Worth', withdrawn: 'Withdrawn. It was worth' };
+
+/** What a review was worth, at once; and what became of it since. */
 export function reward(s: Session): TemplateResult {
+  const { key, state } = s.recorded!;
   const { total, parts } = words.reward(s.recorded!);
   return html`<section id="reward" aria-live="polite">
-    <h2>${s.recorded!.state === 'draft' ? 'Kept as a draft. It would be worth' : 'Recorded. Worth'} to the policy that answered</h2>
+    <h2>${WORTH[s.given.list.find(one => one.key === key)?.state ?? state]} to the policy that answered</h2>
     <p class="reward">${total}</p>
     <dl>${parts.map(part => html`<dt>${part.name}</dt><dd>${part.text}</dd>`)}</dl>
     <div class="row">

@@ -75,6 +75,7 @@ export class Session extends EventTarget {
       this.screen.onDrawn(() => this.place, {
         added: (id, shape) => {
           if (!this.drawing || !this.review) return;
+          if (this.review.marks.some(mark => mark.id === id)) return this.review.move(id, shape); // one that was touched again
           this.review.mark({ id, kind: this.drawing, ...('box' in shape ? shape : { ...shape, radius: this.pen / 2 }) });
           this.screen.label(id, this.drawing);
           this.drawing = null;

@@ -1,6 +1,6 @@
 /** What the panel and the overlay need of the viewer, in terms of studies, slices and millimetres. */
 import { apply, boxAround, centre, dot, IDENTITY, invert, minus, multiply, type Box, type Mat4, type Vec3 } from './geometry';
-import { metaData, type DisplaySet, type Manager, type Measurement, type Services, type Viewport } from './ohif';
+import { metaData, NO_IMAGES, type DisplaySet, type Manager, type Measurement, type Services, type Viewport } from './ohif';
 import type { Kind } from './review';
 import type { Geometry, Region } from './client';
 
@@ -33,11 +33,11 @@ export class Viewer {
     this.services = manager.servicesManager.services;
   }
 
-  /** The series in the active viewport; null before one is there. */
+  /** The images in the active viewport; null before there are any, and while a report or a segmentation is on screen. */
   shown(): Shown | null {
     const { activeViewportId } = this.services.viewportGridService.getState();
     const set = this.displaySet(activeViewportId);
-    if (!set) return null;
+    if (!set || NO_IMAGES.has(set.Modality)) return null;
     return {
       study: set.StudyInstanceUID,
       series: set.SeriesInstanceUID,

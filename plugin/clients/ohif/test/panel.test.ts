@@ -64,7 +64,9 @@ test('readings are offered where there was more than one', async () => {
   expect(root.textContent).toContain('I see.');
 });
 
-test('a draft is said to be one', async () => {
-  const root = await shown({ answer, review: new Review('e1', keeper()), recorded: { ...recorded, state: 'draft' } });
-  expect(root.querySelector('#reward h2')?.textContent).toMatch(/draft/);
+test('a draft is said to be one until it is submitted', async () => {
+  const draft = { answer, review: new Review('e1', keeper()), recorded: { ...recorded, state: 'draft' } };
+  expect((await shown(draft)).querySelector('#reward h2')?.textContent).toMatch(/draft/);
+  const list = [given({ key: recorded.key, state: 'submitted' })];
+  expect((await shown({ ...draft, given: { list } })).querySelector('#reward h2')?.textContent).toMatch(/^Recorded/);
 });

@@ -229,6 +229,16 @@ test('a stroke is drawn with the pen that was chosen, a point with a click', asy
   expect(it.client.feedback).toHaveBeenLastCalledWith(expect.objectContaining({ marks: [expect.objectContaining({ radius_mm: 3 }), expect.anything()] }));
 });
 
+test('a mark that is touched while another is to be drawn stays what it is', async () => {
+  await it.session.ask();
+  it.session.mark('missed');
+  it.screen.drawn.added('m1', { box: [[0, 0, 0], [5, 5, 0]] });
+  it.session.mark('relevant');
+  it.screen.drawn.added('m1', { box: [[1, 0, 0], [6, 5, 0]] });
+  expect(it.session.review?.marks).toEqual([{ id: 'm1', kind: 'missed', box: [[1, 0, 0], [6, 5, 0]] }]);
+  expect(it.session.drawing).toBe('relevant');
+});
+
 test('a draft is kept, submitted, withdrawn and undone, each as a change of its own', async () => {
   await it.session.ask();
   it.session.write('no');
