@@ -123,7 +123,7 @@ class _Site:
         self._look()
         self.found.learned += len(self.registry.list()) - 1
         self.found.promoted += len(self.registry.lineage()) - 1
-        missing = [n for n in range(max(self.confirmed) + 1) if n not in self.confirmed]
+        missing = [n for n in range(max(self.confirmed, default=0) + 1) if n not in self.confirmed]
         if missing:
             self.found.broken.append(f"corrections that never came through: {missing}")
 
@@ -182,7 +182,9 @@ class _Site:
         with closing(Store(self.config.home / "store.db", self.config.home)) as store:
             kept = store.all_feedback(submitted=False)
             numbers = [int(one.key.removeprefix("k")) for one in kept]
-            found.lost += len(self.confirmed - set(numbers))
+            gone = self.confirmed - set(numbers)
+            found.lost += len(gone)
+            self.confirmed -= gone  # counted once
             found.doubled += len(numbers) - len(set(numbers))
             broken += [f"correction {one.key} says {one.answer}" for one in kept if one.answer != _answer(one.key)]
             lineage = [store.learned_keys([policy]) for policy in registry.lineage()]
@@ -195,7 +197,7 @@ class _Site:
 
 def _said(pipe: Connection) -> Iterator[str | int]:
     """What a session says, until it ends."""
-    with suppress(EOFError, ConnectionError):
+    with suppress(EOFError, OSError):  # OSError: it died in the middle of a word
         while True:
             yield pipe.recv()
 
