@@ -59,13 +59,13 @@ def test_what_is_held_changes_nothing_that_answers(report: dict[str, Any]) -> No
 def test_both_orders_were_corrected_as_often(report: dict[str, Any]) -> None:
     points = {(row["order"], row["corrections"]) for row in report["order"]["rows"]}
     assert points == {(order, n) for order in ("random", "active") for n in SMALL.ordered}
-    assert [(p["active"], p["random"]) for p in report["order"]["paired"]] == [(3, 6)]
+    assert [(p["active"], p["random"]) for p in report["order"]["paired"]] == [SMALL.ordered]
 
 
-def test_the_careless_reader_flipped_some(report: dict[str, Any]) -> None:
+def test_four_readers_share_cases(report: dict[str, Any]) -> None:
     (seed,) = report["flips"]["by_seed"]
     assert seed["corrections"] == 4 * SMALL.shared + SMALL.single
-    assert 0 < seed["flipped"] < seed["corrections"] / 4
+    assert seed["flipped"] <= SMALL.shared  # by one of them
 
 
 def test_killed_processes_lost_nothing(report: dict[str, Any]) -> None:

@@ -10,13 +10,13 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from json import dumps
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import sparsight
 from sparsight.bench.feedback import curves, flips, order, rounds
@@ -64,21 +64,21 @@ SIZES = {
         steps=4,
         new=12,
         old=12,
-        numbers=(6, 12),
-        compared=12,
-        shifted=(6,),
+        numbers=(4, 8),
+        compared=8,
+        shifted=(4,),
         seeds=1,
         other_seeds=1,
-        pool=16,
-        ordered=(3, 6),
+        pool=12,
+        ordered=(2, 4),
         order_seeds=1,
-        shared=8,
+        shared=4,
         single=2,
         rounds=20,
         bank=12,
         held_out=8,
         kills=6,
-        learn={"steps": 3, "passes": 0, "batch": 4, "group": 4},
+        learn={"steps": 3, "passes": 0, "batch": 4, "group": 4, "lr": 1e-3},
         gate={"sentinel": 20, "bootstrap": 200},
     ),
     "full": Size(
@@ -138,66 +138,56 @@ class _Bench:
 
     def measure(self, folder: Path) -> dict[str, Any]:
         started = time.perf_counter()
-        shifts, rows = [], []
-        by_shift: dict[str, tuple[Config, Start, list[Point]]] = {}
-        for shift in self.shifts.values():
-            config, policy = self._part(f"start: {shift.name}", partial(self._begin, shift, folder))
-            start = self._part(f"start: {shift.name}", partial(self._start, shift, policy))
-            points = self._part(f"learning: {shift.name}", partial(self._learn, shift, config, start, folder))
-            by_shift[shift.name] = config, start, points
-            shifts.append({"name": shift.name, "title": shift.title, **start.as_dict(self.seed)})
+        shifts, rows = list[dict[str, Any]](), list[dict[str, Any]]()
+        begun: dict[str, tuple[Config, Start, list[Point]]] = {}
+        for name, shift in self.shifts.items():
+            with self._timed(f"start: {name}"):
+                config, policy = self._begin(shift, folder)
+                n = self.size.new, self.size.old
+                start = Start.of(shift, self.reader, policy, config.serve.share, n, self.tell)
+            with self._timed(f"learning: {name}"):
+                points = self._learn(shift, config, start, folder)
+            begun[name] = config, start, points
+            shifts.append({"name": name, "title": shift.title, **start.as_dict(self.seed)})
             rows += curves.rows_of(shift, start, points, self.seed)
-        shift = self.shifts["finding"]
-        config, start, points = by_shift["finding"]
-        size = self.size
-        report: dict[str, Any] = {
-            "created": datetime.now(UTC).isoformat(),
-            "version": sparsight.__version__,
-            "reader": self.reader.id,
-            "reader_sha256": self.reader.sha256,
-            "language_learns": cast(Reader, self.reader).writer(1) is not None,
-            "share": config.serve.share,
-            "seed": self.seed,
-            "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "threads": 1},
-            "size": asdict(size),
-            "learn": config.learn.model_dump(mode="json"),
-            "gate": config.gate.model_dump(mode="json"),
-            "shifts": shifts,
-            "rows": rows,
-        }
-        report["order"] = self._part(
-            "order",
-            lambda: order.run(
-                shift,
-                config,
-                start,
-                pool=size.pool,
-                numbers=size.ordered,
-                seeds=self._seeds(size.order_seeds),
-                folder=folder,
-                tell=self.tell,
-            ),
-        )
-        report["flips"] = self._part(
-            "a careless reader",
-            lambda: flips.run(
-                shift,
-                config,
-                start,
-                shared=size.shared,
-                single=size.single,
-                seeds=self._seeds(size.seeds),
-                folder=folder,
-                tell=self.tell,
-            ),
-        )
-        report["rounds"] = self._part("gate", lambda: self._rounds(shift, config, start, points))
-        report["kills"] = self._part(
-            "kill -9",
-            lambda: kill_often(folder / "kills", kills=size.kills, seed=self.seed, tell=self.tell).as_dict(),
-        )
+        report = self._head() | {"shifts": shifts, "rows": rows} | self._rest(*begun["finding"], folder)
         report["seconds"] = {name: round(value, 1) for name, value in self.seconds.items()}
         report["seconds"]["all"] = round(time.perf_counter() - started, 1)
+        return report
+
+    def _head(self) -> dict[str, Any]:
+        reader: Reader = self.reader
+        return {
+            "created": datetime.now(UTC).isoformat(),
+            "version": sparsight.__version__,
+            "reader": reader.id,
+            "reader_sha256": reader.sha256,
+            "language_learns": reader.writer(1) is not None,
+            "share": self.config.serve.share,
+            "seed": self.seed,
+            "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "threads": 1},
+            "size": asdict(self.size),
+            "learn": self.config.learn.model_dump(mode="json"),
+            "gate": self.config.gate.model_dump(mode="json"),
+        }
+
+    def _rest(self, config: Config, start: Start, points: list[Point], folder: Path) -> dict[str, Any]:
+        """What is measured with the new finding alone."""
+        size, shift, tell, report = self.size, self.shifts["finding"], self.tell, dict[str, Any]()
+        with self._timed("order"):
+            seeds = self._seeds(size.order_seeds)
+            report["order"] = order.run(
+                shift, config, start, pool=size.pool, numbers=size.ordered, seeds=seeds, folder=folder, tell=tell
+            )
+        with self._timed("a careless reader"):
+            seeds = self._seeds(size.seeds)
+            report["flips"] = flips.run(
+                shift, config, start, shared=size.shared, single=size.single, seeds=seeds, folder=folder, tell=tell
+            )
+        with self._timed("gate"):
+            report["rounds"] = self._rounds(shift, config, start, points)
+        with self._timed("kill -9"):
+            report["kills"] = kill_often(folder / "kills", kills=size.kills, seed=self.seed, tell=tell).as_dict()
         return report
 
     def _begin(self, shift: Shift, folder: Path) -> tuple[Config, TokenPolicy]:
@@ -210,10 +200,6 @@ class _Bench:
             reader_with(self.reader, policy, place)
         serve = self.config.serve.model_copy(update={"reader": str(place)})
         return self.config.model_copy(update={"serve": serve}), load_policy(place)
-
-    def _start(self, shift: Shift, policy: TokenPolicy) -> Start:
-        n = self.size.new, self.size.old
-        return Start.of(shift, self.reader, policy, self.config, n, self.tell)
 
     def _learn(self, shift: Shift, config: Config, start: Start, folder: Path) -> list[Point]:
         """Ours at every number of corrections and seed; the other ways, and the other shifts, on fewer."""
@@ -254,8 +240,8 @@ class _Bench:
     def _seeds(self, n: int) -> range:
         return range(self.seed, self.seed + n)
 
-    def _part(self, name: str, measure: Callable[[], Any]) -> Any:
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
         began = time.perf_counter()
-        result = measure()
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
-        return result
+        yield
+        self.seconds[part] = time.perf_counter() - began

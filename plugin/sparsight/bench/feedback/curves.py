@@ -86,10 +86,9 @@ class Start:
 
     @classmethod
     def of(
-        cls, shift: Shift, reader: Reader, policy: TokenPolicy, config: Config, n: tuple[int, int], tell: Tell
+        cls, shift: Shift, reader: Reader, policy: TokenPolicy, share: float, n: tuple[int, int], tell: Tell
     ) -> Start:
         """n: questions about what is new, and of the old."""
-        share = config.serve.share
         new, old = (Exam(cases, reader, share, tell) for cases in (shift.exam(n[0], 0), shift.old_exam(n[1], 0)))
         first = new.right(policy), old.right(policy)
         elsewhere = tuple(

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -46,7 +46,7 @@ STAGES = ("correct", "learn", "gate", "promote")
 _CORRECTIONS = 5  # of one session
 _SITE = 40  # kills of one store, then a new one: its checks read all of it
 _QUESTION = Question("Is there a nodule?", "yes_no", ("yes", "no"))
-_FORK: Final = "fork"  # a session begins with what is loaded already: a thousand starts of Python would take an hour
+_START = multiprocessing.get_context("fork")  # with what is loaded already: a thousand starts of Python take an hour
 
 
 @dataclass
@@ -123,7 +123,7 @@ class _Site:
         self._look()
         self.found.learned += len(self.registry.list()) - 1
         self.found.promoted += len(self.registry.lineage()) - 1
-        missing = [n for n in range(max(self.confirmed) + 1) if n not in self.confirmed]
+        missing = [n for n in range(max(self.confirmed, default=0) + 1) if n not in self.confirmed]
         if missing:
             self.found.broken.append(f"corrections that never came through: {missing}")
 
@@ -131,7 +131,7 @@ class _Site:
         """One session, killed `delay` seconds after `stage` began; whether it was."""
         first = max(self.confirmed, default=-1) + 1
         ours, theirs = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.get_context(_FORK).Process(target=_session, args=(self.config, first, theirs))
+        process = _START.Process(target=_session, args=(self.config, first, theirs))
         process.start()
         theirs.close()
         at = self._listen(ours, stage)
@@ -142,7 +142,7 @@ class _Site:
         process.join()
         ours.close()
         self.found.sessions += 1
-        died = process.exitcode == -signal.SIGKILL
+        died = bool(process.exitcode == -signal.SIGKILL)
         if died:
             self.found.kills[at or "correct"] += 1
         elif process.exitcode == 0:
@@ -197,7 +197,7 @@ class _Site:
 
 def _said(pipe: Connection) -> Iterator[str | int]:
     """What a session says, until it ends."""
-    with suppress(EOFError, ConnectionError):
+    with suppress(EOFError, OSError):  # OSError: it died in the middle of a word
         while True:
             yield pipe.recv()
 
@@ -244,7 +244,7 @@ class _Stages:
 def _durations(config: Config) -> dict[str, float]:
     """How long each stage of a session takes, seconds."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context(_FORK).Process(target=_session, args=(config, 0, theirs))
+    process = _START.Process(target=_session, args=(config, 0, theirs))
     process.start()
     theirs.close()
     began: dict[str, float] = {}

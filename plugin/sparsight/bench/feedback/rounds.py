@@ -35,7 +35,7 @@ POINTS = 0.03  # by which a candidate is worse (on old or new), or better (on ne
 OLD_LOSS = 0.01  # a good one loses no more on the old
 _LOOKS = 5  # of one clinic, the most
 _SEED = 900  # of the corrections that candidates are judged by
-NOISE = (0.1, 0.2, 0.4, 0.8)  # standard deviations of a tensor's own weights
+NOISE = (0.5, 1.0, 2.0, 4.0)  # standard deviations of a tensor's own weights
 
 
 @dataclass(frozen=True, eq=False)

@@ -150,7 +150,8 @@ def shifts_of(data: Path | None) -> dict[str, Shift]:
     """All shifts, by name; data: folder of data folders."""
     if data is None or not (data / "bccd").is_dir():
         return dict(SHIFTS)
-    return SHIFTS | {"smears": Smears("smears", "platelets in real blood smears", _PLAIN, folder=data / "bccd")}
+    old = SHIFTS["finding"].old
+    return SHIFTS | {"smears": Smears("smears", "platelets in real blood smears", old, old=old, folder=data / "bccd")}
 
 
 def unaware_policy(reader: NanoReader, *, scenes: int, steps: int, seed: int, tell: Tell) -> TokenPolicy:

@@ -19,6 +19,7 @@ OLD = -0.01  # the most that may be lost of the old
 GOOD = 0.8  # share of the good candidates that should be promoted
 SECONDS, CORRECTIONS = 60.0, 200
 KILLS, ROUNDS = 1_000, 200
+SHARED = 20  # cases that all readers read, below which nobody can be told from the others
 _SLACK = -0.02  # "the same accuracy": the interval of the difference may begin there
 
 
@@ -123,18 +124,19 @@ def _flips(report: Report) -> list[Target]:
     named = sum(own["careless"] in one["named"] for one in seeds)
     others = sum(bool(set(one["named"]) - {own["careless"]}) for one in seeds)
     change = own["old_change"]
+    few = own["shared"] < SHARED
     return [
         Target(
             f"{what}: old accuracy",
             "at most 1 point lost",
             f"{signed(change['mean'], ends(change))} learned, n = {change['n']}",
-            _verdict(change["mean"] >= OLD),
+            "not measured" if few else _verdict(change["mean"] >= OLD),
         ),
         Target(
             f"{what}: that reader is named",
             "every time, and nobody else",
             f"{named} of {len(seeds)} times; others in {others}",
-            _verdict(named == len(seeds) and not others),
+            "not measured" if few else _verdict(named == len(seeds) and not others),
         ),
     ]
 

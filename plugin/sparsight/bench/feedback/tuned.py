@@ -39,6 +39,7 @@ def tuned(reader: NanoReader, policy: TokenPolicy, cases: Sequence[Case], config
         steps=math.ceil(_PASSES * len(train) / batch),
         batch=batch,
         budgets=config.learn.budgets,
+        full=0.0,  # slow, and nothing here is read from all tokens
         lr=config.learn.tuning_lr,
     )
     copy = load_nano(config.serve.reader)
