@@ -26,7 +26,9 @@ from sparsight.rl.scoring import Result
 from sparsight.rl.tables import compare
 from sparsight.types import Case
 
-TINY = evidence.Size(sim_2d=6, sim_ood=4, sim_long=2, sim_pair=4, real=6, tested=6, curves=2, read=2)
+TINY = evidence.Size(
+    sim_2d=6, sim_ood=4, sim_long=2, sim_pair=4, real=6, tested=6, curves=2, read=2, whole=1, served=6, looked=(64, 1)
+)
 
 
 def drawn(name: str, n: int, seed: int) -> list[Case]:
@@ -162,7 +164,7 @@ def test_a_broken_data_folder_is_refused_before_anything_runs(data: Path, fault:
 
 @pytest.fixture
 def setup(reader_folder: Path, data: Path) -> Setup:
-    names = ("all", "ours", "random", "saliency", "oracle")
+    names = ("all", "ours", "random", "saliency", "fastv", "oracle")
     return Setup(reader_folder, load_base_policy(reader_folder), "p", names, data, 0)
 
 
@@ -215,6 +217,10 @@ def test_every_question_is_tested_and_read_as_often_as_the_size_says() -> None:
         assert sum(task.tested for task in of_2d) == size.tested
         assert sum(task.curves for task in of_2d) == size.curves
         assert sum(task.read for task in of_2d) == size.read
+        assert sum(task.served for task in of_2d) == size.served
+        long = [task for task in tasks if task.suite.name == "sim_long"]
+        assert sum(task.whole for task in long) == sum(task.whole for task in tasks) == size.whole
+        assert sum(task.tested for task in long) >= size.tested / 12
         assert len({(task.suite.name, task.part) for task in tasks}) == len(tasks)
     assert evidence.SIZES["full"].sim_2d >= 1_000
 
@@ -240,6 +246,15 @@ def test_a_run_measures_everything_and_does_not_depend_on_the_processes(setup: S
     tests = {row["test"] for row in report["suites"]["sim_2d"]["tests"]}
     assert {"kept", "pixel sufficiency", "pixel necessity", "complement", "no image"} <= tests
     assert {"shuffled image", "blank image"} <= tests
+    for suite in ("sim_2d", "sim_long"):
+        tested = {(row["selector"], row["test"]) for row in report["suites"][suite]["tests"]}
+        assert {(name, "pixel necessity") for name in ("ours", "fastv", "saliency", "oracle")} <= tested
+    assert rows["sim_long", "every token", 1.0]["n"] == 1
+    assert rows["sim_long", "every token", 1.0]["fraction"] == 1
+    assert ("sim_2d", "every token", 1.0) not in rows
+    served = report["suites"]["sim_2d"]["served"]
+    assert 0 < served["n"] <= 6
+    assert report["first_token"] == {}  # this reader has no first look
     sensitivity = {row["selector"]: row for row in report["suites"]["sim_2d"]["sensitivity"]}
     assert sensitivity["random"]["ours_minus"] is not None
     assert report["left_out"]["grid"] == "not asked for"
@@ -252,6 +267,9 @@ def test_a_run_measures_everything_and_does_not_depend_on_the_processes(setup: S
 
     evidence.write(report, setup, tmp_path / "out")
     text = (tmp_path / "out" / "results.md").read_text()
+    assert "| all, thinned to 1,024 |" in text
+    assert "`every token`: all of a volume in one prompt" in text
+    assert "## Does it deny what is there?" in text
     named = [part.split(")")[0] for part in text.split("](")[1:]]
     assert named
     assert all((tmp_path / "out" / name).stat().st_size > 1_000 for name in named)

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 import sparsight
 from sparsight.bench.examples import draw_examples
 from sparsight.bench.figures import figures_of
+from sparsight.bench.looks import measure as time_looks
 from sparsight.bench.page import page
 from sparsight.bench.parts import Other, Part, Setup, Task, loaded, measure_part
 from sparsight.bench.plots import draw_plots
@@ -37,21 +38,48 @@ Tell = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Size:
-    """Questions: per suite, tested by changing the image or the tokens, traced as curves, read in full."""
+    """Questions: per suite, tested by changing the image or the tokens, traced as curves, read in full, and more."""
 
     sim_2d: int
     sim_ood: int
     sim_long: int
     sim_pair: int
     real: int  # of each set at most
-    tested: int  # of sim_2d; a quarter of it of the others
+    tested: int  # of sim_2d; a quarter of it of the others, a twelfth of sim_long
     curves: int  # of sim_2d
     read: int  # of each suite
+    whole: int  # of sim_long, from every token in one prompt
+    served: int  # of sim_2d at most, asked as the product asks; a quarter of it of the others
+    looked: tuple[int, int]  # slices of a long volume, and rounds in which its first answer is timed
 
 
 SIZES = {
-    "small": Size(sim_2d=24, sim_ood=8, sim_long=8, sim_pair=8, real=8, tested=8, curves=4, read=4),
-    "full": Size(sim_2d=1_020, sim_ood=300, sim_long=300, sim_pair=300, real=300, tested=300, curves=120, read=120),
+    "small": Size(
+        sim_2d=24,
+        sim_ood=8,
+        sim_long=8,
+        sim_pair=8,
+        real=8,
+        tested=8,
+        curves=4,
+        read=4,
+        whole=2,
+        served=8,
+        looked=(64, 2),
+    ),
+    "full": Size(
+        sim_2d=1_020,
+        sim_ood=300,
+        sim_long=300,
+        sim_pair=300,
+        real=300,
+        tested=300,
+        curves=120,
+        read=120,
+        whole=120,
+        served=400,
+        looked=(256, 5),
+    ),
 }
 
 
@@ -70,6 +98,7 @@ def run(setup: Setup, *, size: Size, budgets: Sequence[float], workers: int, tel
     units = {task.suite.name: task.suite.unit for task in tasks}
     suites = {name: figures_of(name, own, setup.seed) | {"unit": units[name]} for name, own in parts.items()}
     reader, ours = loaded(setup)
+    slices, rounds = size.looked
     report: dict[str, Any] = {
         "created": datetime.now(UTC).isoformat(),
         "version": sparsight.__version__,
@@ -92,6 +121,7 @@ def run(setup: Setup, *, size: Size, budgets: Sequence[float], workers: int, tel
         "rows": [{"suite": name, **row} for name, suite in suites.items() for row in suite.pop("rows")],
         "paired": [{"suite": name, **row} for name, suite in suites.items() for row in suite.pop("paired")],
         "suites": suites,
+        "first_token": time_looks(reader, ours, slices=slices, rounds=rounds, seed=setup.seed),
         "seconds": round(time.perf_counter() - started, 1),
     }
     checked: dict[str, Any] = finite(report)
@@ -176,11 +206,14 @@ def plan(size: Size, budgets: tuple[float, ...], real: Sequence[str]) -> list[Ta
     ]
     tasks = []
     for suite in suites:
-        # What re-encodes the image for every question stays with images: a volume takes seconds.
-        wanted = {"sim_2d": size.tested, "sim_long": 0}.get(suite.name, size.tested // 4)
-        tested = min(wanted, suite.n)
+        # What re-encodes the image for every question is done to few volumes: one takes seconds.
+        changed = {"sim_2d": size.tested, "sim_long": -(-size.tested // 12)}.get(suite.name, size.tested // 4)
+        tested = min(changed, suite.n)
         curves = min(size.curves, tested) if suite.name == "sim_2d" else 0
-        shares = [_split(n, suite.parts) for n in (tested, curves, min(size.read, suite.n))]
+        whole = min(size.whole, suite.n) if suite.name == "sim_long" else 0
+        served = size.served if suite.name == "sim_2d" else size.served // 4
+        wanted = (tested, curves, min(size.read, suite.n), whole, served)
+        shares = [_split(n, suite.parts) for n in wanted]
         tasks += [Task(suite, part, *(share[part] for share in shares)) for part in range(suite.parts)]
     return tasks
 
