@@ -49,7 +49,7 @@ class Size:
     curves: int  # of sim_2d
     read: int  # of each suite
     whole: int  # of sim_long, from every token in one prompt
-    served: int  # of sim_2d at most, asked as the product asks; a quarter of it of the others
+    served: int  # of sim_2d at most, asked as the product asks; an eighth of it of the others
     looked: tuple[int, int]  # slices of a long volume, and rounds in which its first answer is timed
 
 
@@ -63,7 +63,7 @@ SIZES = {
         tested=8,
         curves=4,
         read=4,
-        whole=2,
+        whole=8,
         served=8,
         looked=(64, 2),
     ),
@@ -76,7 +76,7 @@ SIZES = {
         tested=300,
         curves=120,
         read=120,
-        whole=120,
+        whole=300,
         served=400,
         looked=(256, 5),
     ),
@@ -211,7 +211,7 @@ def plan(size: Size, budgets: tuple[float, ...], real: Sequence[str]) -> list[Ta
         tested = min(changed, suite.n)
         curves = min(size.curves, tested) if suite.name == "sim_2d" else 0
         whole = min(size.whole, suite.n) if suite.name == "sim_long" else 0
-        served = size.served if suite.name == "sim_2d" else size.served // 4
+        served = size.served if suite.name == "sim_2d" else size.served // 8
         wanted = (tested, curves, min(size.read, suite.n), whole, served)
         shares = [_split(n, suite.parts) for n in wanted]
         tasks += [Task(suite, part, *(share[part] for share in shares)) for part in range(suite.parts)]

@@ -70,8 +70,8 @@ def sees_first(reader: Reader, ours: PolicySelector) -> bool:
 def measure(reader: Reader, ours: PolicySelector, *, slices: int, rounds: int, seed: int) -> dict[str, Any]:
     """Seconds to the first token, medians over rounds that time all ways in turn, and ratios to the first look's.
 
-    {slices, encoded, kept, rounds, seconds {everything, all, looked}, ratios {everything, all: {value, low, high}}}:
-    everything encoded and k tokens read; everything encoded and as many read as a prompt holds; after a first look, k
+    {slices, encoded, kept, threads, rounds, seconds {everything, all, looked}, ratios {everything, all: {value, low,
+    high}}}: every slice encoded and k tokens read; the same and as many read as a prompt holds; after a first look, k
     tokens. One more round is run first and not counted. Empty for a reader or policy without a first look.
     """
     if not rounds or not isinstance(reader, NanoReader) or not sees_first(reader, ours):
@@ -83,6 +83,7 @@ def measure(reader: Reader, ours: PolicySelector, *, slices: int, rounds: int, s
         "slices": slices,
         "encoded": volume.encoded,
         "kept": volume.k,
+        "threads": torch.get_num_threads(),
         "rounds": rounds,
         "seconds": {name: float(np.median(own)) for name, own in zip(named, measured.T, strict=True)},
         "ratios": {name: ratio(measured[:, i] / measured[:, 2], seed) for i, name in enumerate(named[:2])},

@@ -139,22 +139,20 @@ def _called(old: str, new: str, *tables: Rows) -> list[Rows]:
 
 def _of_long(report: Report, name: str, rows: Rows) -> list[str]:
     """What stands for all tokens where a prompt does not hold them."""
-    said = f"`all` is thinned evenly to the {report['max_tokens']:,} tokens that one prompt holds."
+    said = [f"`all` is thinned evenly to the {report['max_tokens']:,} tokens that one prompt holds."]
     if whole := next((row for row in rows if row["selector"] == EVERY), None):
-        said += (
-            f" `{EVERY}`: all of a volume in one prompt, {whole['kept']:,.0f} on average, beyond that limit and for "
-        )
-        said += f"this table only; {whole['n']} of the questions, spread evenly over the images; its differences and "
-        said += (
-            "ratios are of these. No reader was trained on such prompts (docs/method.md), so what it loses there is "
-        )
-        said += "not all due to what pruning leaves out."
+        said += [
+            f"`{EVERY}`: all of a volume in one prompt, {whole['kept']:,.0f} on average, beyond that limit and for "
+            f"this page only, n = {whole['n']}; its differences and ratios are of these questions.",
+            "No reader was trained on such prompts (docs/method.md): not all that it loses there is due to what "
+            "pruning leaves out.",
+        ]
     if name == "sim_long":
-        said += (
-            " Long inputs are volumes here: the product takes an image, a pair (sim_pair, 1,152 tokens) or a volume, "
+        said.append(
+            "Long inputs are volumes here: the product takes an image, a pair (sim_pair, 1,152 tokens) or a volume, "
+            "none at native resolution."
         )
-        said += "and no images at native resolution."
-    return [said, ""]
+    return [" ".join(said), ""]
 
 
 def _carried(name: str, paired: Rows) -> list[str]:
