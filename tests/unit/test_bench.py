@@ -267,7 +267,10 @@ def test_a_run_measures_everything_and_does_not_depend_on_the_processes(setup: S
 
     evidence.write(report, setup, tmp_path / "out")
     text = (tmp_path / "out" / "results.md").read_text()
-    assert "| all, thinned to 1,024 |" in text
+    long = text[text.index("## Simulated volumes") : text.index("## Simulated images")]
+    assert "| accuracy | 0.5 % | 1 % | 2 % | area (log) |" in long  # what is read once has no column of its own
+    assert "| all, thinned to 1,024 | 0." in long or "| all, thinned to 1,024 | 1." in long
+    assert "| (ratio to every token) |" in long
     assert "`every token`: all of a volume in one prompt" in text
     assert "## Does it deny what is there?" in text
     named = [part.split(")")[0] for part in text.split("](")[1:]]
@@ -293,8 +296,9 @@ def _made_up(gains: float, n: int = 400) -> dict[str, Any]:
             *((name, b, p) for b in (0.02, 0.05, 0.1) for name, p in (("ours", 0.5 + gains), ("random", 0.5))),
         ):
             right = bool(draw[i] < p)
+            kept = 100 if name == "all" else 10
             results.append(
-                Result(name, budget, f"c{i}", f"g{i}", "exists", right, 0.8, 10, 0.9, True, of=100, missed=not right)
+                Result(name, budget, f"c{i}", f"g{i}", "exists", right, 0.8, kept, 0.9, True, of=100, missed=not right)
             )
     figures = figures_of("sim_2d", [Part("sim_2d", results, facts=facts)], 0)
     report: dict[str, Any] = {"case_seeds": 3, "max_tokens": 1024, "test_budget": 0.1}

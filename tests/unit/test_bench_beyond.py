@@ -207,7 +207,8 @@ def test_seeds_of_the_policy_are_not_seeds_of_the_reader() -> None:
 def test_the_rival_that_points_best_is_named() -> None:
     row = {"difference": 0.1, "difference_ci": [0.0, 0.2]}
     of = report(sim_2d={"pointing": [row | {"second": "fastv", "pointing": [0.7, 0.6]}]})
-    of["suites"]["sim_2d"]["pointing"].append(row | {"second": "saliency", "pointing": [0.7, 0.3]})
+    more = {"saliency": 0.3, "covered": 0.7}  # the latter is no rival
+    of["suites"]["sim_2d"]["pointing"] += [row | {"second": s, "pointing": [0.7, p]} for s, p in more.items()]
     of["rows"] = [{"suite": "sim_2d", "selector": "ours", "budget": 0.1, "fraction": 0.1, "accuracy": 0.7}]
     of["rows"][0] |= {"accuracy_ci": [0.6, 0.8], "pointing_hit": 0.7, "pointing_hit_ci": [0.6, 0.8]}
     of["rows"][0] |= {"evidence_recall": None}

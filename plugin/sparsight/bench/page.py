@@ -13,6 +13,7 @@ from sparsight.rl.tables import ALWAYS, EVERY, signed, value
 
 Report = dict[str, Any]
 Rows = list[dict[str, Any]]
+Names = dict[str, str]  # of streams that the page calls otherwise
 
 _NAMES = {
     "sim_2d": "Simulated images",
@@ -114,27 +115,21 @@ def _suite(report: Report, name: str, suite: dict[str, Any], pictures: dict[str,
     paired = [row for row in report["paired"] if row["suite"] == name]
     title = f"## {_NAMES.get(name, name)}: {suite['n']} questions, {suite['groups']} {suite['unit']}s"
     thinned = any(row["selector"] == "all" and (row["fraction"] or 1) < 1 for row in rows)
-    if thinned:  # named for what it is
-        rows, paired = _called("all", f"all, thinned to {report['max_tokens']:,}", rows, paired)
-    lines = [title, "", *_carried(name, paired), ""]
+    called = {"all": f"all, thinned to {report['max_tokens']:,}"} if thinned else {}  # named for what it is
+    lines = [title, "", *_carried(name, paired, called), ""]
     if suite["groups"] == 1:
         lines += [f"One {suite['unit']} only: its images hang together, so no interval can be given.", ""]
     if thinned:
         lines += _of_long(report, name, rows)
-    lines += [*_accuracy(rows, suite["areas"]), ""]
+    lines += [*_accuracy(rows, suite["areas"], called), ""]
     if any(row["evidence_recall"] is not None for row in rows):
         lines += [*_where(rows), ""]
     lines += _evidence(suite, tested_at(name))
-    lines += ["Ours minus, in accuracy:", "", *_differences(paired), ""]
-    lines += _others(suite.get("others", []))
-    lines += _strata(suite, tested_at(name))
+    lines += ["Ours minus, in accuracy:", "", *_differences(paired, called), ""]
+    lines += _others(suite.get("others", []), called)
+    lines += _strata(suite, tested_at(name), called)
     file = f"retention-{name}.png"
     return [*lines, f"![{pictures[file]}](results/{file})", ""] if file in pictures else lines
-
-
-def _called(old: str, new: str, *tables: Rows) -> list[Rows]:
-    """The rows with a stream under another name."""
-    return [[row | {k: new for k in ("selector", "second") if row.get(k) == old} for row in rows] for rows in tables]
 
 
 def _of_long(report: Report, name: str, rows: Rows) -> list[str]:
@@ -155,21 +150,22 @@ def _of_long(report: Report, name: str, rows: Rows) -> list[str]:
     return [" ".join(said), ""]
 
 
-def _carried(name: str, paired: Rows) -> list[str]:
+def _carried(name: str, paired: Rows, called: Names) -> list[str]:
     """One sentence for each rival: at which budgets the interval lies above 0, below 0, or on both sides."""
     lines = []
     for rival in dict.fromkeys(row["second"] for row in paired):
+        against = called.get(rival, rival)
         sides: dict[str, list[str]] = {}
         for row in paired:
             if row["second"] == rival:
                 sides.setdefault(_side(row["difference_ci"]), []).append(share(row["budget"]))
         said = [
-            f"{'above' if side == 'above' else 'below'} {rival} at {', '.join(sides[side])} (intervals exclude 0)"
+            f"{'above' if side == 'above' else 'below'} {against} at {', '.join(sides[side])} (intervals exclude 0)"
             for side in ("above", "below")
             if side in sides
         ]
         if "open" in sides:
-            said.append(f"no difference to {rival} shown at {', '.join(sides['open'])}")
+            said.append(f"no difference to {against} shown at {', '.join(sides['open'])}")
         lines.append(f"- {name}: ours is {'; '.join(said)}." if said[0][0] in "ab" else f"- {name}: {'; '.join(said)}.")
     return lines
 
@@ -180,7 +176,7 @@ def _side(ends: Sequence[float | None]) -> str:
     return "below" if ends[1] is not None and ends[1] < 0 else "open"
 
 
-def _accuracy(rows: Rows, areas: Rows) -> list[str]:
+def _accuracy(rows: Rows, areas: Rows, called: Names) -> list[str]:
     budgets = sorted({row["budget"] for row in rows if row["selector"] not in ALWAYS})
     area = {row["selector"]: f"{row['area']:.3f} ({row['area_log']:.3f})" for row in areas}
     cells = []
@@ -188,7 +184,7 @@ def _accuracy(rows: Rows, areas: Rows) -> list[str]:
         own = {row["budget"]: row for row in rows if row["selector"] == stream}
         if stream in ALWAYS:
             row = next(iter(own.values()))
-            name = f"{stream} (keeps {row['fraction']:.1%})" if stream == "auto" else stream
+            name = f"{stream} (keeps {row['fraction']:.1%})" if stream == "auto" else called.get(stream, stream)
             cells.append([name, value(row["accuracy"], row["accuracy_ci"]), *([""] * len(budgets))])
         else:
             by = [value(own[b]["accuracy"], own[b]["accuracy_ci"]) if b in own else "" for b in budgets]
@@ -235,30 +231,33 @@ def _evidence(suite: dict[str, Any], budget: float) -> list[str]:
     return [*table(head, cells), ""]
 
 
-def _differences(paired: Rows) -> list[str]:
+def _differences(paired: Rows, called: Names) -> list[str]:
     budgets = sorted({row["budget"] for row in paired})
     cells = []
     for rival in dict.fromkeys(row["second"] for row in paired):
         own = {row["budget"]: row for row in paired if row["second"] == rival}
         cells.append(
-            [rival, *(signed(own[b]["difference"], own[b]["difference_ci"]) if b in own else "" for b in budgets)]
+            [
+                called.get(rival, rival),
+                *(signed(own[b]["difference"], own[b]["difference_ci"]) if b in own else "" for b in budgets),
+            ]
         )
-        if rival == "all":
+        if rival in ("all", EVERY):
             ratios = [value(own[b]["ratio"], own[b]["ratio_ci"]) if b in own else "" for b in budgets]
-            cells.append(["(ratio to all)", *ratios])
+            cells.append([f"(ratio to {called.get(rival, rival)})", *ratios])
     return table(("", *map(share, budgets)), cells)
 
 
-def _others(rows: Rows) -> list[str]:
+def _others(rows: Rows, called: Names) -> list[str]:
     """Further policies, of other training seeds or before reinforcement, against the same streams."""
     lines = []
     for policy in dict.fromkeys(row["first"] for row in rows):
         own = [row for row in rows if row["first"] == policy]
-        lines += [f"{policy} (a further policy) minus, in accuracy:", "", *_differences(own), ""]
+        lines += [f"{policy} (a further policy) minus, in accuracy:", "", *_differences(own, called), ""]
     return lines
 
 
-def _strata(suite: dict[str, Any], budget: float) -> list[str]:
+def _strata(suite: dict[str, Any], budget: float, called: Names) -> list[str]:
     """By preset, question, anatomy and size of the evidence, at the test budget."""
     cells = []
     for stratum in suite["strata"]:
@@ -280,7 +279,8 @@ def _strata(suite: dict[str, Any], budget: float) -> list[str]:
             )
     if not cells:
         return []
-    head = (f"at {share(budget)}", "n", "all", "ours", "its recall", "ours - all", "ours - saliency")
+    every = called.get("all", "all")
+    head = (f"at {share(budget)}", "n", every, "ours", "its recall", f"ours - {every}", "ours - saliency")
     return [*table(head, cells), ""]
 
 

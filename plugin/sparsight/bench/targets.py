@@ -140,6 +140,7 @@ def _long(report: Report, budget: float) -> Target:
     if row is None or row["ratio"] is None:
         return Target(name, wanted, "-", "not measured")
     measured = f"{value(row['ratio'], row['ratio_ci'])}, n = {row['n']}"
+    measured += "; prompts of all are longer than any in training" if row["second"] == EVERY else ""
     return Target(name, wanted, measured, _verdict(above(row["ratio_ci"], 1.0)))
 
 
@@ -208,8 +209,9 @@ def _at_least(report: Report, name: str, key: str, wanted: float, beside: str = 
 
 
 def _next_best(report: Report) -> str:
-    """The rival that points best, and ours minus it."""
-    rows = report["suites"].get("sim_2d", {}).get("pointing", ())
+    """The rival that points best, and ours minus it; covered and foveated are ours with other tokens beside it."""
+    found = report["suites"].get("sim_2d", {}).get("pointing", ())
+    rows = [row for row in found if row["second"] not in ("covered", "foveated")]
     if not rows:
         return ""
     best = max(rows, key=lambda row: row["pointing"][1])
