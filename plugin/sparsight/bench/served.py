@@ -56,11 +56,13 @@ def serve(reader: Reader, ours: PolicySelector, case: Case, grid: TokenGrid, bud
     return Served(
         case.id,
         case.group,
-        *(is_negative(case.question, answer.text) for answer in (first, reading.answer, whole)),
-        again.reason if again else None,
-        bool(again and again.changed),
-        reading.selection.size + (again.kept if again else 0),
-        grid.n,
+        first=is_negative(case.question, first.text),
+        shown=is_negative(case.question, reading.answer.text),
+        all=is_negative(case.question, whole.text),
+        doubt=again.reason if again else None,
+        changed=bool(again and again.changed),
+        tokens=reading.selection.size + (again.kept if again else 0),
+        of=grid.n,
     )
 
 
