@@ -100,7 +100,8 @@ def ratio(values: NDArray[np.float64], seed: int) -> dict[str, float]:
 def _round(volume: LongVolume) -> tuple[float, float, float]:
     encoding, (grid, kept) = timed(volume.everything)
     whole = AllSelector(volume.reader.max_tokens).select(grid, QUESTION, grid.n)
-    few, many = (timed(lambda s=s: volume.begin(grid, s))[0] for s in (kept, whole))
+    few, _ = timed(lambda: volume.begin(grid, kept))
+    many, _ = timed(lambda: volume.begin(grid, whole))
     looking, (part, seen) = timed(volume.looked)
     return encoding + few, encoding + many, looking + timed(lambda: volume.begin(part, seen))[0]
 

@@ -151,8 +151,8 @@ def _foveated(report: Report) -> Target:
     row = _paired(report, "sim_long", "foveated", budget)  # ours minus it
     if row is None:
         return Target(name, wanted, "-", "not measured")
-    low, high = (None if end is None else -end for end in reversed(row["difference_ci"]))
-    measured = f"{signed(-row['difference'], (low, high))}, n = {row['n']}"
+    low, high = (None if end is None else 0.0 - end for end in reversed(row["difference_ci"]))
+    measured = f"{signed(0.0 - row['difference'], (low, high))}, n = {row['n']}"
     return Target(name, wanted, measured, _verdict(above((low, high), -_SLACK)))
 
 
