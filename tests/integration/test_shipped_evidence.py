@@ -10,19 +10,12 @@ from typing import Any
 import pytest
 
 from sparsight.bench.evidence import BUDGETS, LONG_BUDGETS, SIZES
-from sparsight.model.nano.weights import MANIFEST
-from sparsight.model.nano.weights import SHIPPED as WEIGHTS
-from sparsight.model.rivals import LABELLED
 from sparsight.rl.evaluate import ONCE, SELECTORS
 
 READER = "nano"
 SMALL = SIZES["small"]
 QUESTIONS = {name: getattr(SMALL, name) for name in ("sim_2d", "sim_ood", "sim_long", "sim_pair")}
-LOOKS = bool(json.loads((WEIGHTS / MANIFEST).read_text())["spec"].get("glance"))  # volumes at half the resolution
-SHIPPED = [  # the labelled ones are trained on demand
-    name for name in SELECTORS if name not in LABELLED and (LOOKS or name != "foveated")
-]
-STREAMS = [name for name in SHIPPED if name not in ONCE]
+STREAMS = [name for name in SELECTORS if name not in ONCE]
 _TOKEN = 1 / 576  # of the smallest grid: budgets are rounded to whole tokens
 pytestmark = pytest.mark.slow
 
@@ -56,7 +49,7 @@ def test_every_suite_has_every_stream_at_every_budget(
     report: dict[str, Any], rows: dict[tuple[str, str, float], dict[str, Any]]
 ) -> None:
     assert set(report["suites"]) == set(QUESTIONS)
-    assert report["selectors"] == SHIPPED
+    assert report["selectors"] == list(SELECTORS)
     for suite, n in QUESTIONS.items():
         assert report["suites"][suite]["n"] == n
         once = [*ONCE.items(), ("no image", 0.0), ("majority", 0.0)]

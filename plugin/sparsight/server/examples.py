@@ -30,7 +30,7 @@ RECHECK: dict[str, Any] = {
     "note": "No was re-checked with 1024 of 6048 tokens: still no",
 }
 SLICES: dict[str, Any] = {"encoded": 48, "total": 384}
-POLICY_USED: dict[str, Any] = {"id": "p0000-f441ca16", "sha256": _BASE}
+POLICY_USED: dict[str, Any] = {"id": "p0000-027a33f4", "sha256": _BASE}
 ASK_REPLY: dict[str, Any] = {
     "episode": _EPISODE,
     "created": "2026-03-02T09:30:12.890453+00:00",
@@ -50,7 +50,7 @@ ASK_REPLY: dict[str, Any] = {
     "notes": [],
     "evidence": [REGION],
     "policy": POLICY_USED,
-    "reader": "nano-1a31f9eb",
+    "reader": "nano-2760bfd2",
     "timings_ms": {
         "load": 6.48,
         "encode": 115.24,
@@ -160,10 +160,10 @@ GIVEN: dict[str, Any] = {
 }
 POLICY: dict[str, Any] = {
     "id": "p0001-1f0c3b7d",
-    "parent": "p0000-f441ca16",
+    "parent": "p0000-027a33f4",
     "state": "live",
     "sha256": _LEARNED,
-    "reader": "nano-1a31f9eb",
+    "reader": "nano-2760bfd2",
     "created": "2026-03-02T18:00:41.104466+00:00",
     "metrics": {"sentinel_non_inferior": 0.012, "held_out_gain": 0.21, "corrections": 48.0, "held_out": 12.0},
     "reasons": [
@@ -175,7 +175,7 @@ POLICY: dict[str, Any] = {
 ORIGIN: dict[str, Any] = {
     "bundle_sha256": _LEARNED,
     "site": "site-b",
-    "parent": "p0000-f441ca16",
+    "parent": "p0000-027a33f4",
     "state": "live",
     "imported": "2026-03-03T09:12:02.771235+00:00",
 }
@@ -213,8 +213,8 @@ TOKENS: dict[str, Any] = {
 }
 STATE: dict[str, Any] = {
     "state": "ready",
-    "reader": "nano-1a31f9eb",
-    "policy": "p0000-f441ca16",
+    "reader": "nano-2760bfd2",
+    "policy": "p0000-027a33f4",
     "episodes": 61,
     "corrections": 60,
 }

@@ -52,7 +52,7 @@ ANSWER: dict[str, Any] = {
         {"box_mm": box_of((14, 20, 4), (21, 27, 5)), "weight": 0.7, "slice": 4},
         {"box_mm": box_of((4, 4, 1), (7, 7, 1)), "weight": 0.3, "slice": 1},
     ],
-    "policy": {"id": "p0000-f441ca16"},
+    "policy": {"id": "p0000-027a33f4"},
 }
 PLACE = {"shape": SHAPE, "ijk_to_lps": (LPS @ oblique()).tolist()}
 

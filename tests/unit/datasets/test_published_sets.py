@@ -170,7 +170,7 @@ def test_a_stray_unusable_record_is_left_out_and_counted(build: Build) -> None:
 def test_rows_of_an_image_follow_one_another(build: Build) -> None:
     folder = build("VQA-RAD")
     rows = json.loads((folder / RAD).read_text("utf-8"))
-    rows += [rows[n] | {"qid": 10 + n} for n in range(2)]
+    rows += [rows[n] | {"qid": 10 + n, "question": f"{rows[n]['question']} Say so."} for n in range(2)]
     (folder / RAD).write_text(json.dumps(rows), "utf-8")
     images = [case.group for split in ("train", "val") for case in some(folder, split)]
     assert images == sorted(images)
