@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from sparsight.bench import evidence
 from sparsight.bench.figures import figures_of
+from sparsight.bench.kept import Kept
 from sparsight.bench.page import page
 from sparsight.bench.parts import Fact, Part, Setup, Task, measure_part
 from sparsight.bench.suites import CHOSEN_ON, LONG_BUDGETS, Suite, cases_of, check_data
@@ -226,7 +227,9 @@ def test_every_question_is_tested_and_read_as_often_as_the_size_says() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_measures_everything_and_does_not_depend_on_the_processes(setup: Setup, tmp_path: Path) -> None:
+def test_a_run_measures_everything_and_does_not_depend_on_the_processes(
+    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps: list[Any] = []
     report = evidence.run(setup, size=TINY, budgets=[0.05, 0.1], workers=1, tell=lambda *step: steps.append(step))
     assert steps[-1][1] == steps[-1][2] == len(steps)
@@ -262,8 +265,22 @@ def test_a_run_measures_everything_and_does_not_depend_on_the_processes(setup: S
     assert {c["curve"] for c in report["suites"]["sim_2d"]["curves"]} == {"insertion", "deletion"}
     assert report["suites"]["sim_2d"]["read"]["confidence"]["read"]["n"] == 2
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-    both = evidence.run(setup, size=TINY, budgets=[0.05, 0.1], workers=2, tell=lambda *_: None)
+    kept = tmp_path / "out" / evidence.PARTS
+    both = evidence.run(setup, size=TINY, budgets=[0.05, 0.1], workers=2, tell=lambda *_: None, kept=kept)
     assert (both["rows"], both["paired"]) == (report["rows"], report["paired"])
+
+    gone, cut_off, *_ = sorted(kept.iterdir())
+    gone.unlink()
+    cut_off.write_bytes(cut_off.read_bytes()[:-100])
+    measured: list[Task] = []
+    measure_part = evidence.measure_part
+    monkeypatch.setattr(evidence, "measure_part", lambda s, task: (measured.append(task), measure_part(s, task))[1])
+    resumed = evidence.run(setup, size=TINY, budgets=[0.05, 0.1], workers=1, tell=lambda *_: None, kept=kept)
+    assert (resumed["rows"], resumed["paired"]) == (report["rows"], report["paired"])
+    assert len(measured) == 2
+    other = replace(setup, seed=setup.seed + 1)
+    assert not any(Kept(kept, other, report["reader_sha256"]).load(task) for task in measured)
+    assert all(Kept(kept, setup, report["reader_sha256"]).load(task) for task in measured)
 
     evidence.write(report, setup, tmp_path / "out")
     text = (tmp_path / "out" / "results.md").read_text()
@@ -277,6 +294,7 @@ def test_a_run_measures_everything_and_does_not_depend_on_the_processes(setup: S
     assert named
     assert all((tmp_path / "out" / name).stat().st_size > 1_000 for name in named)
     assert json.loads((tmp_path / "out" / "results" / "evidence.json").read_text()) == report
+    assert not kept.exists()
 
 
 def made_up(gains: float) -> dict[str, Any]:

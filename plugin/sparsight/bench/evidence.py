@@ -7,6 +7,7 @@ evidence.json and the pictures.
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -21,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 import sparsight
 from sparsight.bench.examples import draw_examples
 from sparsight.bench.figures import figures_of
+from sparsight.bench.kept import Kept
 from sparsight.bench.looks import measure as time_looks
 from sparsight.bench.page import page
 from sparsight.bench.parts import Other, Part, Setup, Task, loaded, measure_part
@@ -32,6 +34,7 @@ from sparsight.model import PolicySelector, Reader, TokenPolicy
 from sparsight.model.nano.reader import NanoReader
 from sparsight.rl.evaluate import SELECTORS, selectors_by_name
 
+PARTS = "parts"  # in the folder of a report that is not written yet
 BUDGETS = (0.02, 0.05, 0.1, 0.25, 0.5)
 Tell = Callable[[str, int, int], None]
 
@@ -83,16 +86,19 @@ SIZES = {
 }
 
 
-def run(setup: Setup, *, size: Size, budgets: Sequence[float], workers: int, tell: Tell) -> dict[str, Any]:
+def run(
+    setup: Setup, *, size: Size, budgets: Sequence[float], workers: int, tell: Tell, kept: Path | None = None
+) -> dict[str, Any]:
     """Measure every suite, in this process or in several; the figures do not depend on how many.
 
+    kept: a folder for parts that are measured, so that a run that ended early goes on there.
     Raises DataError for a data folder that is missing or broken, before anything is measured.
     """
     started = time.perf_counter()
     real = check_data(setup.data)
     tasks = plan(size, tuple(budgets), real)
     parts: dict[str, list[Part]] = {task.suite.name: [] for task in tasks}
-    for done, part in enumerate(_measured(setup, tasks, workers), start=1):
+    for done, part in enumerate(_all_parts(setup, tasks, workers, kept), start=1):
         parts[part.suite].append(part)
         tell(part.suite, done, len(tasks))
     units = {task.suite.name: task.suite.unit for task in tasks}
@@ -129,7 +135,10 @@ def run(setup: Setup, *, size: Size, budgets: Sequence[float], workers: int, tel
 
 
 def write(report: dict[str, Any], setup: Setup, out: Path) -> None:
-    """results.md; in results/ evidence.json, plots, and example overlays of simulated images on synthetic anatomy."""
+    """results.md; in results/ evidence.json, plots, and example overlays of simulated images on synthetic anatomy.
+
+    The parts that the report was made of go.
+    """
     beside = out / "results"
     beside.mkdir(parents=True, exist_ok=True)
     (beside / "evidence.json").write_text(dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -137,6 +146,7 @@ def write(report: dict[str, Any], setup: Setup, out: Path) -> None:
     reader, ours = loaded(setup)
     examples = draw_examples(reader, ours, beside, seed=setup.seed, budget=TEST_BUDGET)
     (out / "results.md").write_text(page(report, pictures, examples), encoding="utf-8")
+    shutil.rmtree(out / PARTS, ignore_errors=True)
 
 
 def policies_of(files: Sequence[Path], reader_sha256: str) -> tuple[Other, ...]:
@@ -222,19 +232,35 @@ def _split(n: int, parts: int) -> list[int]:
     return [n // parts + (part < n % parts) for part in range(parts)]
 
 
-def _measured(setup: Setup, tasks: Sequence[Task], workers: int) -> Iterator[Part]:
+def _all_parts(setup: Setup, tasks: Sequence[Task], workers: int, folder: Path | None) -> Iterator[Part]:
+    """Those kept by an earlier run, then the others, which are kept."""
+    if folder is None:
+        yield from (part for _, part in _measured(setup, tasks, workers))
+        return
+    kept, left = Kept(folder, setup, loaded(setup)[0].sha256), list[Task]()
+    for task in tasks:
+        if (part := kept.load(task)) is not None:
+            yield part
+        else:
+            left.append(task)
+    for task, part in _measured(setup, left, workers):
+        kept.save(task, part)
+        yield part
+
+
+def _measured(setup: Setup, tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Part]]:
     if workers <= 1:
-        yield from (measure_part(setup, task) for task in tasks)
+        yield from ((task, measure_part(setup, task)) for task in tasks)
         return
     context = multiprocessing.get_context("spawn")  # torch does not survive a fork
     with ProcessPoolExecutor(workers, context, initializer=_one_thread, initargs=(setup,)) as pool:
-        waiting = [pool.submit(_measure_here, task) for task in tasks]
+        waiting = {pool.submit(_measure_here, task): task for task in tasks}
         try:
             for future in as_completed(waiting):
                 part = future.result()
                 if isinstance(part, _Refused):
                     raise part.kind(part.given, expected=part.expected, todo=part.todo)
-                yield part
+                yield waiting[future], part
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

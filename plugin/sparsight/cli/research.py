@@ -130,7 +130,10 @@ def evidence(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Compare visual streams at the same budgets on unseen cases, and test whether answers rest on the evidence."""
+    """Compare visual streams at the same budgets on unseen cases, and test whether answers rest on the evidence.
+
+    A run that ended early goes on where it was when it is called the same way.
+    """
     from sparsight.bench import evidence as bench
     from sparsight.bench.parts import Setup
     from sparsight.bench.suites import check_data
@@ -147,7 +150,9 @@ def evidence(
     names = bench.usable(setup, [name.strip() for name in selectors.split(",") if name.strip()])
     with progress_bar("bench evidence", quiet=json) as tell:
         setup = replace(setup, selectors=names)
-        report = bench.run(setup, size=bench.SIZES[size], budgets=shares, workers=workers, tell=tell)
+        report = bench.run(
+            setup, size=bench.SIZES[size], budgets=shares, workers=workers, tell=tell, kept=out / bench.PARTS
+        )
         bench.write(report, setup, out)
     if json:
         emit_json(report)
