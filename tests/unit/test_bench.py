@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from sparsight.bench import evidence
 from sparsight.bench.figures import figures_of
+from sparsight.bench.kept import Kept
 from sparsight.bench.page import page
 from sparsight.bench.parts import Fact, Part, Setup, Task, measure_part
 from sparsight.bench.suites import CHOSEN_ON, LONG_BUDGETS, Suite, cases_of, check_data
@@ -26,7 +27,9 @@ from sparsight.rl.scoring import Result
 from sparsight.rl.tables import compare
 from sparsight.types import Case
 
-TINY = evidence.Size(sim_2d=6, sim_ood=4, sim_long=2, sim_pair=4, real=6, tested=6, curves=2, read=2)
+TINY = evidence.Size(
+    sim_2d=6, sim_ood=4, sim_long=2, sim_pair=4, real=6, tested=6, curves=2, read=2, whole=1, served=6, looked=(64, 1)
+)
 
 
 def drawn(name: str, n: int, seed: int) -> list[Case]:
@@ -162,7 +165,7 @@ def test_a_broken_data_folder_is_refused_before_anything_runs(data: Path, fault:
 
 @pytest.fixture
 def setup(reader_folder: Path, data: Path) -> Setup:
-    names = ("all", "ours", "random", "saliency", "oracle")
+    names = ("all", "ours", "random", "saliency", "fastv", "oracle")
     return Setup(reader_folder, load_base_policy(reader_folder), "p", names, data, 0)
 
 
@@ -215,12 +218,18 @@ def test_every_question_is_tested_and_read_as_often_as_the_size_says() -> None:
         assert sum(task.tested for task in of_2d) == size.tested
         assert sum(task.curves for task in of_2d) == size.curves
         assert sum(task.read for task in of_2d) == size.read
+        assert sum(task.served for task in of_2d) == size.served
+        long = [task for task in tasks if task.suite.name == "sim_long"]
+        assert sum(task.whole for task in long) == sum(task.whole for task in tasks) == size.whole
+        assert sum(task.tested for task in long) >= size.tested / 12
         assert len({(task.suite.name, task.part) for task in tasks}) == len(tasks)
     assert evidence.SIZES["full"].sim_2d >= 1_000
 
 
 @pytest.mark.slow
-def test_a_run_measures_everything_and_does_not_depend_on_the_processes(setup: Setup, tmp_path: Path) -> None:
+def test_a_run_measures_everything_and_does_not_depend_on_the_processes(
+    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps: list[Any] = []
     report = evidence.run(setup, size=TINY, budgets=[0.05, 0.1], workers=1, tell=lambda *step: steps.append(step))
     assert steps[-1][1] == steps[-1][2] == len(steps)
@@ -240,6 +249,15 @@ def test_a_run_measures_everything_and_does_not_depend_on_the_processes(setup: S
     tests = {row["test"] for row in report["suites"]["sim_2d"]["tests"]}
     assert {"kept", "pixel sufficiency", "pixel necessity", "complement", "no image"} <= tests
     assert {"shuffled image", "blank image"} <= tests
+    for suite in ("sim_2d", "sim_long"):
+        tested = {(row["selector"], row["test"]) for row in report["suites"][suite]["tests"]}
+        assert {(name, "pixel necessity") for name in ("ours", "fastv", "saliency", "oracle")} <= tested
+    assert rows["sim_long", "every token", 1.0]["n"] == 1
+    assert rows["sim_long", "every token", 1.0]["fraction"] == 1
+    assert ("sim_2d", "every token", 1.0) not in rows
+    served = report["suites"]["sim_2d"]["served"]
+    assert 0 < served["n"] <= 6
+    assert report["first_token"] == {}  # this reader has no first look
     sensitivity = {row["selector"]: row for row in report["suites"]["sim_2d"]["sensitivity"]}
     assert sensitivity["random"]["ours_minus"] is not None
     assert report["left_out"]["grid"] == "not asked for"
@@ -247,15 +265,36 @@ def test_a_run_measures_everything_and_does_not_depend_on_the_processes(setup: S
     assert {c["curve"] for c in report["suites"]["sim_2d"]["curves"]} == {"insertion", "deletion"}
     assert report["suites"]["sim_2d"]["read"]["confidence"]["read"]["n"] == 2
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-    both = evidence.run(setup, size=TINY, budgets=[0.05, 0.1], workers=2, tell=lambda *_: None)
+    kept = tmp_path / "out" / evidence.PARTS
+    both = evidence.run(setup, size=TINY, budgets=[0.05, 0.1], workers=2, tell=lambda *_: None, kept=kept)
     assert (both["rows"], both["paired"]) == (report["rows"], report["paired"])
+
+    gone, cut_off, *_ = sorted(kept.iterdir())
+    gone.unlink()
+    cut_off.write_bytes(cut_off.read_bytes()[:-100])
+    measured: list[Task] = []
+    measure_part = evidence.measure_part
+    monkeypatch.setattr(evidence, "measure_part", lambda s, task: (measured.append(task), measure_part(s, task))[1])
+    resumed = evidence.run(setup, size=TINY, budgets=[0.05, 0.1], workers=1, tell=lambda *_: None, kept=kept)
+    assert (resumed["rows"], resumed["paired"]) == (report["rows"], report["paired"])
+    assert len(measured) == 2
+    other = replace(setup, seed=setup.seed + 1)
+    assert not any(Kept(kept, other, report["reader_sha256"]).load(task) for task in measured)
+    assert all(Kept(kept, setup, report["reader_sha256"]).load(task) for task in measured)
 
     evidence.write(report, setup, tmp_path / "out")
     text = (tmp_path / "out" / "results.md").read_text()
+    long = text[text.index("## Simulated volumes") : text.index("## Simulated images")]
+    assert "| accuracy | 0.5 % | 1 % | 2 % | area (log) |" in long  # what is read once has no column of its own
+    assert "| all, thinned to 1,024 | 0." in long or "| all, thinned to 1,024 | 1." in long
+    assert "| (ratio to every token) |" in long
+    assert "`every token`: all of a volume in one prompt" in text
+    assert "## Does it deny what is there?" in text
     named = [part.split(")")[0] for part in text.split("](")[1:]]
     assert named
     assert all((tmp_path / "out" / name).stat().st_size > 1_000 for name in named)
     assert json.loads((tmp_path / "out" / "results" / "evidence.json").read_text()) == report
+    assert not kept.exists()
 
 
 def made_up(gains: float) -> dict[str, Any]:
@@ -275,8 +314,9 @@ def _made_up(gains: float, n: int = 400) -> dict[str, Any]:
             *((name, b, p) for b in (0.02, 0.05, 0.1) for name, p in (("ours", 0.5 + gains), ("random", 0.5))),
         ):
             right = bool(draw[i] < p)
+            kept = 100 if name == "all" else 10
             results.append(
-                Result(name, budget, f"c{i}", f"g{i}", "exists", right, 0.8, 10, 0.9, True, of=100, missed=not right)
+                Result(name, budget, f"c{i}", f"g{i}", "exists", right, 0.8, kept, 0.9, True, of=100, missed=not right)
             )
     figures = figures_of("sim_2d", [Part("sim_2d", results, facts=facts)], 0)
     report: dict[str, Any] = {"case_seeds": 3, "max_tokens": 1024, "test_budget": 0.1}

@@ -37,7 +37,14 @@ def timed():
     prefill._Ways._prefill = spied
     try:
         report = prefill.measure(
-            reader, selector, repeats=3, seed=0, on_step=lambda *step: told.append(step), language=SMALL, vision=VISION
+            reader,
+            selector,
+            repeats=3,
+            seed=0,
+            on_step=lambda *step: told.append(step),
+            language=SMALL,
+            vision=VISION,
+            slices=0,
         )
     finally:
         prefill._Ways._prefill = original
@@ -74,6 +81,25 @@ def test_rows_have_intervals_and_verdicts_by_them(timed):
     assert speed_up["met"] == (speed_up["low"] >= 0.9 * report["linear"])
     share = by_name["selector's share, later question"]
     assert share["met"] == (share["high"] <= 0.01)
+
+
+def test_a_long_volume_is_timed_where_there_is_a_first_look(looking_folder, timed):
+    reader = NanoReader.load(looking_folder)
+    selector = PolicySelector(TokenPolicy.from_arrays(load_base_policy(looking_folder)), reader)
+    report = prefill.measure(
+        reader, selector, repeats=1, seed=0, on_step=lambda *step: None, language=SMALL, vision=VISION, slices=64
+    )
+    assert report["volume"] == {"slices": 64, "encoded": 32}
+    rows = {row["what"]: row for row in report["rows"] if row["type"] == "float32"}
+    seconds = report["seconds"]["float32"]
+    begun = seconds["looked"] + seconds["few"]
+    for read, name in (("all", "all"), ("a tenth", "few")):
+        row = rows[
+            f"first question about 64 slices: all encoded, {read} read / 32 encoded after a first look, a tenth read"
+        ]
+        assert row["value"] == pytest.approx((seconds["everything"] + seconds[name]) / begun)
+        assert row["target"] == "at least 3"
+    assert timed[0]["volume"] is None
 
 
 def test_another_reader_is_refused():

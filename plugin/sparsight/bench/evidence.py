@@ -7,6 +7,7 @@ evidence.json and the pictures.
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,6 +23,8 @@ from safetensors import SafetensorError, safe_open
 import sparsight
 from sparsight.bench.examples import draw_examples
 from sparsight.bench.figures import figures_of
+from sparsight.bench.kept import Kept
+from sparsight.bench.looks import measure as time_looks
 from sparsight.bench.page import page
 from sparsight.bench.parts import Other, Part, Setup, Task, loaded, measure_part
 from sparsight.bench.plots import draw_plots
@@ -35,27 +38,55 @@ from sparsight.model import PolicySelector, Reader, TokenPolicy
 from sparsight.model.nano.reader import NanoReader
 from sparsight.rl.evaluate import SELECTORS, selectors_by_name
 
+PARTS = "parts"  # in the folder of a report that is not written yet
 BUDGETS = (0.02, 0.05, 0.1, 0.25, 0.5)
 Tell = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Size:
-    """Questions: per suite, tested by changing the image or the tokens, traced as curves, read in full."""
+    """Questions: per suite, tested by changing the image or the tokens, traced as curves, read in full, and more."""
 
     sim_2d: int
     sim_ood: int
     sim_long: int
     sim_pair: int
     real: int  # of each set at most
-    tested: int  # of sim_2d; a quarter of it of the others
+    tested: int  # of sim_2d; a quarter of it of the others, a twelfth of sim_long
     curves: int  # of sim_2d
     read: int  # of each suite
+    whole: int  # of sim_long, from every token in one prompt
+    served: int  # of sim_2d at most, asked as the product asks; an eighth of it of the others
+    looked: tuple[int, int]  # slices of a long volume, and rounds in which its first answer is timed
 
 
 SIZES = {
-    "small": Size(sim_2d=24, sim_ood=8, sim_long=8, sim_pair=8, real=8, tested=8, curves=4, read=4),
-    "full": Size(sim_2d=1_020, sim_ood=300, sim_long=300, sim_pair=300, real=300, tested=300, curves=120, read=120),
+    "small": Size(
+        sim_2d=24,
+        sim_ood=8,
+        sim_long=8,
+        sim_pair=8,
+        real=8,
+        tested=8,
+        curves=4,
+        read=4,
+        whole=8,
+        served=8,
+        looked=(64, 2),
+    ),
+    "full": Size(
+        sim_2d=1_020,
+        sim_ood=300,
+        sim_long=300,
+        sim_pair=300,
+        real=300,
+        tested=300,
+        curves=120,
+        read=120,
+        whole=300,
+        served=400,
+        looked=(256, 5),
+    ),
 }
 
 
@@ -66,23 +97,26 @@ def run(
     budgets: Sequence[float],
     workers: int,
     tell: Tell,
+    kept: Path | None = None,
     pool: PoolConfig = PoolConfig(),  # noqa: B008 - frozen
 ) -> dict[str, Any]:
     """Measure every suite, in this process or in several; the figures do not depend on how many.
 
-    pool: with workers, those of Ray, in place of processes of this machine; each needs data and weights at the same
-    place. Raises DataError for a data folder that is missing or broken, before anything is measured.
+    kept: a folder for parts that are measured, so that a run that ended early goes on there. pool: with workers, those
+    of Ray, in place of processes of this machine; each needs data and weights at the same place.
+    Raises DataError for a data folder that is missing or broken, before anything is measured.
     """
     started = time.perf_counter()
     real = check_data(setup.data)
     tasks = plan(size, tuple(budgets), real)
     parts: dict[str, list[Part]] = {task.suite.name: [] for task in tasks}
-    for done, part in enumerate(_measured(setup, tasks, workers, pool), start=1):
+    for done, part in enumerate(_all_parts(setup, tasks, workers, pool, kept), start=1):
         parts[part.suite].append(part)
         tell(part.suite, done, len(tasks))
     units = {task.suite.name: task.suite.unit for task in tasks}
     suites = {name: figures_of(name, own, setup.seed) | {"unit": units[name]} for name, own in parts.items()}
     reader, ours = loaded(setup)
+    slices, rounds = size.looked
     report: dict[str, Any] = {
         "created": datetime.now(UTC).isoformat(),
         "version": sparsight.__version__,
@@ -105,6 +139,7 @@ def run(
         "rows": [{"suite": name, **row} for name, suite in suites.items() for row in suite.pop("rows")],
         "paired": [{"suite": name, **row} for name, suite in suites.items() for row in suite.pop("paired")],
         "suites": suites,
+        "first_token": time_looks(reader, ours, slices=slices, rounds=rounds, seed=setup.seed),
         "seconds": round(time.perf_counter() - started, 1),
     }
     checked: dict[str, Any] = finite(report)
@@ -112,7 +147,10 @@ def run(
 
 
 def write(report: dict[str, Any], setup: Setup, out: Path) -> None:
-    """results.md; in results/ evidence.json, plots, and example overlays of simulated images on synthetic anatomy."""
+    """results.md; in results/ evidence.json, plots, and example overlays of simulated images on synthetic anatomy.
+
+    The parts that the report was made of go.
+    """
     beside = out / "results"
     beside.mkdir(parents=True, exist_ok=True)
     (beside / "evidence.json").write_text(dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -120,6 +158,7 @@ def write(report: dict[str, Any], setup: Setup, out: Path) -> None:
     reader, ours = loaded(setup)
     examples = draw_examples(reader, ours, beside, seed=setup.seed, budget=TEST_BUDGET)
     (out / "results.md").write_text(page(report, pictures, examples), encoding="utf-8")
+    shutil.rmtree(out / PARTS, ignore_errors=True)
 
 
 def policies_of(files: Sequence[Path], reader_sha256: str) -> tuple[Other, ...]:
@@ -189,11 +228,14 @@ def plan(size: Size, budgets: tuple[float, ...], real: Sequence[str]) -> list[Ta
     ]
     tasks = []
     for suite in suites:
-        # What re-encodes the image for every question stays with images: a volume takes seconds.
-        wanted = {"sim_2d": size.tested, "sim_long": 0}.get(suite.name, size.tested // 4)
-        tested = min(wanted, suite.n)
+        # What re-encodes the image for every question is done to few volumes: one takes seconds.
+        changed = {"sim_2d": size.tested, "sim_long": -(-size.tested // 12)}.get(suite.name, size.tested // 4)
+        tested = min(changed, suite.n)
         curves = min(size.curves, tested) if suite.name == "sim_2d" else 0
-        shares = [_split(n, suite.parts) for n in (tested, curves, min(size.read, suite.n))]
+        whole = min(size.whole, suite.n) if suite.name == "sim_long" else 0
+        served = size.served if suite.name == "sim_2d" else size.served // 8
+        wanted = (tested, curves, min(size.read, suite.n), whole, served)
+        shares = [_split(n, suite.parts) for n in wanted]
         tasks += [Task(suite, part, *(share[part] for share in shares)) for part in range(suite.parts)]
     return tasks
 
@@ -202,17 +244,31 @@ def _split(n: int, parts: int) -> list[int]:
     return [n // parts + (part < n % parts) for part in range(parts)]
 
 
-def _measured(
-    setup: Setup,
-    tasks: Sequence[Task],
-    workers: int,
-    pool: PoolConfig = PoolConfig(),  # noqa: B008 - frozen
+def _all_parts(
+    setup: Setup, tasks: Sequence[Task], workers: int, pool: PoolConfig, folder: Path | None
 ) -> Iterator[Part]:
+    """Those kept by an earlier run, then the others, which are kept."""
+    if folder is None:
+        yield from (part for _, part in _measured(setup, tasks, workers, pool))
+        return
+    kept, left = Kept(folder, setup, loaded(setup)[0].sha256), list[Task]()
+    for task in tasks:
+        if (part := kept.load(task)) is not None:
+            yield part
+        else:
+            left.append(task)
+    for n, part in _measured(setup, left, workers, pool):
+        kept.save(left[n], part)
+        yield part
+
+
+def _measured(setup: Setup, tasks: Sequence[Task], workers: int, pool: PoolConfig) -> Iterator[tuple[int, Part]]:
+    """Each part with the number of its task, as they come."""
     if pool.workers:
         with Pool(pool, partial(_prepared, setup, loaded(setup)[0].sha256)) as others:
-            yield from (part for _, part in others.map(measure_part, tasks))
+            yield from others.map(measure_part, tasks)
     elif workers <= 1:
-        yield from (measure_part(setup, task) for task in tasks)
+        yield from enumerate(measure_part(setup, task) for task in tasks)
     else:
         yield from _in_processes(setup, tasks, workers)
 
@@ -224,13 +280,13 @@ def _prepared(setup: Setup, sha256: str) -> Setup:
     return setup
 
 
-def _in_processes(setup: Setup, tasks: Sequence[Task], workers: int) -> Iterator[Part]:
+def _in_processes(setup: Setup, tasks: Sequence[Task], workers: int) -> Iterator[tuple[int, Part]]:
     context = multiprocessing.get_context("spawn")  # torch does not survive a fork
     with ProcessPoolExecutor(workers, context, initializer=_one_thread, initargs=(setup,)) as pool:
-        waiting = [pool.submit(_measure_here, task) for task in tasks]
+        waiting = {pool.submit(_measure_here, task): n for n, task in enumerate(tasks)}
         try:
             for future in as_completed(waiting):
-                yield future.result()
+                yield waiting[future], future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

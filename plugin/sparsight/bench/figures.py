@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from sparsight.bench.parts import BLIND, READ, Fact, Part
+from sparsight.bench.served import summarise_served
 from sparsight.bench.suites import CHOSEN_ON, MASKED, tested_at
 from sparsight.recipe.sources import calibrates
 from sparsight.rl.confidence import calibration_error, reliability, risk_coverage
 from sparsight.rl.evidence_tests import area, curve, sensitivity, summarise_tests
 from sparsight.rl.scoring import Result
 from sparsight.rl.statistics import bootstrap_mean
-from sparsight.rl.tables import ALWAYS, areas, compare, compare_evidence, recheck, summarise
+from sparsight.rl.tables import ALWAYS, areas, compare, compare_evidence, summarise
 
 _REPEATED = 10  # a question asked so often in the same words has a majority answer of its own
 _AGAINST = ("all", "random", "saliency")  # what further policies are compared with
@@ -35,7 +36,6 @@ def figures_of(name: str, parts: list[Part], seed: int) -> dict[str, Any]:
         seconds.update(part.seconds)
     spent = {stage: round(value, 1) for stage, value in seconds.items()}
     results += _majority(results, facts)
-    results += recheck(results, "ours")
     names = list(dict.fromkeys(r.selector for r in results))
     rivals = [n for n in names if not n.startswith("ours") and n != "oracle"]
     findings = {case for case, fact in facts.items() if fact.area is not None}
@@ -55,8 +55,10 @@ def figures_of(name: str, parts: list[Part], seed: int) -> dict[str, Any]:
         "groups": len({r.group for r in results}),
         "areas": areas(results, seed=seed),
         "evidence": _evidence(name, results, rivals, facts, seed),
+        "pointing": _pointing(results, rivals, tested_at(name), seed),
         "strata": _strata(results, facts, rivals, tested_at(name), seed),
         "false_negatives": _false_negatives(results, seed),
+        "served": summarise_served([s for part in parts for s in part.served], tested_at(name), seed),
         "tests": tested,
         "sensitivity": sensitivity(tests, "ours", seed=seed),
         "curves": _curves(tested),
@@ -104,6 +106,16 @@ def _evidence(
         if rival not in ALWAYS
     ]
     return [{"label": label, **row} for label, row in found if row]
+
+
+def _pointing(results: list[Result], rivals: list[str], budget: float, seed: int) -> list[dict[str, Any]]:
+    """Paired differences in whether the best token touches the finding, at the test budget."""
+    found = [
+        compare_evidence(results, "ours", rival, budget, of="pointing", seed=seed)
+        for rival in rivals
+        if rival not in ALWAYS
+    ]
+    return [row for row in found if row]
 
 
 def _strata(

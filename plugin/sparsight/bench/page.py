@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sparsight.bench.suites import CHOSEN_ON
+from sparsight.bench.markdown import number, share, table
+from sparsight.bench.page_evidence import served, tests
+from sparsight.bench.suites import CHOSEN_ON, LONG_BUDGETS, tested_at
 from sparsight.bench.targets import above
-from sparsight.rl.tables import ALWAYS, signed, value
+from sparsight.rl.tables import ALWAYS, EVERY, signed, value
 
 Report = dict[str, Any]
 Rows = list[dict[str, Any]]
+Names = dict[str, str]  # of streams that the page calls otherwise
 
 _NAMES = {
     "sim_2d": "Simulated images",
-    "sim_long": "Simulated volumes of 9,216 tokens and more",
+    "sim_long": "Simulated volumes of 9,216 to 18,432 tokens",
     "sim_pair": "Simulated pairs of a prior and a current image",
     "sim_ood": "Simulated images in anatomy never trained on",
     "nih_cxr": "Chest radiographs (nih_cxr, val)",
@@ -23,7 +26,6 @@ _NAMES = {
     "ms_flair": "MS lesions (ms_flair, a patient left out of training)",
     "ms_followup": "MS lesions, new or changed since the prior scan (ms_followup, a patient left out of training)",
 }
-_TESTS = ("kept", "pixel sufficiency", "pixel necessity", "complement", "shuffled image", "blank image", "no image")
 
 
 def page(report: Report, pictures: dict[str, str], examples: Sequence[dict[str, Any]]) -> str:
@@ -33,7 +35,8 @@ def page(report: Report, pictures: dict[str, str], examples: Sequence[dict[str, 
     for name, suite in report["suites"].items():
         if suite.get("n"):
             lines += _suite(report, name, suite, pictures)
-    lines += _tests(report, pictures)
+    lines += tests(report, pictures)
+    lines += served(report)
     lines += _confidence(report, pictures)
     lines += _read(report)
     lines += _examples(examples)
@@ -51,7 +54,8 @@ def _head(report: Report) -> list[str]:
         "Choices are scored, one prefill each, bfloat16, without reasoning, unless it says *read*. Accuracy: share of "
         "right answers. Intervals: 95 % bootstrap, resampling images of simulated suites and patients of real ones; "
         "differences and ratios are paired. They are of the questions, for one trained reader and policy: another "
-        "training seed is not in them, nor is the number of comparisons on this page, nor that scenes may share the "
+        "training seed is not in them (policies of other seeds have rows of their own, the reader's is never varied), "
+        "nor is the number of comparisons on this page, nor that scenes may share the "
         "anatomy they were drawn in.",
         "",
         "Every stream is read by the same reader. The last part of the training of `nano` showed it what a policy of "
@@ -110,36 +114,58 @@ def _suite(report: Report, name: str, suite: dict[str, Any], pictures: dict[str,
     rows = [row for row in report["rows"] if row["suite"] == name]
     paired = [row for row in report["paired"] if row["suite"] == name]
     title = f"## {_NAMES.get(name, name)}: {suite['n']} questions, {suite['groups']} {suite['unit']}s"
-    lines = [title, "", *_carried(name, paired), ""]
+    thinned = any(row["selector"] == "all" and (row["fraction"] or 1) < 1 for row in rows)
+    called = {"all": f"all, thinned to {report['max_tokens']:,}"} if thinned else {}  # named for what it is
+    lines = [title, "", *_carried(name, paired, called), ""]
     if suite["groups"] == 1:
         lines += [f"One {suite['unit']} only: its images hang together, so no interval can be given.", ""]
-    if any(row["selector"] == "all" and (row["fraction"] or 1) < 1 for row in rows):
-        lines += [f"`all` is thinned evenly to the {report['max_tokens']:,} tokens that one prompt holds.", ""]
-    lines += [*_accuracy(rows, suite["areas"]), ""]
+    if thinned:
+        lines += _of_long(report, name, rows)
+    lines += [*_accuracy(rows, suite["areas"], called), ""]
     if any(row["evidence_recall"] is not None for row in rows):
         lines += [*_where(rows), ""]
-    lines += ["Ours minus, in accuracy:", "", *_differences(paired), ""]
-    lines += _others(suite.get("others", []))
-    lines += _strata(suite)
+    lines += _evidence(suite, tested_at(name))
+    lines += ["Ours minus, in accuracy:", "", *_differences(paired, called), ""]
+    lines += _others(suite.get("others", []), called)
+    lines += _strata(suite, tested_at(name), called)
     file = f"retention-{name}.png"
     return [*lines, f"![{pictures[file]}](results/{file})", ""] if file in pictures else lines
 
 
-def _carried(name: str, paired: Rows) -> list[str]:
+def _of_long(report: Report, name: str, rows: Rows) -> list[str]:
+    """What stands for all tokens where a prompt does not hold them."""
+    said = [f"`all` is thinned evenly to the {report['max_tokens']:,} tokens that one prompt holds."]
+    if whole := next((row for row in rows if row["selector"] == EVERY), None):
+        said += [
+            f"`{EVERY}`: all of a volume in one prompt, {whole['kept']:,.0f} on average, beyond that limit and for "
+            f"this page only, n = {whole['n']}; its differences and ratios are of these questions.",
+            "No reader was trained on such prompts (docs/method.md): not all that it loses there is due to what "
+            "pruning leaves out.",
+        ]
+    if name == "sim_long":
+        said.append(
+            "Long inputs are volumes here: the product takes an image, a pair (sim_pair, 1,152 tokens) or a volume, "
+            "none at native resolution."
+        )
+    return [" ".join(said), ""]
+
+
+def _carried(name: str, paired: Rows, called: Names) -> list[str]:
     """One sentence for each rival: at which budgets the interval lies above 0, below 0, or on both sides."""
     lines = []
     for rival in dict.fromkeys(row["second"] for row in paired):
+        against = called.get(rival, rival)
         sides: dict[str, list[str]] = {}
         for row in paired:
             if row["second"] == rival:
                 sides.setdefault(_side(row["difference_ci"]), []).append(share(row["budget"]))
         said = [
-            f"{'above' if side == 'above' else 'below'} {rival} at {', '.join(sides[side])} (intervals exclude 0)"
+            f"{'above' if side == 'above' else 'below'} {against} at {', '.join(sides[side])} (intervals exclude 0)"
             for side in ("above", "below")
             if side in sides
         ]
         if "open" in sides:
-            said.append(f"no difference to {rival} shown at {', '.join(sides['open'])}")
+            said.append(f"no difference to {against} shown at {', '.join(sides['open'])}")
         lines.append(f"- {name}: ours is {'; '.join(said)}." if said[0][0] in "ab" else f"- {name}: {'; '.join(said)}.")
     return lines
 
@@ -150,7 +176,7 @@ def _side(ends: Sequence[float | None]) -> str:
     return "below" if ends[1] is not None and ends[1] < 0 else "open"
 
 
-def _accuracy(rows: Rows, areas: Rows) -> list[str]:
+def _accuracy(rows: Rows, areas: Rows, called: Names) -> list[str]:
     budgets = sorted({row["budget"] for row in rows if row["selector"] not in ALWAYS})
     area = {row["selector"]: f"{row['area']:.3f} ({row['area_log']:.3f})" for row in areas}
     cells = []
@@ -158,7 +184,7 @@ def _accuracy(rows: Rows, areas: Rows) -> list[str]:
         own = {row["budget"]: row for row in rows if row["selector"] == stream}
         if stream in ALWAYS:
             row = next(iter(own.values()))
-            name = f"{stream} (keeps {row['fraction']:.1%})" if stream == "auto" else stream
+            name = f"{stream} (keeps {row['fraction']:.1%})" if stream == "auto" else called.get(stream, stream)
             cells.append([name, value(row["accuracy"], row["accuracy_ci"]), *([""] * len(budgets))])
         else:
             by = [value(own[b]["accuracy"], own[b]["accuracy_ci"]) if b in own else "" for b in budgets]
@@ -183,31 +209,56 @@ def _where(rows: Rows) -> list[str]:
     return table((head, *map(share, budgets)), cells)
 
 
-def _differences(paired: Rows) -> list[str]:
+def _evidence(suite: dict[str, Any], budget: float) -> list[str]:
+    """Ours minus each rival in evidence, where findings are known; rivals that point nowhere have a blank."""
+    recalls = {row["second"]: row for row in suite.get("evidence", ()) if not row["label"]}
+    points = {row["second"]: row for row in suite.get("pointing", ())}
+    cells = [
+        [
+            rival,
+            *(
+                f"{by[rival][key][1]:.3f}: {signed(by[rival]['difference'], by[rival]['difference_ci'])}"
+                if rival in by
+                else ""
+                for by, key in ((points, "pointing"), (recalls, "recall"))
+            ),
+        ]
+        for rival in dict.fromkeys((*points, *recalls))
+    ]
+    if not cells:
+        return []
+    head = (f"evidence at {share(budget)}, the rival's: ours - it", "pointing", "evidence recall")
+    return [*table(head, cells), ""]
+
+
+def _differences(paired: Rows, called: Names) -> list[str]:
     budgets = sorted({row["budget"] for row in paired})
     cells = []
     for rival in dict.fromkeys(row["second"] for row in paired):
         own = {row["budget"]: row for row in paired if row["second"] == rival}
         cells.append(
-            [rival, *(signed(own[b]["difference"], own[b]["difference_ci"]) if b in own else "" for b in budgets)]
+            [
+                called.get(rival, rival),
+                *(signed(own[b]["difference"], own[b]["difference_ci"]) if b in own else "" for b in budgets),
+            ]
         )
-        if rival == "all":
+        if rival in ("all", EVERY):
             ratios = [value(own[b]["ratio"], own[b]["ratio_ci"]) if b in own else "" for b in budgets]
-            cells.append(["(ratio to all)", *ratios])
+            cells.append([f"(ratio to {called.get(rival, rival)})", *ratios])
     return table(("", *map(share, budgets)), cells)
 
 
-def _others(rows: Rows) -> list[str]:
+def _others(rows: Rows, called: Names) -> list[str]:
     """Further policies, of other training seeds or before reinforcement, against the same streams."""
     lines = []
     for policy in dict.fromkeys(row["first"] for row in rows):
         own = [row for row in rows if row["first"] == policy]
-        lines += [f"{policy} (a further policy) minus, in accuracy:", "", *_differences(own), ""]
+        lines += [f"{policy} (a further policy) minus, in accuracy:", "", *_differences(own, called), ""]
     return lines
 
 
-def _strata(suite: dict[str, Any]) -> list[str]:
-    """By preset, question, anatomy and size of the evidence, at the test budget; for the simulated 2D suites only."""
+def _strata(suite: dict[str, Any], budget: float, called: Names) -> list[str]:
+    """By preset, question, anatomy and size of the evidence, at the test budget."""
     cells = []
     for stratum in suite["strata"]:
         own = {row["selector"]: row for row in stratum["rows"]}
@@ -228,67 +279,8 @@ def _strata(suite: dict[str, Any]) -> list[str]:
             )
     if not cells:
         return []
-    head = ("at 10 %", "n", "all", "ours", "its recall", "ours - all", "ours - saliency")
-    return [*table(head, cells), ""]
-
-
-def _tests(report: Report, pictures: dict[str, str]) -> list[str]:
-    lines = ["## Does the answer rest on the evidence?", ""]
-    lines += [
-        "At 10 % of the tokens. *pixel sufficiency*: all pixels but those of the kept patches blanked, encoded again, "
-        "the same tokens. *pixel necessity*: the kept patches blanked, encoded again, all tokens. *complement*: the "
-        "tokens that were not kept. *shuffled image*, *blank image*: what the stream keeps of another study, or of an "
-        "image of one grey. *no image*: the question alone. A blanked pixel takes the local mean of what was not kept. "
-        "*ratio*: to `kept`, paired. *changed*: share of answers that differ from those with `kept`. *chance*: of "
-        "guessing among the choices. *evidence*: questions whose answer rests on a finding; *positive*: those that a "
-        "no, none or 0 would answer wrongly.",
-        "",
-    ]
-    for name, suite in report["suites"].items():
-        cells = [
-            [
-                row["selector"],
-                row["test"],
-                row["questions"],
-                str(row["n"]),
-                value(row["accuracy"], row["accuracy_ci"]),
-                value(row["ratio"], row["ratio_ci"]),
-                number(row["changed"]),
-                number(row["chance"]),
-            ]
-            for row in suite.get("tests", ())
-            if row["test"] in _TESTS
-        ]
-        if cells:
-            head = ("stream", "test", "questions", "n", "accuracy", "ratio", "changed", "chance")
-            lines += [f"### {name}", "", *table(head, cells), "", *_sensitivity(report, suite)]
-        if suite.get("curves"):
-            cells = [
-                [c["selector"], c["curve"], *(f"{p['p_right']:.3f}" for p in c["points"]), number(c["area"])]
-                for c in suite["curves"]
-            ]
-            points = suite["curves"][0]["points"]
-            columns = ("p(right answer)", f"n = {points[0]['n']}", *(share(p["share"]) for p in points), "area")
-            lines += [*table(columns, cells), ""]
-    file = "insertion-deletion.png"
-    return [*lines, f"![{pictures[file]}](results/{file})", ""] if file in pictures else lines
-
-
-def _sensitivity(report: Report, suite: dict[str, Any]) -> list[str]:
-    """How much the image counts for each stream; policies as they were before reinforcement are marked."""
-    before = {policy["name"] for policy in report.get("policies", ()) if policy["stage"] == "warm"}
-    cells = [
-        [
-            f"{row['selector']} (before reinforcement)" if row["selector"] in before else row["selector"],
-            str(row["n"]),
-            value(row["changed"], row["changed_ci"]),
-            signed(row["ours_minus"], row["ours_minus_ci"] or ()),
-        ]
-        for row in suite.get("sensitivity", ())
-    ]
-    if not cells:
-        return []
-    head = ("image sensitivity: answers that change with another study", "n", "share", "ours - it, paired")
+    every = called.get("all", "all")
+    head = (f"at {share(budget)}", "n", every, "ours", "its recall", f"ours - {every}", "ours - saliency")
     return [*table(head, cells), ""]
 
 
@@ -315,7 +307,14 @@ def _confidence(report: Report, pictures: dict[str, str]) -> list[str]:
                         value(half["accuracy"], half["accuracy_ci"]),
                     ]
                 )
-    head = ("suite", "answers of ours at 10 %", "n", "ECE, 10 bins", "accuracy", "on the surest half")
+    head = (
+        "suite",
+        f"answers of ours at 10 % (volumes {share(LONG_BUDGETS[-1])})",
+        "n",
+        "ECE, 10 bins",
+        "accuracy",
+        "on the surest half",
+    )
     lines += [*table(head, cells), ""]
     for file in ("reliability.png", "abstention.png"):
         if file in pictures:
@@ -360,22 +359,3 @@ def _examples(examples: Sequence[dict[str, Any]]) -> list[str]:
         said = f"{example['question']} Said: {example['said']}. Right: {example['answer']}.{recall}"
         lines += [f"![{said}](results/{example['file']})", "", said, ""]
     return lines
-
-
-def number(x: float | None) -> str:
-    """Three decimals, a dash for nothing."""
-    return "-" if x is None else f"{x:.3f}"
-
-
-def share(x: float) -> str:
-    """`0.5 %`, `10 %`."""
-    return f"{100 * x:g} %"
-
-
-def table(head: Sequence[str], cells: Iterable[Sequence[str]]) -> list[str]:
-    """A table's lines."""
-    return [
-        f"| {' | '.join(head)} |",
-        f"|{'---|' * len(head)}",
-        *(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in cells),
-    ]

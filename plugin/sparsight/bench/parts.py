@@ -8,20 +8,25 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsight.bench.served import Served, may_be_denied, serve
 from sparsight.bench.suites import MASKED, Drawn, Suite, cases_of, tested_at
+from sparsight.bench.whole import read_whole
 from sparsight.model import PolicySelector, Reader, load_policy, load_reader
+from sparsight.model.nano.reader import NanoReader
 from sparsight.rl.evaluate import SelectorFor, pose, posed_as, selectors_by_name
 from sparsight.rl.evidence_tests import Outcome, run_tests
 from sparsight.rl.scoring import Posed, Result, answered, by_reading, choices_of
 from sparsight.types import Case, Selection, TokenGrid
 
-TESTED = ("ours", "saliency", "random", "oracle")
+TESTED = ("ours", "saliency", "fastv", "random", "oracle")
 READ = ("all", "ours")
 BLIND = "no image"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +54,19 @@ class Setup:
 
 @dataclass(frozen=True)
 class Task:
-    """Part number `part` of a suite; its first questions are also tested, traced as curves, and read in full."""
+    """Part number `part` of a suite. Some of its questions, spread over its images, are also more than scored.
+
+    tested: by changing image or tokens; curves: of these, traced; read: in full; whole: from every token, however many;
+    served: of those that a no would answer wrongly, asked as the product asks.
+    """
 
     suite: Suite
     part: int
     tested: int
     curves: int
     read: int
+    whole: int = 0
+    served: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,7 @@ class Part:
     results: list[Result] = field(default_factory=list)
     tests: list[Outcome] = field(default_factory=list)
     read: list[Result] = field(default_factory=list)
+    served: list[Served] = field(default_factory=list)
     facts: dict[str, Fact] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -114,7 +126,13 @@ def measure_part(setup: Setup, task: Task) -> Part:
     tested = (*TESTED, *(other.name for other in setup.others if other.stage == "warm"))  # what reinforcement changed
     _tests(part, task, reader, {name: streams[name] for name in tested if name in streams}, closed)
     clock.lap("evidence tests")
-    for case, grid in closed[: task.read]:
+    if isinstance(reader, NanoReader):
+        part.results += read_whole(reader, spread(task.whole, closed))
+        clock.lap("every token")
+    denied = spread(task.served, [(case, grid) for case, grid in closed if may_be_denied(case)])
+    part.served = [serve(reader, ours, case, grid, tested_at(suite.name)) for case, grid in denied]
+    clock.lap("as the product")
+    for case, grid in spread(task.read, closed):
         part.read += answered(reader, _posed_to_read(case, grid, reader, streams, tested_at(suite.name)), by_reading)
     clock.lap("read")
     return part
@@ -125,6 +143,12 @@ def loaded(setup: Setup) -> tuple[Reader, PolicySelector]:
     """Reader and policy of this process."""
     reader = load_reader(setup.reader)
     return reader, PolicySelector(load_policy(setup.policy), reader, setup.policy_id)
+
+
+def spread(n: int, items: Sequence[_T]) -> list[_T]:
+    """So many of them, evenly over their order (neighbours share an image); all where there are fewer."""
+    at = np.linspace(0, len(items) - 1, min(n, len(items))).round()
+    return [items[int(i)] for i in at]
 
 
 def _others(setup: Setup, reader: Reader) -> dict[str, SelectorFor]:
@@ -138,9 +162,9 @@ def _others(setup: Setup, reader: Reader) -> dict[str, SelectorFor]:
 def _tests(
     part: Part, task: Task, reader: Reader, streams: dict[str, SelectorFor], closed: Sequence[tuple[Case, TokenGrid]]
 ) -> None:
-    """Every stream on the first cases; the curves on fewer of them, for they cost most."""
-    for low, high, curves in ((0, task.curves, True), (task.curves, task.tested, False)):
-        chosen = closed[low:high]
+    """Every stream on some cases; the curves on fewer of them, for they cost most."""
+    tested = spread(task.tested, closed)
+    for chosen, curves in ((tested[: task.curves], True), (tested[task.curves :], False)):
         for name in streams if chosen else ():
             part.tests += run_tests(reader, chosen, name, streams[name], tested_at(task.suite.name), curves=curves)
 

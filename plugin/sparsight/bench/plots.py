@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from sparsight.rl.tables import EVERY
+
 _FIRST = ("ours", "oracle", "saliency", "random", "grid")  # the same colour in every picture
 _DPI = 110
 
@@ -47,9 +49,11 @@ def _retention(rows: list[dict[str, Any]], name: str) -> Figure:
         axes.plot(x, [row["accuracy"] for row in own], color=colour, lw=width, marker="o", ms=3, label=stream)
         low, high = _band(own)
         axes.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
-    for stream, style in (("all", "-"), ("no image", ":"), ("majority", "--")):
+    for stream, style in (("all", "-"), (EVERY, "-."), ("no image", ":"), ("majority", "--")):
         for row in (row for row in rows if row["selector"] == stream):
-            axes.axhline(row["accuracy"], color="0.4", ls=style, lw=1, label=stream)
+            thinned = stream == "all" and (row["fraction"] or 1) < 1
+            label = f"all, thinned to {row['kept']:,.0f}" if thinned else stream
+            axes.axhline(row["accuracy"], color="0.4", ls=style, lw=1, label=label)
     for row in (row for row in rows if row["selector"] == "auto"):
         colour, _ = _style("ours", several)
         axes.plot([row["fraction"]], [row["accuracy"]], color=colour, marker="*", ms=10, ls="", label="auto")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
+from sparsight.bench.looks import SLICES, LongVolume, sees_first, timed
 from sparsight.errors import InputError
 from sparsight.model import PolicySelector
 from sparsight.model.nano.encoder import PATCH
@@ -53,22 +53,25 @@ def measure(
     on_step: Step,
     language: LlamaConfig = LANGUAGE,
     vision: SiglipVisionConfig = VISION,
+    slices: int = SLICES,
 ) -> dict[str, Any]:
     """A report: rows {what, type, value, low, high, target, met, n}, medians over rounds, 95 % intervals by bootstrap.
 
     type: of the models' numbers, float32 and bfloat16; the policy and its encoder are float32 always.
 
     reader, selector: whose encoder and policy are timed. repeats: rounds; one more is run first and not counted.
+    slices: of a long volume, timed where the reader has a first look; 0: none.
     Raises InputError for another reader than nano, whose encoder is none of ours to time.
     """
     if not isinstance(reader, NanoReader):
         raise InputError(f"reader {reader.id}", expected="a nano reader", todo="name one with serve.reader")
     n = _SIDE * _SIDE
     k = round(_SHARE * n)
+    long = LongVolume(reader, selector, slices, seed) if slices and sees_first(reader, selector) else None
     rows, medians = [], {}
     for number, dtype in enumerate((torch.float32, torch.bfloat16)):
         torch.manual_seed(seed)
-        ways = _Ways(reader, selector, language, vision, n, k, dtype)
+        ways = _Ways(reader, selector, language, vision, n, k, dtype, long)
         rounds = []
         for r in range(repeats + 1):
             rounds.append(ways.round())
@@ -76,20 +79,23 @@ def measure(
         seconds = {name: np.array([one[name] for one in rounds[1:]]) for name in rounds[0]}
         name = str(dtype).removeprefix("torch.")
         medians[name] = {part: float(np.median(values)) for part, values in seconds.items()}
-        rows += [{"type": name, **row} for row in _rows(seconds, (n + _TEXT) / (k + _TEXT), seed)]
+        rows += [{"type": name, **row} for row in _rows(seconds, (n + _TEXT) / (k + _TEXT), seed, long)]
     return {
         "created": datetime.now(UTC).isoformat(),
         "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "threads": torch.get_num_threads()},
         "reader": reader.id,
         "tokens": {"visual": n, "kept": k, "text": _TEXT},
         "linear": (n + _TEXT) / (k + _TEXT),
+        "volume": {"slices": slices, "encoded": long.encoded} if long else None,
         "seconds": medians,
         "seed": seed,
         "rows": rows,
     }
 
 
-def _rows(seconds: dict[str, NDArray[np.float64]], linear: float, seed: int) -> list[dict[str, Any]]:
+def _rows(
+    seconds: dict[str, NDArray[np.float64]], linear: float, seed: int, long: LongVolume | None
+) -> list[dict[str, Any]]:
     rng = np.random.default_rng(seed)
     rows = [
         _row("prefill of all tokens / of a tenth", seconds["all"] / seconds["few"], rng, at_least=_OF_LINEAR * linear)
@@ -104,6 +110,14 @@ def _rows(seconds: dict[str, NDArray[np.float64]], linear: float, seed: int) -> 
     later = seconds["select"] + seconds["few"]
     rows.append(_row("later question, study encoded: all / a tenth", seconds["all"] / later, rng))
     rows.append(_row("selector's share, later question", seconds["select"] / later, rng, at_most=0.01))
+    if long is not None:
+        begun = seconds["looked"] + seconds["few"]
+        for name in ("all", "few"):
+            what = (
+                f"first question about {long.slices} slices: all encoded, {'all' if name == 'all' else 'a tenth'} read"
+            )
+            what += f" / {long.encoded} encoded after a first look, a tenth read"
+            rows.append(_row(what, (seconds["everything"] + seconds[name]) / begun, rng, at_least=3))
     return rows
 
 
@@ -119,8 +133,9 @@ class _Ways:
         n: int,
         k: int,
         dtype: torch.dtype,
+        long: LongVolume | None = None,
     ) -> None:
-        self.reader, self.selector, self.n, self.k = reader, selector, n, k
+        self.reader, self.selector, self.n, self.k, self.long = reader, selector, n, k, long
         self.language, self.vision = (
             model.to(dtype).eval() for model in (LlamaForCausalLM(language), SiglipVisionModel(vision))
         )
@@ -136,12 +151,15 @@ class _Ways:
     def round(self) -> dict[str, float]:
         """Seconds of each part."""
         seconds = {}
-        seconds["nano"], _ = _timed(lambda: self.reader.encoder(self.pixels))
-        seconds["vit"], _ = _timed(lambda: self.vision(pixel_values=self.picture))
-        seconds["select"], kept = _timed(lambda: self.selector.select(self.grid, _QUESTION, self.k).keep)
+        seconds["nano"], _ = timed(lambda: self.reader.encoder(self.pixels))
+        seconds["vit"], _ = timed(lambda: self.vision(pixel_values=self.picture))
+        seconds["select"], kept = timed(lambda: self.selector.select(self.grid, _QUESTION, self.k).keep)
         text = torch.arange(self.n, self.n + _TEXT)
-        seconds["few"], _ = _timed(lambda: self._prefill(torch.cat([torch.from_numpy(kept), text])))
-        seconds["all"], _ = _timed(lambda: self._prefill(torch.arange(self.n + _TEXT)))
+        seconds["few"], _ = timed(lambda: self._prefill(torch.cat([torch.from_numpy(kept), text])))
+        seconds["all"], _ = timed(lambda: self._prefill(torch.arange(self.n + _TEXT)))
+        if self.long is not None:
+            seconds["everything"], _ = timed(self.long.everything)
+            seconds["looked"], _ = timed(self.long.looked)
         return seconds
 
     def _prefill(self, positions: Tensor) -> Tensor:
@@ -156,12 +174,6 @@ class _Ways:
         )
         logits: Tensor = out.logits
         return logits
-
-
-def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    begun = time.perf_counter()
-    result = call()
-    return time.perf_counter() - begun, result
 
 
 def _row(

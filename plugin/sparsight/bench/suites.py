@@ -2,7 +2,7 @@
 
     sim_2d    images in the five presets, findings of 0.05 to 3 % of the image        split test
     sim_ood   the same in kinds of anatomy that no training image has                 split test_ood
-    sim_long  volumes of 16 to 32 slices, 9,216 tokens and more                       split test
+    sim_long  volumes of 16 to 32 slices, 9,216 to 18,432 tokens                      split test
     sim_pair  pairs of a prior and a current image, 1,152 tokens                      split test
     nih_cxr, bccd, vqa_rad   val rows of the sets that a data folder holds
     ms_flair, ms_followup    rows of the one patient of each that is left out of training (recipe.sources.LEFT_OUT);

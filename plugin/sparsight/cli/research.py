@@ -140,7 +140,10 @@ def evidence(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Compare visual streams at the same budgets on unseen cases, and test whether answers rest on the evidence."""
+    """Compare visual streams at the same budgets on unseen cases, and test whether answers rest on the evidence.
+
+    A run that ended early goes on where it was when it is called the same way.
+    """
     from sparsight.bench import evidence as bench
     from sparsight.bench.parts import Setup
     from sparsight.bench.suites import check_data
@@ -157,8 +160,10 @@ def evidence(
     names = bench.usable(setup, [name.strip() for name in selectors.split(",") if name.strip()])
     with progress_bar("bench evidence", quiet=json) as tell:
         setup = replace(setup, selectors=names)
-        pool = session.config().pool
-        report = bench.run(setup, size=bench.SIZES[size], budgets=shares, workers=workers, tell=tell, pool=pool)
+        pool, kept = session.config().pool, out / bench.PARTS
+        report = bench.run(
+            setup, size=bench.SIZES[size], budgets=shares, workers=workers, tell=tell, kept=kept, pool=pool
+        )
         bench.write(report, setup, out)
     if json:
         emit_json(report)

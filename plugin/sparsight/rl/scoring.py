@@ -90,6 +90,11 @@ def choices_of(question: Question) -> tuple[str, ...]:
     return _YES_NO if question.kind == "yes_no" else question.choices
 
 
+def deniable(question: Question, answer: str) -> bool:
+    """Whether a choice would say that nothing is there although the right answer says that something is."""
+    return any(is_negative(question, c) for c in choices_of(question)) and not is_negative(question, answer)
+
+
 def by_choices(reader: Reader, posed: Sequence[Posed]) -> list[Said]:
     """Score every choice of every question, one prefill each. Only for questions that have choices."""
     said: list[Said] = []
@@ -144,7 +149,6 @@ def judge(posed: Posed, said: Said) -> Result:
             pointing = bool(share[keep[np.argmax(posed.selection.scores[keep])]] > 0)
     choices = choices_of(posed.question)
     gold = [is_right(choice, posed.answer, choices) for choice in choices]
-    deniable = any(is_negative(posed.question, choice) for choice in choices)
     negative = is_negative(posed.question, said.text)
     word_recall, word_f1 = (None, None) if choices else overlap(said.text, posed.answer)
     return Result(
@@ -163,7 +167,7 @@ def judge(posed: Posed, said: Said) -> Result:
         p_right=float(sum(p for p, is_gold in zip(said.p, gold, strict=True) if is_gold)) if said.p else None,
         said=said.text,
         negative=negative,
-        missed=negative if deniable and not is_negative(posed.question, posed.answer) else None,
+        missed=negative if deniable(posed.question, posed.answer) else None,
         chance=1 / len(choices) if choices else None,
         kind=posed.question.kind,
         word_recall=word_recall,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,8 @@ from sparsight.rl.evaluate import ONCE
 from sparsight.rl.scoring import Result
 from sparsight.rl.statistics import Interval, bootstrap_mean, bootstrap_ratio
 
-ALWAYS = (*ONCE, "no image", "majority")  # answered once, whatever the budget
+EVERY = "every token"  # also where no prompt holds them (bench.whole); `all` is thinned then
+ALWAYS = (*ONCE, EVERY, "no image", "majority")  # answered once, whatever the budget
 Key = tuple[str, float]
 
 
@@ -102,15 +102,23 @@ def compare(results: Sequence[Result], first: str, second: str, *, seed: int = 0
 
 
 def compare_evidence(
-    results: Sequence[Result], first: str, second: str, budget: float, *, seed: int = 0
+    results: Sequence[Result],
+    first: str,
+    second: str,
+    budget: float,
+    *,
+    of: Literal["recall", "pointing"] = "recall",
+    seed: int = 0,
 ) -> dict[str, Any] | None:
-    """Evidence recall of two streams at one budget, paired: difference and ratio with intervals; None without masks."""
-    mine = {r.case: r for r in results if (r.selector, r.budget) == (first, budget) and r.recall is not None}
-    theirs = {r.case: r for r in results if (r.selector, r.budget) == (second, budget) and r.recall is not None}
+    """Evidence of two streams at one budget, paired: difference and ratio with intervals; None without masks."""
+    mine, theirs = (
+        {r.case: r for r in results if (r.selector, r.budget) == (name, budget) and getattr(r, of) is not None}
+        for name in (first, second)
+    )
     both = [case for case in mine if case in theirs]
     if not both:
         return None
-    a, b = (np.array([float(side[case].recall or 0.0) for case in both]) for side in (mine, theirs))
+    a, b = (np.array([float(getattr(side[case], of)) for case in both]) for side in (mine, theirs))
     groups = _groups([mine[case] for case in both])
     gain, ratio = bootstrap_mean(a - b, groups=groups, seed=seed), bootstrap_ratio(a, b, groups=groups, seed=seed)
     return {
@@ -118,7 +126,7 @@ def compare_evidence(
         "second": second,
         "budget": budget,
         "n": gain.n,
-        "recall": [float(a.mean()), float(b.mean())],
+        of: [float(a.mean()), float(b.mean())],
         "difference": gain.mean,
         "difference_ci": [gain.low, gain.high],
         "ratio": ratio.mean,
@@ -158,23 +166,6 @@ def areas(results: Sequence[Result], *, seed: int = 0) -> list[dict[str, Any]]:
             | {f"{name}_ci": [i.low, i.high] for name, i in found.items()}
         )
     return rows
-
-
-def recheck(results: Sequence[Result], first: str, second: str = "all") -> list[Result]:
-    """The answers of `first`, the negative ones replaced by those of `second`: what re-reading them would say.
-
-    The product re-reads negative answers from all tokens (serve.recheck_budget 1), so with `all` this is its answer
-    as far as negatives go, where one prompt holds all tokens; other cases are left out. It says that nothing is there
-    only where both do, so it cannot overlook more than `second`: what it costs is in `kept`.
-    """
-    wide = {r.case: r for r in results if r.selector == second}
-    return [
-        replace(wide[r.case], selector=f"{first}, negatives re-read", budget=r.budget)
-        if r.negative
-        else replace(r, selector=f"{first}, negatives re-read")
-        for r in results
-        if r.selector == first and r.case in wide and wide[r.case].kept == wide[r.case].of
-    ]
 
 
 def interval(own: Sequence[Result], values: Iterable[float] | NDArray[np.float64], seed: int) -> Interval:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sparsight.bench.feedback.curves import NOT_SERVED, TUNED, TUNED_ALONE
 from sparsight.bench.feedback.targets import ends
-from sparsight.bench.page import table
+from sparsight.bench.markdown import table
 from sparsight.bench.targets import above
 from sparsight.rl.tables import signed, value
 

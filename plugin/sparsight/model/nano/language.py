@@ -162,6 +162,34 @@ class NanoLanguage(nn.Module):
         total: Tensor = (log_p * (torch.arange(last) >= last - scored)).sum(1)
         return total
 
+    def log_probs_after(self, row: Row, answers: Sequence[list[int]]) -> Tensor:
+        """Log-probability of each answer's ids after a row, which is read once for all of them: (A,)."""
+        self.lm.set_attn_implementation("sdpa")
+        batch, n = self.pad([row]), row.length
+        out = self.lm(
+            inputs_embeds=self.embeds(batch),
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        past, first, next_at = out.past_key_values, out.logits[0], batch.positions[0, -1] + 1
+        totals = []
+        for ids in answers:
+            logits = first
+            if len(ids) > 1:
+                out = self.lm(
+                    input_ids=torch.tensor([ids[:-1]]),
+                    attention_mask=torch.ones(1, n + len(ids) - 1, dtype=torch.long),
+                    position_ids=next_at + torch.arange(len(ids) - 1)[None],
+                    past_key_values=past,
+                    use_cache=True,
+                )
+                logits = torch.cat([first, out.logits[0]])
+                past.crop(1 - len(ids))  # takes this answer away again
+            totals.append(logits.float().log_softmax(-1).gather(-1, torch.tensor(ids)[:, None]).sum())
+        return torch.stack(totals)
+
     def pad(self, rows: Sequence[Row]) -> Batch:
         """Rows of any lengths as one batch; visual tokens are projected."""
         k = max(len(row.visual) for row in rows)

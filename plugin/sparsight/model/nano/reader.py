@@ -188,6 +188,16 @@ class NanoReader:
         return list(torch.split(scores, [len(request.keeps) for request in requests]))
 
     @torch.inference_mode()
+    def weigh(self, question: Question, grid: TokenGrid, answers: Sequence[str]) -> Tensor:
+        """As `score` with every token of the study, however many, in one prefill for all answers: (A,). For benchmarks.
+
+        Nothing was trained on prompts of more than max_tokens, and the product asks none.
+        """
+        visual, at = visual_row(grid.features, grid.shape, torch.arange(grid.n))
+        row = Row(self._question(question), visual, at, [ANSWER])
+        return self.language.log_probs_after(row, [self._answer(answer) for answer in answers])
+
+    @torch.inference_mode()
     def read(
         self,
         question: Question,
