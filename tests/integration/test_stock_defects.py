@@ -36,7 +36,7 @@ from sparsight.server.run import free_port, start, wait_until_ready
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.orthanc]
 
 STOCK = bool(os.environ.get("SPARSIGHT_TEST_STOCK"))
-DEFECTS = 15
+DEFECTS = 14
 CT = "1.2.826.0.1.3680043.8.498.1"  # a series in the PACS
 COMMAND = (
     "from sparsight.compat import allow_monailabel; allow_monailabel(); from monailabel.main import Main; Main().run()"
@@ -223,7 +223,7 @@ def submit(client: httpx.Client, tmp_path: Path, *, marked: bool, **params: Any)
     )
 
 
-def infer(client: httpx.Client, target: Target, image: str, **params: Any) -> httpx.Response:
+def infer(client: httpx.Client, target: Target, image: str, /, **params: Any) -> httpx.Response:
     query = {"image": image, "output": "json"}
     return client.post(f"/infer/{target.model}", params=query, data={"params": json.dumps(params)})
 
@@ -305,6 +305,7 @@ def test_10_an_empty_mask_says_that_nothing_is_there(archive: Target, tmp_path: 
     assert reply.status_code == 200, reply.text
 
 
+@pytest.mark.skipif(STOCK, reason="0.8.5 keeps it, too, while its own copy of the label is there")
 def test_11_what_is_known_of_a_label_stays_when_the_pacs_is_read_again(archive: Target, tmp_path: Path) -> None:
     with archive.client() as client:
         given = {"label_info": [{"name": "nodule"}], "client_id": "user-1"}

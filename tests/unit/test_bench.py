@@ -20,6 +20,7 @@ from sparsight.bench.page import page
 from sparsight.bench.parts import Fact, Part, Setup, Task, measure_part
 from sparsight.bench.suites import CHOSEN_ON, LONG_BUDGETS, Suite, cases_of, check_data
 from sparsight.bench.targets import targets
+from sparsight.config import PoolConfig
 from sparsight.errors import BudgetError, DataError, InputError, SparsightError, WeightsError
 from sparsight.model import load_base_policy, load_reader
 from sparsight.recipe.sources import real_cases
@@ -442,4 +443,4 @@ def test_the_majority_answer_is_counted_by_question() -> None:
 def test_an_error_survives_its_way_from_another_process(setup: Setup) -> None:
     lost = replace(setup, policy={"look.weight": np.zeros((2, 2), np.float32)})
     with pytest.raises(SparsightError):
-        list(evidence._measured(lost, evidence.plan(TINY, (0.1,), ())[:1], workers=2))
+        list(evidence._measured(lost, evidence.plan(TINY, (0.1,), ())[:1], 2, PoolConfig()))
