@@ -73,6 +73,22 @@ class ServeConfig(_Strict):
         return 0.1 if self.budget == "auto" else self.budget
 
 
+class RewardsConfig(_Strict):
+    """How much each part of a kept subset's reward counts (rl.rewards); those that do not apply drop out."""
+
+    answer: float = Field(1.0, ge=0, description="probability of the right answer")
+    utility: float = Field(0.0, ge=0, description="what the subset adds to the question alone")
+    necessity: float = Field(0.0, ge=0, description="what the answer loses without the subset")
+    consensus: float = Field(0.0, ge=0, description="overlap with the other subsets that led to the right answer")
+    grounding: float = Field(1.0, ge=0, description="agreement with what a clinician marked")
+
+    @model_validator(mode="after")
+    def _count_something(self) -> Self:
+        if not any(self.model_dump().values()):
+            raise ValueError("no part counts: all weights are 0")
+        return self
+
+
 class LearnConfig(_Strict):
     """How corrections become a candidate policy. configs/learn.yaml."""
 
@@ -87,6 +103,7 @@ class LearnConfig(_Strict):
     kl: float = Field(0.05, ge=0, description="weight of KL(policy, live policy)")
     floor: float = Field(0.03, gt=0, description="added to the spread of a group's rewards, which divides them")
     entropy: float = Field(0.003, ge=0, description="weight of the entropy bonus")
+    rewards: RewardsConfig = Field(RewardsConfig(), description="weights of the parts of a subset's reward")
     held_out: float = Field(0.3, ge=0, lt=1, description="share of corrections never trained on: the gate's test")
     reader_share: float = Field(
         0.5, gt=0, le=1, description="the most of all corrections' weight that is one reader's, where there are others"

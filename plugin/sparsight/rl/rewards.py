@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsight.config import RewardsConfig
 from sparsight.errors import ConfigError
 from sparsight.rl.answers import normalise
 from sparsight.types import Reward
@@ -56,6 +57,11 @@ class RewardWeights:
     consensus: float = 0.0
     pixel: float = 0.0
     sparsity: float = 0.0
+
+
+def weights_of(config: RewardsConfig) -> RewardWeights:
+    """Those of a policy's training, as learn.yaml has them."""
+    return RewardWeights(**config.model_dump())
 
 
 def check_weights(weights: RewardWeights, given: frozenset[str]) -> None:

@@ -28,7 +28,7 @@ from sparsight.rl import rewards
 from sparsight.rl.checkpoint import resume, save_checkpoint
 from sparsight.rl.objective import group_advantages, surrogate
 from sparsight.rl.ranks import ALONE, Ranks
-from sparsight.rl.rewards import Marks, RewardWeights
+from sparsight.rl.rewards import Marks
 from sparsight.types import Question, TokenGrid
 
 _CLIP = 0.2, 0.28  # low and high (DAPO's clip-higher)
@@ -38,7 +38,6 @@ _SAVE_EVERY = 10  # steps
 _PATIENCE = 10  # steps in a row before a collapse is called one
 _FLAT_REWARD = 1e-5  # largest spread within any group of the batch
 _FLAT_ENTROPY = 0.01  # share of log N
-_PARTS = frozenset(("answer", "utility", "necessity", "consensus", "grounding"))
 _RIGHT = 0.5  # p(a*) from which a subset counts as one that led to the right answer
 
 
@@ -98,7 +97,6 @@ def train_policy(
     examples: Sequence[Example],
     *,
     config: LearnConfig,
-    weights: RewardWeights = RewardWeights(),  # noqa: B008 - frozen
     anchor: TokenPolicy | None = None,
     seed: int = 0,
     on_step: Callable[[Step], None] | None = None,
@@ -107,18 +105,16 @@ def train_policy(
 ) -> TrainReport:
     """Train `policy` in place. Random states depend on (seed, step) only.
 
-    weights: of answer, utility, necessity, consensus and grounding; other parts are not of a subset of K tokens.
     anchor: the live policy, for the KL term. checkpoint: written every 10 steps and resumed from when it belongs to the
     same run; removed at the end. Ends early when every subset already earns the same, higher reward.
     A resumed run ends at the same bits as one in one piece, except where a study has more than 12 slices (which of them
     look promising is ranked anew, by the resumed policy) or where the run ends early (that count starts anew).
     ranks: processes that all call this with the same arguments (rl.ranks); checkpoint and on_step are the first one's.
-    Raises DataError for examples without anything to learn; ConfigError for another weight, or
-    fewer questions than processes;
+    Raises DataError for examples without anything to learn; ConfigError for fewer questions than processes;
     TrainingError for NaN, for rewards that never differ, or for a policy that no longer explores: `policy` then holds
     its last good weights.
     """
-    run = _Run(policy, reader, list(examples), config, weights, anchor, seed, ranks)
+    run = _Run(policy, reader, list(examples), config, anchor, seed, ranks)
     checkpoint, on_step = (None, None) if ranks.rank else (checkpoint, on_step)
     start = resume(checkpoint, run.fingerprint, policy, [run.optimizer], ranks)
     began = time.perf_counter()
@@ -156,12 +152,10 @@ class _Run:
         reader: Reader,
         examples: list[Example],
         config: LearnConfig,
-        weights: RewardWeights,
         anchor: TokenPolicy | None,
         seed: int,
         ranks: Ranks,
     ) -> None:
-        rewards.check_weights(weights, _PARTS)
         ranks.check(config.batch)
         for n, example in enumerate(examples):
             _check(n, example)
@@ -169,7 +163,8 @@ class _Run:
         self.old = [e for e in examples if e.is_replay]
         if not self.new:
             raise DataError("no new examples", expected="at least one correction", todo="collect corrections first")
-        self.policy, self.reader, self.config, self.weights = policy.train(), reader, config, weights
+        self.policy, self.reader, self.config = policy.train(), reader, config
+        self.weights = rewards.weights_of(config.rewards)
         self.anchor = anchor.eval() if anchor else None
         self.seed, self.ranks = seed, ranks
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr, betas=(0.9, 0.99))
@@ -177,7 +172,7 @@ class _Run:
         self.questions = {text: reader.embed(question) for text, question in distinct.items()}
         self.ranked: dict[int, Tensor] = {}  # id of a grid and question: its slices, most promising first
         self.largest_spread, self.log_n = 0.0, 1.0
-        self.fingerprint = _fingerprint(policy, examples, config, weights, seed, reader)
+        self.fingerprint = _fingerprint(policy, examples, config, seed, reader)
 
     def step(self, step: int, began: float) -> Step:
         """One batch: draw, score, move."""
@@ -430,11 +425,9 @@ def _means(seen: list[dict[str, float | None]]) -> dict[str, float]:
     return {n: float(np.mean([v for parts in seen if (v := parts[n]) is not None])) for n in sorted(names)}
 
 
-def _fingerprint(
-    policy: TokenPolicy, examples: list[Example], config: LearnConfig, weights: RewardWeights, seed: int, reader: Reader
-) -> str:
+def _fingerprint(policy: TokenPolicy, examples: list[Example], config: LearnConfig, seed: int, reader: Reader) -> str:
     """Names one run: the same start, data and settings."""
-    digest = hashlib.sha256(repr((config.model_dump(), weights, seed, reader.id, len(examples))).encode())
+    digest = hashlib.sha256(repr((config.model_dump(), seed, reader.id, len(examples))).encode())
     for value in policy.state_dict().values():
         digest.update(value.numpy().tobytes())
     for e in examples:

@@ -171,7 +171,10 @@ def _measure(reader: Reader, lesson: Lesson, candidate: TokenPolicy, adapter: Ar
 
 
 def served_reward(reader: Reader, selector: PolicySelector, example: Example, budget: float) -> float:
-    """The reward that training maximises, of the subset that would be served: its answer's part and grounding."""
+    """The reward of the subset that would be served: its answer's part and grounding.
+
+    Both count alike, whatever learn.yaml says: what a candidate is judged by does not move with what it was taught by.
+    """
     grid = example.grid
     k = max(1, min(round(budget * grid.n), grid.n, reader.max_tokens))
     keep = selector.select(grid, example.question, k).keep

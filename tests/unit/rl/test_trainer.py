@@ -4,12 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
-from sparsight.config import LearnConfig
-from sparsight.errors import ConfigError, DataError, TrainingError
+from sparsight.config import LearnConfig, RewardsConfig
+from sparsight.errors import DataError, TrainingError
 from sparsight.model import TokenPolicy
 from sparsight.model.protocols import ScoreRequest
-from sparsight.rl.rewards import Marks, RewardWeights
+from sparsight.rl.rewards import Marks
 from sparsight.rl.trainer import Example, Step, train_policy
 from sparsight.types import Question, TokenGrid
 
@@ -244,32 +245,27 @@ def test_a_volume_learns_from_some_of_its_slices() -> None:
 
 
 def test_every_part_with_a_weight_is_computed() -> None:
-    weights = RewardWeights(answer=1.0, utility=0.2, necessity=0.2)
-    report = train_policy(
-        fresh(),
-        KeyReader(),
-        [example(n) for n in range(4)],
-        config=CONFIG.model_copy(update={"steps": 3}),
-        weights=weights,
-    )
+    weights = RewardsConfig(utility=0.2, necessity=0.2)
+    config = CONFIG.model_copy(update={"steps": 3, "rewards": weights})
+    report = train_policy(fresh(), KeyReader(), [example(n) for n in range(4)], config=config)
     assert set(report.history[0].parts) == {"answer", "utility", "necessity"}
 
 
 def test_subsets_that_lead_to_the_right_answer_agree_and_a_consensus_moves_the_policy() -> None:
     """Right is who keeps half of the finding: then the finding is what they agree on."""
-    weights = RewardWeights(answer=0.0, consensus=1.0)
     examples, policy = [example(n) for n in range(8)], fresh()
-    config = CONFIG.model_copy(update={"steps": 40, "budgets": (0.5,)})  # a uniform start is right half of the time
-    report = train_policy(policy, KeyReader(), examples, config=config, weights=weights)
+    weights = RewardsConfig(answer=0.0, consensus=1.0)
+    half = {"steps": 40, "budgets": (0.5,), "rewards": weights}  # a uniform start is right half of the time
+    report = train_policy(policy, KeyReader(), examples, config=CONFIG.model_copy(update=half))
     assert 0 < report.history[0].parts["consensus"] < 1
     assert report.gain > 0
     assert recall(policy, examples, 0, 1.0) > recall(fresh(), examples, 0, 1.0) + 0.1
 
 
-@pytest.mark.parametrize("part", ["pixel", "sparsity", "match", "form"])
-def test_a_weight_of_what_no_subset_is_given_is_refused(part: str) -> None:
-    with pytest.raises(ConfigError, match=part):
-        train_policy(fresh(), KeyReader(), [example(0)], config=CONFIG, weights=RewardWeights(**{part: 0.5}))
+@pytest.mark.parametrize("given", [{"pixel": 0.5}, {"answer": -1.0}, {"answer": 0.0, "grounding": 0.0}])
+def test_a_weight_of_what_no_subset_is_given_is_refused(given: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        RewardsConfig(**given)
 
 
 def test_what_cannot_be_learned_from_is_refused() -> None:
