@@ -14,7 +14,9 @@ from sparsight.config import PoolConfig
 from sparsight.errors import WeightsError
 from sparsight.model import load_base_policy
 
-TINY = evidence.Size(sim_2d=4, sim_ood=4, sim_long=2, sim_pair=4, real=4, tested=2, curves=0, read=1)
+TINY = evidence.Size(
+    sim_2d=4, sim_ood=4, sim_long=2, sim_pair=4, real=4, tested=2, curves=0, read=1, whole=0, served=0, looked=(8, 1)
+)
 TWO = PoolConfig(workers=2)
 
 
@@ -25,7 +27,7 @@ def setup(reader_folder: Path) -> Setup:
 
 def measured(setup: Setup, pool: PoolConfig) -> dict[str, Part]:
     tasks = [task for task in evidence.plan(TINY, (0.1,), ()) if task.suite.name in ("sim_2d", "sim_ood")]
-    return {part.suite: part for part in evidence._measured(setup, tasks, 1, pool)}
+    return {part.suite: part for _, part in evidence._measured(setup, tasks, 1, pool)}
 
 
 class Lent:
