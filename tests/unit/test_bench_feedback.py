@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from sparsight.bench import feedback
 from sparsight.bench.feedback import kills, rounds
 from sparsight.bench.feedback.clinic import Clinician, clinic
 from sparsight.bench.feedback.exam import Exam
@@ -459,3 +460,24 @@ def test_the_page_says_what_intervals_carry(report: dict[str, Any]) -> None:
     assert "No gap is shown" in said
     assert "no change on what was new is shown (+0.020 [-0.020, +0.200]); the old suffers" in said
     assert "- not one live policy" in said
+
+
+# --- a run that ended early ---
+
+
+def test_a_part_that_was_measured_is_not_measured_again(tmp_path: Path) -> None:
+    def bench(seed: int) -> feedback._Bench:
+        return feedback._Bench(Config(home=tmp_path / "home"), {}, feedback.SIZES["small"], seed, quiet)
+
+    def never() -> dict[str, Any]:
+        raise AssertionError("measured again")
+
+    kept = tmp_path / feedback.PARTS
+    first = bench(0)._part("order", lambda: {"order": {"pool": 3, "difference": float("nan")}}, kept)
+    assert first["order"] == {"pool": 3, "difference": None}
+    assert bench(0)._part("order", never, kept) == first
+    for other in (bench(1), bench(0)):
+        name = "order" if other.seed else "kill -9"
+        assert other._part(name, lambda: {"order": 1}, kept)["order"] == 1
+    with pytest.raises(AssertionError):
+        bench(0)._part("order", never, None)

@@ -6,6 +6,7 @@ evidence.json and the pictures.
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import shutil
 import time
@@ -18,6 +19,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 
 import sparsight
@@ -39,6 +41,7 @@ from sparsight.model.nano.reader import NanoReader
 from sparsight.rl.evaluate import SELECTORS, selectors_by_name
 
 PARTS = "parts"  # in the folder of a report that is not written yet
+_PART = TypeAdapter(Part)
 BUDGETS = (0.02, 0.05, 0.1, 0.25, 0.5)
 Tell = Callable[[str, int, int], None]
 
@@ -251,15 +254,27 @@ def _all_parts(
     if folder is None:
         yield from (part for _, part in _measured(setup, tasks, workers, pool))
         return
-    kept, left = Kept(folder, setup, loaded(setup)[0].sha256), list[Task]()
+    kept, left = kept_of(setup, folder), list[Task]()
     for task in tasks:
-        if (part := kept.load(task)) is not None:
-            yield part
+        if (data := kept.load(task)) is not None:
+            yield _PART.validate_json(data)
         else:
             left.append(task)
     for n, part in _measured(setup, left, workers, pool):
-        kept.save(left[n], part)
+        kept.save(left[n], _PART.dump_json(part))
         yield part
+
+
+def kept_of(setup: Setup, folder: Path) -> Kept:
+    """Parts of these weights, streams, seed and data folder; what is in that folder must stay as it is."""
+    named = [("ours", setup.policy), *((other.name, other.weights) for other in setup.others)]
+    weights = [
+        (name, key, hashlib.sha256(array.tobytes()).hexdigest())
+        for name, arrays in named
+        for key, array in sorted(arrays.items())
+    ]
+    data = setup.data.resolve() if setup.data else None
+    return Kept(folder, loaded(setup)[0].sha256, weights, setup.selectors, setup.seed, data)
 
 
 def _measured(setup: Setup, tasks: Sequence[Task], workers: int, pool: PoolConfig) -> Iterator[tuple[int, Part]]:

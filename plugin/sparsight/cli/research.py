@@ -312,7 +312,10 @@ def feedback(
     seed: Annotated[int, typer.Option(help="First of the seeds of cases and learning.", min=0)] = 0,
     json: Json = False,
 ) -> None:
-    """Let simulated clinicians teach it: what is learned and kept, what the gate lets through, what a crash loses."""
+    """Let simulated clinicians teach it: what is learned and kept, what the gate lets through, what a crash loses.
+
+    A run that ended early goes on with the part it was in when it is called the same way.
+    """
     from sparsight.bench import feedback as bench
     from sparsight.bench.suites import check_data
 
@@ -327,7 +330,8 @@ def feedback(
         raise refused(error) from error
     check_targets(out / "feedback.md", beside / "feedback.json")  # it takes long: not to be lost at the end
     with progress_bar("bench feedback", quiet=json) as tell:
-        report = bench.run(session.config(), data, size=bench.SIZES[size], seed=seed, tell=tell)
+        kept = out / bench.PARTS
+        report = bench.run(session.config(), data, size=bench.SIZES[size], seed=seed, tell=tell, kept=kept)
         bench.write(report, out)
     if json:
         emit_json(report)

@@ -194,8 +194,8 @@ NEXT_CASE_REQUEST: dict[str, Any] = {"exclude": ["chest-1"], "count": 5}
 CASE: dict[str, Any] = {
     "study": "chest-2",
     "question": "Is there a nodule?",
-    "score": 0.031,
-    "reason": "'yes' with 54%, disagreement 0.031 nats over 8 looks",
+    "score": 0.71,
+    "reason": "'yes' with 54% over 8 looks, disagreement 0.031 nats, undecided 0.62, necessity 0.04",
 }
 NEXT_CASE_REPLY: dict[str, Any] = {**CASE, "queue": [CASE]}
 STUDY: dict[str, Any] = {

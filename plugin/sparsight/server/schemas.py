@@ -362,7 +362,7 @@ class CaseReply(BaseModel):
 
     study: str
     question: str
-    score: float = Field(description="higher teaches more")
+    score: float = Field(description="0..1, higher teaches more")
     reason: str
 
 

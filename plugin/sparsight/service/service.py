@@ -26,7 +26,7 @@ from sparsight.model import PolicySelector, load_reader
 from sparsight.model.completions import rank_of
 from sparsight.model.policy import FOVEA
 from sparsight.model.protocols import Reader, Where
-from sparsight.rl.acquisition import acquire
+from sparsight.rl.acquisition import Worth, acquire
 from sparsight.rl.answers import is_of_all
 from sparsight.rl.ranks import ALONE, Ranks
 from sparsight.service import blinded as blind
@@ -34,7 +34,7 @@ from sparsight.service import corrections, promotion, shadow
 from sparsight.service.answering import Answering, Asked, OnProgress, Progress, Reading, new_id, shown, tokens_at
 from sparsight.service.encoded import Encoded, EncodedStudies, patiently
 from sparsight.service.learning import Learned, Learner
-from sparsight.service.next_case import NextCase, ranked
+from sparsight.service.next_case import NextCase, Queue
 from sparsight.service.promotion import install_shipped, registry_of
 from sparsight.service.question import check_budget, check_pair, check_region, parse_question
 from sparsight.service.streams import Streams
@@ -70,6 +70,7 @@ class Service:
         self.studies = open_studies(studies) if studies is not None else None
         self._encoded = EncodedStudies(self.studies, config.serve.cache_bytes)
         self._turnstile = Turnstile(config.serve.max_waiting)
+        self._queue = Queue(self.store, self._grid)
         self._tokens_kept: set[str] = set()  # hashes of volumes whose tokens this process has stored
         self._streams = Streams(self.registry, self.reader)
         self.listeners: list[Callable[[Episode | Feedback], object]] = []  # told of what is new in the store
@@ -239,10 +240,7 @@ class Service:
         return next(iter(self.next_cases(1, exclude=exclude)), None)
 
     def next_cases(self, count: int, *, exclude: frozenset[str] = frozenset()) -> list[NextCase]:
-        """The `count` studies where one more correction would teach most, best first; fewer when fewer were not seen.
-
-        At most 16 studies that were not corrected are looked at, drawn anew when the store has grown.
-        """
+        """The `count` studies where one more correction would teach most, best first; fewer where fewer are left."""
         if self.studies is None:
             raise NotFoundError(
                 "no studies are served", expected="a folder or a DICOMweb URL", todo="name it with --studies"
@@ -250,7 +248,7 @@ class Service:
         offered = [info for info in self.studies.list() if info.id not in exclude]
         seen = self.store.corrected(info.id for info in offered)
         offered = [info for info in offered if info.id not in seen]
-        return ranked(offered, self.store.counts()["corrections"], self._worth)[:count]
+        return self._queue.ranked(offered, self.reader.id, self._worth)[:count]
 
     # --- and what is around them ---
 
@@ -364,8 +362,8 @@ class Service:
 
         self._rest.submit(answer)
 
-    def _worth(self, info: StudyInfo) -> NextCase:
-        """How much a correction of this study would teach the live policy. Raises InputError, NotFoundError."""
+    def _worth(self, info: StudyInfo) -> tuple[str, Worth]:
+        """What to ask about a study, and what a correction would teach. Raises InputError, NotFoundError."""
         in_turn = partial(self._turnstile.turn, Priority.BATCH)
         text = self.suggest(info.modality)
         study = self._encoded.get(info.id, self.reader, lambda stage: None, in_turn)
@@ -373,8 +371,7 @@ class Service:
             policy, selector = self._streams.live()
             self._streams.take_on(policy.id)
             k = tokens_at(self.config.serve.share, study.grid, self.reader)
-            worth = acquire(self.reader, selector, study.grid, parse_question(text), k)
-        return NextCase(info.id, text, worth.score, worth.reason)
+            return text, acquire(self.reader, selector, study.grid, parse_question(text), k)
 
     def _usual_budget(self) -> Budget:
         """Where the caller names none: serve.budget; all tokens while the visual stream has learned nothing yet."""

@@ -22,7 +22,7 @@ from uuid import uuid4
 from sqlalchemy import Connection, Row, Select, func, select, true
 
 from sparsight.errors import ConflictError, FeedbackError, NotFoundError, SparsightError, WeightsError
-from sparsight.store import audit, changes, shadows, tables
+from sparsight.store import audit, changes, corrected, shadows, tables
 from sparsight.store.audit import Head
 from sparsight.store.blobs import BlobStore
 from sparsight.store.engine import Database
@@ -301,23 +301,20 @@ class Store:
 
     def corrected(self, studies: Iterable[str]) -> set[str]:
         """Which of these studies have an answer with a correction that was not withdrawn, drafts among them."""
-        query = select(tables.episodes.c.study_sha256).join(
-            tables.feedback, tables.feedback.c.episode_id == tables.episodes.c.id
-        )
-        query = query.where(tables.feedback.c.feedback_key.not_in(changes.keys_in("withdrawn")))
         with self._database.read() as connection:
-            hashes = set(connection.execute(query.distinct()).scalars())
+            hashes = corrected.studies(connection)
         return {study for study in studies if sha256_of(study) in hashes}
+
+    def corrected_last(self, limit: int, *, on_fault: OnFault | None = None) -> list[Episode]:
+        """The episodes that were corrected last, each once, newest first. on_fault: as in `unlearned`."""
+        with self._database.read() as connection:
+            bodies = corrected.last(connection, limit)
+        return _readable(self._episode, bodies, on_fault)
 
     def counts(self) -> dict[str, int]:
         """Number of episodes and of submitted corrections."""
-        submitted = tables.feedback.c.feedback_key.not_in(changes.keys_in("draft", "withdrawn"))
-        counted = {
-            "episodes": select(func.count()).select_from(tables.episodes),
-            "corrections": select(func.count()).select_from(tables.feedback).where(submitted),
-        }
         with self._database.read() as connection:
-            return {name: int(connection.execute(query).scalar_one()) for name, query in counted.items()}
+            return corrected.counts(connection)
 
     def record(self, kind: audit.Decision, policy: PolicyVersion | None, **hashes: str) -> None:
         """Log a decision about a policy. Pass it as `record` of the registry's change, so that none goes unlogged.

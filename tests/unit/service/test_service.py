@@ -576,7 +576,8 @@ def test_next_case_skips_what_was_corrected(config: Config, tmp_path: Path) -> N
     first = service.next_case()
     assert first is not None
     assert first == queue[0]
-    assert first.score >= 0
+    assert 0 <= first.score <= 1
+    assert "disagreement" in first.reason
     episode = service.ask(first.study, parse_question(first.question)).episode
     service.correct(feedback(episode, verdict="accept"))
     adapted: list[object] = []

@@ -79,7 +79,12 @@ def test_what_was_corrected_and_how_much_there_is(
     store.save_feedback(make_feedback("k2", "e1"), reward)
     assert store.corrected(["s0", "s1", "s9"]) == {"s1"}
     assert store.corrected([]) == set()
-    assert store.counts() == {"episodes": 3, "corrections": 2}
+    store.save_feedback(make_feedback("k3", "e0"), reward)
+    store.save_feedback(make_feedback("k4", "e1"), reward)
+    store.save_feedback(make_feedback("k5", "e2"), reward, draft=True)
+    assert [e.id for e in store.corrected_last(9)] == ["e1", "e0"]  # each once, no drafts
+    assert [e.id for e in store.corrected_last(1)] == ["e1"]
+    assert store.counts() == {"episodes": 3, "corrections": 4}
 
 
 def test_corrections_of_one_answer_come_in_order(

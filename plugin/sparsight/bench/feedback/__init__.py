@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from json import dumps
+from functools import partial
+from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,14 @@ from sparsight.bench.feedback.page import page
 from sparsight.bench.feedback.plots import draw_plots
 from sparsight.bench.feedback.shifts import Shift, Tell, reader_with, shifts_of, unaware_policy
 from sparsight.bench.feedback.targets import targets
+from sparsight.bench.kept import Kept
 from sparsight.config import Config
 from sparsight.errors import finite
 from sparsight.model import Reader, TokenPolicy, load_nano, load_policy
 from sparsight.model.nano.reader import NanoReader
+
+PARTS = "parts"  # in the folder of a report that is not written yet
+_MAIN = "finding"  # the shift that most is measured with
 
 
 @dataclass(frozen=True)
@@ -104,26 +109,30 @@ SIZES = {
 }
 
 
-def run(config: Config, data: Path | None = None, *, size: Size, seed: int, tell: Tell) -> dict[str, Any]:
+def run(
+    config: Config, data: Path | None = None, *, size: Size, seed: int, tell: Tell, kept: Path | None = None
+) -> dict[str, Any]:
     """Measure everything, in this process and on one thread; only the sessions that are killed are processes.
 
-    data: folder of data folders, of which bccd adds a shift. seed: added to those of cases and learning. Raises
-    ConfigError for another reader than nano.
+    kept: a folder for parts that are measured, so that a run that ended early goes on there. data: folder of data
+    folders, of which bccd adds a shift. seed: added to those of cases and learning. Raises ConfigError for another
+    reader than nano.
     """
     bench = _Bench(config, shifts_of(data), size, seed, tell)
     with tempfile.TemporaryDirectory(prefix="sparsight-bench-") as name:
-        report = bench.measure(Path(name))
+        report = bench.measure(Path(name), kept)
     checked: dict[str, Any] = finite(report)
     return checked | {"targets": targets(checked)}
 
 
 def write(report: dict[str, Any], out: Path) -> None:
-    """feedback.md; in feedback/ feedback.json and plots."""
+    """feedback.md; in feedback/ feedback.json and plots. The parts that the report was made of go."""
     beside = out / "feedback"
     beside.mkdir(parents=True, exist_ok=True)
     (beside / "feedback.json").write_text(dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     pictures = draw_plots(report, beside)
     (out / "feedback.md").write_text(page(report, pictures), encoding="utf-8")
+    shutil.rmtree(out / PARTS, ignore_errors=True)
 
 
 class _Bench:
@@ -134,26 +143,41 @@ class _Bench:
         self.config = config.model_copy(update={"learn": learn, "gate": gate, "database": None})
         self.shifts, self.size, self.seed, self.tell = shifts, size, seed, tell
         self.reader: NanoReader = load_nano(config.serve.reader)
-        self.seconds: dict[str, float] = {}
+        self._starts: dict[str, tuple[Config, Start]] = {}
 
-    def measure(self, folder: Path) -> dict[str, Any]:
-        started = time.perf_counter()
-        shifts, rows = list[dict[str, Any]](), list[dict[str, Any]]()
-        begun: dict[str, tuple[Config, Start, list[Point]]] = {}
-        for name, shift in self.shifts.items():
-            with self._timed(f"start: {name}"):
-                config, policy = self._begin(shift, folder)
-                n = self.size.new, self.size.old
-                start = Start.of(shift, self.reader, policy, config.serve.share, n, self.tell)
-            with self._timed(f"learning: {name}"):
-                points = self._learn(shift, config, start, folder)
-            begun[name] = config, start, points
-            shifts.append({"name": name, "title": shift.title, **start.as_dict(self.seed)})
-            rows += curves.rows_of(shift, start, points, self.seed)
-        report = self._head() | {"shifts": shifts, "rows": rows} | self._rest(*begun["finding"], folder)
-        report["seconds"] = {name: round(value, 1) for name, value in self.seconds.items()}
-        report["seconds"]["all"] = round(time.perf_counter() - started, 1)
-        return report
+    def measure(self, folder: Path, kept: Path | None) -> dict[str, Any]:
+        """Every part, or what an earlier run kept of it, and all together."""
+        parts: dict[str, Callable[[], dict[str, Any]]] = {
+            name: partial(self._teach, name, folder / name) for name in self.shifts
+        }
+        parts |= {
+            "order": lambda: {"order": self._order(folder / "order")},
+            "a careless reader": lambda: {"flips": self._flips(folder / "flips")},
+            "kill -9": lambda: {"kills": self._kills(folder / "kills")},
+        }
+        done = {name: self._part(name, make, kept) for name, make in parts.items()}
+        taught = [done[name] for name in self.shifts]
+        report = self._head() | {
+            "shifts": [part["shift"] for part in taught],
+            "rows": [row for part in taught for row in part["rows"]],
+        }
+        for part in done.values():
+            report |= {name: part[name] for name in ("rounds", "order", "flips", "kills") if name in part}
+        seconds = {name: part["seconds"] for name, part in done.items()}
+        return report | {"seconds": seconds | {"all": round(sum(seconds.values()), 1)}}
+
+    def _part(self, name: str, make: Callable[[], dict[str, Any]], folder: Path | None) -> dict[str, Any]:
+        own = self.config.learn, self.config.gate, self.config.serve.share
+        kept = Kept(folder, self.reader.sha256, own, self.size, self.seed) if folder else None
+        data = kept.load(name) if kept else None
+        if data is None:
+            began = time.perf_counter()
+            part = finite(make()) | {"seconds": round(time.perf_counter() - began, 1)}
+            data = dumps(part, allow_nan=False).encode()
+            if kept:
+                kept.save(name, data)
+        found: dict[str, Any] = loads(data)
+        return found
 
     def _head(self) -> dict[str, Any]:
         reader: Reader = self.reader
@@ -171,24 +195,53 @@ class _Bench:
             "gate": self.config.gate.model_dump(mode="json"),
         }
 
-    def _rest(self, config: Config, start: Start, points: list[Point], folder: Path) -> dict[str, Any]:
-        """What is measured with the new finding alone."""
-        size, shift, tell, report = self.size, self.shifts["finding"], self.tell, dict[str, Any]()
-        with self._timed("order"):
-            seeds = self._seeds(size.order_seeds)
-            report["order"] = order.run(
-                shift, config, start, pool=size.pool, numbers=size.ordered, seeds=seeds, folder=folder, tell=tell
-            )
-        with self._timed("a careless reader"):
-            seeds = self._seeds(size.seeds)
-            report["flips"] = flips.run(
-                shift, config, start, shared=size.shared, single=size.single, seeds=seeds, folder=folder, tell=tell
-            )
-        with self._timed("gate"):
-            report["rounds"] = self._rounds(shift, config, start, points)
-        with self._timed("kill -9"):
-            report["kills"] = kill_often(folder / "kills", kills=size.kills, seed=self.seed, tell=tell).as_dict()
-        return report
+    def _teach(self, name: str, folder: Path) -> dict[str, Any]:
+        """What corrections teach under one shift; with the new finding, what the gate makes of it, too."""
+        shift, (config, start) = self.shifts[name], self._start(name, folder.parent)
+        points = self._learn(shift, config, start, folder)
+        part = {
+            "shift": {"name": name, "title": shift.title, **start.as_dict(self.seed)},
+            "rows": curves.rows_of(shift, start, points, self.seed),
+        }
+        return part | ({"rounds": self._rounds(shift, config, start, points)} if name == _MAIN else {})
+
+    def _order(self, folder: Path) -> dict[str, Any]:
+        size, (config, start) = self.size, self._start(_MAIN, folder.parent)
+        return order.run(
+            self.shifts[_MAIN],
+            config,
+            start,
+            pool=size.pool,
+            numbers=size.ordered,
+            seeds=self._seeds(size.order_seeds),
+            folder=folder,
+            tell=self.tell,
+        )
+
+    def _flips(self, folder: Path) -> dict[str, Any]:
+        size, (config, start) = self.size, self._start(_MAIN, folder.parent)
+        return flips.run(
+            self.shifts[_MAIN],
+            config,
+            start,
+            shared=size.shared,
+            single=size.single,
+            seeds=self._seeds(size.seeds),
+            folder=folder,
+            tell=self.tell,
+        )
+
+    def _kills(self, folder: Path) -> dict[str, Any]:
+        return kill_often(folder, kills=self.size.kills, seed=self.seed, tell=self.tell).as_dict()
+
+    def _start(self, name: str, folder: Path) -> tuple[Config, Start]:
+        """The policy that meets what is new, served by a configuration, and how it answers before it learns."""
+        if name not in self._starts:
+            shift, n = self.shifts[name], (self.size.new, self.size.old)
+            config, policy = self._begin(shift, folder)
+            start = Start.of(shift, self.reader, policy, config.serve.share, n, self.tell)
+            self._starts[name] = config, start
+        return self._starts[name]
 
     def _begin(self, shift: Shift, folder: Path) -> tuple[Config, TokenPolicy]:
         """The policy that meets what is new, and a configuration that serves it."""
@@ -203,7 +256,7 @@ class _Bench:
 
     def _learn(self, shift: Shift, config: Config, start: Start, folder: Path) -> list[Point]:
         """Ours at every number of corrections and seed; the other ways, and the other shifts, on fewer."""
-        size, points, main = self.size, list[Point](), shift.name == "finding"
+        size, points, main = self.size, list[Point](), shift.name == _MAIN
         for seed in self._seeds(size.seeds if main else size.other_seeds):
             others = OTHERS if main and seed < self.seed + size.other_seeds else ()
             numbers = size.numbers if main else size.shifted
@@ -239,9 +292,3 @@ class _Bench:
 
     def _seeds(self, n: int) -> range:
         return range(self.seed, self.seed + n)
-
-    @contextmanager
-    def _timed(self, part: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.seconds[part] = time.perf_counter() - began
