@@ -96,6 +96,11 @@ class Question:
     choices: tuple[str, ...] = ()
     region: Box | None = None
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The answers that it can have; none for a free one."""
+        return ("yes", "no") if self.kind == "yes_no" else self.choices
+
 
 @dataclass(frozen=True, eq=False)
 class TokenGrid:

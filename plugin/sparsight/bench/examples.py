@@ -8,8 +8,9 @@ from typing import Any
 from sparsight.evidence import describe, token_weights
 from sparsight.imaging.export import overlay_png
 from sparsight.model import Reader, Selector
+from sparsight.model.selectors import tokens_at
 from sparsight.rl.answers import normalise
-from sparsight.rl.evaluate import finding_share, tokens_at
+from sparsight.rl.evaluate import finding_share
 from sparsight.sim import SceneConfig, Simulator
 from sparsight.types import Case
 

@@ -20,7 +20,7 @@ from sparsight.model import PolicySelector, Reader, load_policy, load_reader
 from sparsight.model.nano.reader import NanoReader
 from sparsight.rl.evaluate import SelectorFor, pose, posed_as, selectors_by_name
 from sparsight.rl.evidence_tests import Outcome, run_tests
-from sparsight.rl.scoring import Posed, Result, answered, by_reading, choices_of
+from sparsight.rl.scoring import Posed, Result, answered, by_reading
 from sparsight.types import Case, Selection, TokenGrid
 
 TESTED = ("ours", "saliency", "fastv", "random", "oracle")
@@ -194,7 +194,7 @@ def _blind(case: Case, grid: TokenGrid) -> Posed:
 
 def _has_choices(case: Case) -> bool:
     """Whether it can be answered by choosing: its right answer is among its choices."""
-    return case.answer.strip().lower() in (choice.lower() for choice in choices_of(case.question))
+    return case.answer.strip().lower() in (choice.lower() for choice in case.question.answers)
 
 
 def _fact(drawn: Drawn) -> Fact:

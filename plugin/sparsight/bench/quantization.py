@@ -23,7 +23,6 @@ from sparsight.errors import DataError
 from sparsight.model import GridSelector
 from sparsight.model.hf.load import LADDER, Quantization, load_model
 from sparsight.model.hf.reader import HFReader
-from sparsight.rl.scoring import choices_of
 from sparsight.rl.statistics import Interval, bootstrap_mean, bootstrap_ratio
 from sparsight.types import ImageVolume, Question, TokenGrid
 
@@ -120,7 +119,7 @@ def _look(reader: HFReader, asked: Sequence[Asked], grids: Sequence[TokenGrid], 
         prompt = reader.prompt(grid, one.question, False).keep(keep, reader.language.image)
         log_p, _ = reader.language.log_p([prompt], [reader.language.ids(one.answer)[:1]])
         firsts.append(log_p[0, 0].cpu())
-        choices = choices_of(one.question)
+        choices = one.question.answers
         if not choices:
             right.append(np.nan)
             continue

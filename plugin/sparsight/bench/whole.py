@@ -13,7 +13,7 @@ import torch
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.selectors import AllSelector
 from sparsight.rl.evaluate import finding_share, posed_as
-from sparsight.rl.scoring import Posed, Result, Said, choices_of, judge
+from sparsight.rl.scoring import Posed, Result, Said, judge
 from sparsight.rl.tables import EVERY
 from sparsight.types import Case, TokenGrid
 
@@ -29,7 +29,7 @@ def read_whole(reader: NanoReader, cases: Sequence[tuple[Case, TokenGrid]]) -> l
 
 
 def _said(reader: NanoReader, posed: Posed) -> Said:
-    choices = choices_of(posed.question)
+    choices = posed.question.answers
     with torch.autocast("cpu", torch.bfloat16):
         scores = reader.weigh(posed.question, posed.grid, choices)
     likely = tuple(scores.double().softmax(0).tolist())

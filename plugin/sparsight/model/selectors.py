@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparsight.errors import BudgetError
 from sparsight.imaging.grid import box_to_tokens
+from sparsight.model.protocols import Reader
 from sparsight.types import Question, Selection, TokenGrid
 
 OUTSIDE = -1e4  # log-weight of a token outside the region the question is about
@@ -127,3 +128,8 @@ def _plastic(dimensions: int) -> float:
     for _ in range(40):
         x = (1 + x) ** (1 / (dimensions + 1))
     return x
+
+
+def tokens_at(share: float, grid: TokenGrid, reader: Reader) -> int:
+    """K for a share of the tokens: at least one, at most what one prompt holds."""
+    return max(1, min(round(share * grid.n), grid.n, reader.max_tokens))

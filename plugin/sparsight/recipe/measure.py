@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from sparsight.model.protocols import Reader
+from sparsight.model.selectors import tokens_at
 from sparsight.recipe.pool import Item, Pool
-from sparsight.rl.evaluate import tokens_at
 from sparsight.rl.scoring import Posed, Result, answered
 from sparsight.types import Selection, TokenGrid
 

@@ -15,7 +15,7 @@ from sparsight.model.policy import PolicySelector, TokenPolicy
 from sparsight.model.selectors import AllSelector, GridSelector, RandomSelector, ScoreSelector
 from sparsight.recipe.measure import Choose, measure
 from sparsight.recipe.pool import Item, Pool
-from sparsight.rl.scoring import Result, choices_of
+from sparsight.rl.scoring import Result
 from sparsight.rl.tables import compare, summarise
 from sparsight.types import Selection, TokenGrid
 
@@ -116,7 +116,7 @@ def _real(reader: NanoReader, policy: TokenPolicy, pool: Pool, tell: Tell) -> di
         numbers = [
             n
             for n, i in enumerate(pool.items)
-            if i.source == source and i.answer.lower() in (c.lower() for c in choices_of(i.question))
+            if i.source == source and i.answer.lower() in (c.lower() for c in i.question.answers)
         ]
         items = [pool.items[n] for n in numbers]
         if not items:

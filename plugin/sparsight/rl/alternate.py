@@ -19,7 +19,7 @@ from sparsight.errors import DataError
 from sparsight.model.completions import LanguagePolicy
 from sparsight.model.policy import PolicySelector, TokenPolicy
 from sparsight.model.protocols import Reader, Selector
-from sparsight.model.selectors import AllSelector
+from sparsight.model.selectors import AllSelector, tokens_at
 from sparsight.rl.answers import normalise
 from sparsight.rl.language import LanguageConfig, train_language
 from sparsight.rl.trainer import Example, train_policy
@@ -106,6 +106,6 @@ def measure(reader: Reader, selector: Selector, examples: Sequence[Example], bud
 
 def _is_right(reader: Reader, selector: Selector, example: Example, budget: float) -> bool:
     grid = example.grid
-    k = max(1, min(round(budget * grid.n), grid.n, reader.max_tokens))
+    k = tokens_at(budget, grid, reader)
     said = reader.read(example.question, grid, selector.select(grid, example.question, k))
     return normalise(said.text) == normalise(example.answer or "")

@@ -21,8 +21,8 @@ from sparsight.model.coverage import allowed
 from sparsight.model.policy import FOVEA
 from sparsight.model.protocols import Reader, Selector
 from sparsight.model.rivals import RIVALS, rival_of
-from sparsight.model.selectors import AllSelector, GridSelector, RandomSelector, ScoreSelector
-from sparsight.rl.scoring import Ask, Posed, Result, answered, by_reading, choices_of
+from sparsight.model.selectors import AllSelector, GridSelector, RandomSelector, ScoreSelector, tokens_at
+from sparsight.rl.scoring import Ask, Posed, Result, answered, by_reading
 from sparsight.types import Case, ImageVolume, Question, Selection, TokenGrid
 
 SELECTORS = ("all", "random", "grid", "ours", "auto", "covered", "foveated", "saliency", "oracle", *RIVALS)
@@ -76,7 +76,7 @@ def selectors_by_name(names: Sequence[str], reader: Reader, ours: Selector, *, s
 def fits(reader: Reader, question: Question) -> bool:
     """Whether a reader takes a question and each of its choices: none of them is too long for its prompt."""
     try:
-        for choice in choices_of(question) or ("",):
+        for choice in question.answers or ("",):
             reader.check(question, choice)
     except QuestionError:
         return False
@@ -134,11 +134,6 @@ def posed_as(
     return Posed(
         name, budget, case.id, case.group, case.label, grid, case.question, case.answer, selection, share=share
     )
-
-
-def tokens_at(budget: float, grid: TokenGrid, reader: Reader) -> int:
-    """K for a share of the tokens: at least one, at most what one prompt holds."""
-    return max(1, min(round(budget * grid.n), grid.n, reader.max_tokens))
 
 
 def finding_share(case: Case, grid: TokenGrid) -> NDArray[np.float32] | None:

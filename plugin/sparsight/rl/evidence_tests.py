@@ -25,7 +25,8 @@ from scipy import ndimage
 
 from sparsight.imaging.grid import tokens_to_voxels
 from sparsight.model.protocols import Reader
-from sparsight.rl.evaluate import SelectorFor, finding_share, posed_as, tokens_at
+from sparsight.model.selectors import tokens_at
+from sparsight.rl.evaluate import SelectorFor, finding_share, posed_as
 from sparsight.rl.scoring import Posed, Result, answered
 from sparsight.rl.statistics import Interval, bootstrap_mean, bootstrap_ratio
 from sparsight.types import Case, ImageVolume, Selection, TokenGrid

@@ -18,7 +18,6 @@ from sparsight.rl.answers import is_negative, is_right, overlap
 from sparsight.types import Question, QuestionKind, Selection, TokenGrid
 
 _TOGETHER = 400_000  # visual tokens of the rows that are prepared at once: bounds memory (135 channels: 0.2 GB)
-_YES_NO = ("yes", "no")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,14 +84,9 @@ class Result:
 Ask = Callable[[Reader, Sequence[Posed]], list[Said]]
 
 
-def choices_of(question: Question) -> tuple[str, ...]:
-    """What a question can be answered with; empty for a free one."""
-    return _YES_NO if question.kind == "yes_no" else question.choices
-
-
 def deniable(question: Question, answer: str) -> bool:
     """Whether a choice would say that nothing is there although the right answer says that something is."""
-    return any(is_negative(question, c) for c in choices_of(question)) and not is_negative(question, answer)
+    return any(is_negative(question, c) for c in question.answers) and not is_negative(question, answer)
 
 
 def by_choices(reader: Reader, posed: Sequence[Posed]) -> list[Said]:
@@ -102,7 +96,7 @@ def by_choices(reader: Reader, posed: Sequence[Posed]) -> list[Said]:
     while start < len(posed):
         stop, tokens = start, 0
         while stop < len(posed) and (stop == start or tokens < _TOGETHER):
-            tokens += posed[stop].selection.size * len(choices_of(posed[stop].question))
+            tokens += posed[stop].selection.size * len(posed[stop].question.answers)
             stop += 1
         said += _score(reader, posed[start:stop])
         start = stop
@@ -114,15 +108,15 @@ def _score(reader: Reader, posed: Sequence[Posed]) -> list[Said]:
     for p in posed:
         kept = torch.from_numpy(np.asarray(p.selection.keep, np.int64))[None]
         requests += [
-            ScoreRequest(p.grid, p.question, choice, kept, p.selection.context) for choice in choices_of(p.question)
+            ScoreRequest(p.grid, p.question, choice, kept, p.selection.context) for choice in p.question.answers
         ]
     with torch.autocast("cpu", torch.bfloat16):
         scores = torch.cat(reader.score(requests)).double()
     said = []
-    for p, own in zip(posed, torch.split(scores, [len(choices_of(p.question)) for p in posed]), strict=True):
+    for p, own in zip(posed, torch.split(scores, [len(p.question.answers) for p in posed]), strict=True):
         likely = tuple(own.softmax(0).tolist())
         best = int(np.argmax(likely))
-        said.append(Said(choices_of(p.question)[best], likely[best], likely))
+        said.append(Said(p.question.answers[best], likely[best], likely))
     return said
 
 
@@ -147,7 +141,7 @@ def judge(posed: Posed, said: Said) -> Result:
         iou = len(np.intersect1d(keep, touched)) / max(len(np.union1d(keep, touched)), 1)
         if len(keep) and np.ptp(posed.selection.scores[keep]) > 0:  # a stream that keeps all alike points nowhere
             pointing = bool(share[keep[np.argmax(posed.selection.scores[keep])]] > 0)
-    choices = choices_of(posed.question)
+    choices = posed.question.answers
     gold = [is_right(choice, posed.answer, choices) for choice in choices]
     negative = is_negative(posed.question, said.text)
     word_recall, word_f1 = (None, None) if choices else overlap(said.text, posed.answer)

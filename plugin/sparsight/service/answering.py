@@ -23,6 +23,7 @@ from sparsight.imaging.grid import tokens_to_labelmap
 from sparsight.model.coverage import allowed
 from sparsight.model.policy import PolicySelector
 from sparsight.model.protocols import Reader, ScoreRequest
+from sparsight.model.selectors import tokens_at
 from sparsight.rl.answers import is_negative, normalise
 from sparsight.types import (
     Answer,
@@ -187,11 +188,6 @@ class Asked:
 def new_id() -> str:
     """An id for an episode."""
     return f"e{uuid.uuid4().hex[:16]}"
-
-
-def tokens_at(share: float, grid: TokenGrid, reader: Reader) -> int:
-    """Tokens to keep: at least one, at most what one prompt holds."""
-    return max(1, min(round(share * grid.n), grid.n, reader.max_tokens))
 
 
 def ranking(selection: Selection) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ from sparsight.errors import TrainingError
 from sparsight.model import PolicySelector, TokenPolicy
 from sparsight.model.completions import Arrays
 from sparsight.model.protocols import Reader, ScoreRequest
+from sparsight.model.selectors import tokens_at
 from sparsight.rl import gate, rewards, sentinel
 from sparsight.rl.gate import Paired
 from sparsight.rl.language import LanguageConfig, train_language
@@ -176,7 +177,7 @@ def served_reward(reader: Reader, selector: PolicySelector, example: Example, bu
     Both count alike, whatever learn.yaml says: what a candidate is judged by does not move with what it was taught by.
     """
     grid = example.grid
-    k = max(1, min(round(budget * grid.n), grid.n, reader.max_tokens))
+    k = tokens_at(budget, grid, reader)
     keep = selector.select(grid, example.question, k).keep
     log_p = None
     if example.scored is not None:

@@ -26,12 +26,13 @@ from sparsight.model import PolicySelector, load_reader
 from sparsight.model.completions import rank_of
 from sparsight.model.policy import FOVEA
 from sparsight.model.protocols import Reader, Where
+from sparsight.model.selectors import tokens_at
 from sparsight.rl.acquisition import Worth, acquire
 from sparsight.rl.answers import is_of_all
 from sparsight.rl.ranks import ALONE, Ranks
 from sparsight.service import blinded as blind
 from sparsight.service import corrections, promotion, shadow
-from sparsight.service.answering import Answering, Asked, OnProgress, Progress, Reading, new_id, shown, tokens_at
+from sparsight.service.answering import Answering, Asked, OnProgress, Progress, Reading, new_id, shown
 from sparsight.service.encoded import Encoded, EncodedStudies, patiently
 from sparsight.service.learning import Learned, Learner
 from sparsight.service.next_case import NextCase, Queue

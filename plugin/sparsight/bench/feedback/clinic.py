@@ -18,7 +18,6 @@ from safetensors.numpy import load_file
 from sparsight.bench.feedback.shifts import Tell
 from sparsight.config import Config
 from sparsight.model import TokenPolicy, load_policy
-from sparsight.rl.scoring import choices_of
 from sparsight.service import Service
 from sparsight.types import Case, Episode, Feedback, Mark, Verdict
 
@@ -47,7 +46,7 @@ class Clinician:
     def holds(self, case: Case, seed: int) -> str:
         """The answer that this reader takes for right."""
         rng = self._rng(case, seed, 0)
-        others = [choice for choice in choices_of(case.question) if choice != case.answer]
+        others = [choice for choice in case.question.answers if choice != case.answer]
         return others[int(rng.integers(len(others)))] if rng.random() < self.wrong else case.answer
 
     def marks(self, case: Case, seed: int) -> tuple[Mark, ...]:

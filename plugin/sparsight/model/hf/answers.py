@@ -11,7 +11,6 @@ from typing import Any
 from sparsight.types import Question
 
 THINK, END_THINK, ANSWER, END_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
-YES_NO = ("yes", "no")
 
 _THOUGHT = re.compile(r"(?:<think>)?(.*?)</think>", re.DOTALL | re.IGNORECASE)
 _BETWEEN = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL | re.IGNORECASE)
@@ -24,14 +23,9 @@ _HALF = re.compile(r"<[^<>\s]*$")  # may become a tag
 _CHATTER = re.compile(r"<\|?[a-z_ ]+\|?>", re.IGNORECASE)  # a special token that was written out
 
 
-def choices_of(question: Question) -> tuple[str, ...]:
-    """The answers that a question allows; none for a free one."""
-    return YES_NO if question.kind == "yes_no" else question.choices
-
-
 def messages(question: Question, pictures: int, reasoned: bool) -> list[dict[str, Any]]:
     """One turn of a chat: the pictures, then the question and the form its answer is to have."""
-    choices = choices_of(question)
+    choices = question.answers
     words = [question.text.strip()]
     if choices and question.kind != "yes_no":
         words.append("Choices: " + "; ".join(choices) + ".")

@@ -17,7 +17,7 @@ from torch.nn import functional
 from sparsight.errors import BudgetError, ConfigError, QuestionError
 from sparsight.model.completions import AdapterPolicy, adapter_of, rank_of
 from sparsight.model.hf.adapter import Adapter, standing_in
-from sparsight.model.hf.answers import ANSWER, END_ANSWER, END_THINK, THINK, choices_of, messages, parse, thought
+from sparsight.model.hf.answers import ANSWER, END_ANSWER, END_THINK, THINK, messages, parse, thought
 from sparsight.model.hf.families import Family, begins_itself
 from sparsight.model.hf.language import Language
 from sparsight.model.hf.prompts import Study, TokenPrompt
@@ -204,7 +204,7 @@ class HFReader:
         text = (THINK if begun else "") + self._say(reasoned, on_token)
         decoded = time.perf_counter()
         reasoning, said = parse(text)
-        choices = choices_of(question)
+        choices = question.answers
         if not (choices or said):  # cut off before it came to an answer
             said = parse(self._say(direct, on_token))[1]
         said = self._scorable(said)

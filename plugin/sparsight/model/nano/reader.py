@@ -39,7 +39,6 @@ _LONG = 64  # slices: fewer are encoded in the time that a first look would save
 _QUESTION_TOKENS = 160
 _REASONING_TOKENS = 64
 _ANSWER_TOKENS = 24
-_YES_NO = ("yes", "no")
 
 
 class NanoReader:
@@ -223,7 +222,7 @@ class NanoReader:
         thought = emit.run(self.language.continue_text(Row(ids, visual, at, [THINK]), END_THINK, _REASONING_TOKENS))
         decoded = time.perf_counter()
         reasoned = [THINK, *thought, END_THINK, ANSWER]
-        choices = _YES_NO if question.kind == "yes_no" else question.choices
+        choices = question.answers
         if choices:
             answers = [self._answer(choice) for choice in choices]
             rows = [
