@@ -254,7 +254,6 @@ def test_acquisition_prefers_what_the_subsets_disagree_about(reader: SeesOneToke
     assert sure.disagreement == pytest.approx(0, abs=1e-6)
     assert unsure.disagreement > 0.1
     assert sure.undecided == unsure.undecided == pytest.approx(1)  # all scores are the same
-    assert [i for i, _ in in_order([sure, unsure], [])] == [1, 0]
 
 
 def worth(disagreement: float, at: Sequence[float], **more: Any) -> Worth:
