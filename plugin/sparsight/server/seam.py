@@ -78,7 +78,7 @@ def _with_our_lifespan(stock_lifespan: object, config: Config) -> object:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         logs.configure(config.site.log)
         # waiting questions hold a thread each; the rest of the server must still find one
-        anyio.to_thread.current_default_thread_limiter().total_tokens = config.serve.max_waiting + _SPARE_THREADS
+        anyio.to_thread.current_default_thread_limiter().total_tokens = 2 * config.serve.max_waiting + _SPARE_THREADS
         with state.locked(config.home):  # the stock command takes it here
             async with stock_lifespan(app):  # type: ignore[operator]
                 threading.Thread(target=_load, name="sparsight-load", daemon=True).start()
