@@ -12,7 +12,7 @@ from rich.table import Table
 
 from sparsight.cli.output import Json, check_targets, console, emit_json, progress_bar, refused
 from sparsight.cli.session import Session
-from sparsight.cli.strain import load
+from sparsight.cli.strain import fuzz, load
 from sparsight.errors import BudgetError, DataError, InputError, finite
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def register(app: typer.Typer) -> None:
     bench.command()(credit)
     bench.command()(feedback)
     bench.command()(load)
+    bench.command()(fuzz)
     app.add_typer(bench, name="bench")
 
 

@@ -1,4 +1,4 @@
-"""Commands that strain the server: `bench load`."""
+"""Commands that strain it: `bench load`, `bench fuzz`."""
 
 from __future__ import annotations
 
@@ -39,6 +39,36 @@ def load(
         emit_json(report)
     else:
         console.print(page(report), markup=False)
+
+
+def fuzz(
+    context: typer.Context,
+    n: Annotated[int, typer.Option("--n", help="Inputs.", min=1)] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the inputs.", min=0)] = 0,
+    first: Annotated[int, typer.Option(help="The first of that seed's inputs.", min=0)] = 0,
+    kinds: Annotated[str, typer.Option(help="Kinds of input, comma-separated; default: all.")] = "",
+    keep: Annotated[Path, typer.Option(help="Folder for inputs that fail.")] = Path("bench-fuzz"),
+    out: Annotated[Path | None, typer.Option(help="Also write the JSON here.")] = None,
+    json: Json = False,
+) -> None:
+    """Read altered DICOM, NIfTI, pictures, NRRD, masks, JSON, marks and YAML: no crash, hang, 5xx or 2 GB of memory."""
+    from sparsight.bench import fuzz as bench
+
+    check_targets(out, kinds=(".json",))
+    chosen = tuple(kind.strip() for kind in kinds.split(",") if kind.strip()) or bench.KINDS
+    if not set(chosen) <= set(bench.KINDS):
+        raise InputError("--kinds of another name", expected=", ".join(bench.KINDS), todo="choose of these")
+    session: Session = context.obj
+    with progress_bar("bench fuzz", quiet=json) as tell:
+        report = bench.measure(session.config(), n=n, seed=seed, first=first, kinds=chosen, keep=keep, on_step=tell)
+    if out:
+        out.write_text(dumps(report, indent=2) + "\n", encoding="utf-8")
+    if json:
+        emit_json(report)
+    else:
+        console.print(bench.page(report), markup=False)
+    if report["failures"]:
+        raise typer.Exit(1)
 
 
 def _numbers(text: str) -> list[int]:
