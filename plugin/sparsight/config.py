@@ -270,7 +270,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except Exception as error:  # YAMLError, and what dates, numbers and depth make its reader raise
         raise ConfigError(f"{path.name} cannot be read", expected="a YAML mapping", todo="check its syntax") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path.name} is not a mapping", expected="`key: value` lines", todo="see configs/")

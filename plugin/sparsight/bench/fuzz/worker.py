@@ -22,10 +22,11 @@ from typing import Any
 from sparsight.bench.fuzz.cases import Case, Cases
 from sparsight.bench.fuzz.seeds import EPISODE, STUDY
 from sparsight.config import Config
-from sparsight.errors import SparsightError
+from sparsight.errors import InputError, SparsightError
+from sparsight.imaging.dicomweb import FolderWeb
 from sparsight.imaging.load import load
 from sparsight.imaging.masks import read_mask
-from sparsight.imaging.studies import open_studies
+from sparsight.imaging.studies import FolderStudies
 from sparsight.service import Service, parse_question
 
 _SPARE = 8 * 2**30  # bytes of address space beyond what is taken at the start: the machine is not to suffer
@@ -80,18 +81,30 @@ class Reading:
             read_mask(path)
             return
         if kind == "dicom":
-            listed = open_studies(path.parent)
-            for info in listed.list():
-                listed.load(info.id)
+            self._folder_of(path.parent)
         volume = load(path)
         self._read += 1
         if self._read % _ASKED == 0:
             self._service.ask(volume, _QUESTION, recheck=False).labelmap()
 
+    def _folder_of(self, folder: Path) -> None:
+        """As a folder of studies: its list, what OHIF fetches, the images."""
+        listed = FolderStudies(folder)
+        web = FolderWeb(listed)
+        web.studies({})
+        for info in listed.list():
+            web.series(info.study_uid, {})
+            for row in web.metadata(info.study_uid, info.series_uid):
+                json.dumps(row)
+                web.frame(info.study_uid, info.series_uid, str(row["00080018"]["Value"][0]), 1)
+            listed.load(info.id)
+
     def _send(self, route: str, **sent: Any) -> None:
         reply = self._client.post(route, **sent)
         if reply.status_code >= 500:
             raise RuntimeError(f"status {reply.status_code}")
+        if reply.status_code >= 400:
+            raise InputError(f"status {reply.status_code}", expected="one that is carried out", todo="see its body")
 
 
 def outcome(read: Callable[[], None]) -> tuple[str, str]:
