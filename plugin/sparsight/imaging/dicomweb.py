@@ -130,7 +130,7 @@ class FolderWeb:
 def _picked(ds: Dataset, keywords: Iterable[str]) -> Dataset:
     made = Dataset()
     for keyword in keywords:
-        if keyword in ds:
+        with suppress(Exception):  # of one that cannot be decoded as of one that is not there
             made[keyword] = ds[keyword]
     return made
 

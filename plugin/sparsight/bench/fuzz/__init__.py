@@ -17,11 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-from PIL import Image
-
 from sparsight.bench.fuzz.cases import Case, Cases
-from sparsight.bench.fuzz.seeds import KINDS, STUDY
+from sparsight.bench.fuzz.seeds import KINDS, study
 from sparsight.config import Config
 from sparsight.errors import TrainingError
 
@@ -51,8 +48,8 @@ def measure(
         folder = Path(name)
         for part in ("studies", "input", "configs"):
             (folder / part).mkdir()
-        pixels = np.random.default_rng(0).integers(0, 255, (96, 120), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "studies" / f"{STUDY}.png")
+        name_of_it, content = study()
+        (folder / "studies" / name_of_it).write_bytes(content)
         index, last = first, first + n
         while index < last:
             spec = {"seed": seed, "first": index, "last": last, "kinds": list(kinds), "folder": name}

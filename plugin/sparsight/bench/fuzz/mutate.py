@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import struct
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import yaml
 from pydicom import dcmread
 
 Draw = np.random.Generator
@@ -20,6 +23,12 @@ _WORDS = (
     b"{}", b'""', b"[[[[[[]]]]]]", b"\\u0000", b"\\ud800", b"\xff\xfe", b"1\\2\\3", b"", b" ",
     b"!!python/object:os.system", b"*a", b"&a [*a]", b"..", b"/", b"\n\n", b"raw", b"gzip", b"bzip2", b"float",
 )  # fmt: skip
+_VALUES: tuple[Any, ...] = (
+    None, True, False, 0, 1, -1, 2, 0.5, 1e308, -1e308, 5e-324, 2**31, 2**63, 10**30, float("nan"), float("inf"), "",
+    " ", "x" * 5000, "\0", "\ud800", "é", "🫁", "../../etc/passwd", "1e999", "accept", "amend", "reject", [], {}, [[]],
+    [0, 0, 0],
+    [1e9, 1e9, 1e9], [[0, 0, 0], [0, 0, 0]], [[5, 5, 5], [1, 1, 1]], [[0, 0, 0], [1e300, 1e300, 1e300]],
+)  # fmt: skip
 _SYNTAXES = (b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.4.50", b"1.2.840.10008.1.2.4.90", b"1.2.840.10008.1.2.5")
 _MOST = 2**20  # bytes: it is the reader that is tested, not the disk
 
@@ -28,11 +37,12 @@ def mutate(kind: str, suffix: str, data: bytes, other: bytes, draw: Draw) -> byt
     """One to four alterations. other: another valid input of the kind, to take a piece of."""
     if suffix == ".nii.gz" and draw.random() < 0.7:  # the volume, not what it is packed in
         return gzip.compress(mutate(kind, ".nii", gzip.decompress(data), b"", draw), mtime=0)
-    aimed = _AIMED.get(suffix)
-    for _ in range(int(draw.integers(1, 5))):
-        if aimed is not None and draw.random() < 0.6:
+    aimed = _AIMED.get(suffix) or _AIMED.get(kind)
+    words = kind in ("json", "mark", "yaml")  # of which nearly everything is refused at once
+    for _ in range(int(draw.integers(1, 3 if words else 5))):
+        if aimed is not None and draw.random() < (0.9 if words else 0.6):
             data = aimed(data, draw)
-        elif kind in ("json", "mark", "yaml") or (kind == "nrrd" and draw.random() < 0.7):
+        elif words or (kind == "nrrd" and draw.random() < 0.7):
             data = _text(data, draw)
         else:
             data = _anywhere(data, other, draw)
@@ -169,4 +179,45 @@ def _set(body: bytes, draw: Draw) -> bytes:
     return body[:at] + bytes([int(draw.integers(0, 20))]) + body[at + 1 :]
 
 
-_AIMED: dict[str, Callable[[bytes, Draw], bytes]] = {".dcm": _dicom, ".nii": _nifti, ".png": _png}
+def _json(data: bytes, draw: Draw) -> bytes:
+    try:
+        return json.dumps(_replaced(json.loads(data), draw)).encode()
+    except (ValueError, RecursionError):  # it is altered already
+        return data
+
+
+def _yaml(data: bytes, draw: Draw) -> bytes:
+    try:
+        return yaml.safe_dump(_replaced(yaml.safe_load(data), draw)).encode()
+    except Exception:  # likewise, and its reader raises more than it says
+        return data
+
+
+def _replaced(value: Any, draw: Draw) -> Any:
+    """The value with one inside it, or itself, in another's place; or one more key."""
+    inside = list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
+    if not inside or draw.random() < 0.1:
+        kinds = (int, float) if isinstance(value, int | float) else (type(value),)
+        alike = [other for other in _VALUES if isinstance(other, kinds)]
+        among = alike if alike and draw.random() < 0.8 else _VALUES
+        if isinstance(value, int | float) and draw.random() < 0.5:
+            return value + float(draw.normal()) * 10.0 ** int(draw.integers(-3, 4))
+        return among[int(draw.integers(len(among)))]
+    key, made = inside[int(draw.integers(len(inside)))], value.copy()
+    if draw.random() < 0.1 and isinstance(made, dict):
+        made["more"] = made.pop(key)
+    elif draw.random() < 0.1 and isinstance(made, list):
+        made.extend(made * int(draw.choice((1, 20, 300))))
+    else:
+        made[key] = _replaced(made[key], draw)
+    return made
+
+
+_AIMED: dict[str, Callable[[bytes, Draw], bytes]] = {
+    ".dcm": _dicom,
+    ".nii": _nifti,
+    ".png": _png,
+    "json": _json,
+    "mark": _json,
+    "yaml": _yaml,
+}

@@ -24,7 +24,7 @@ from sparsight.types import ImageVolume
 Seeds = dict[str, list[tuple[str, bytes]]]  # kind of input: (file extension or route, content)
 KINDS = ("dicom", "nifti", "picture", "nrrd", "mask", "json", "mark", "yaml")
 EPISODE, STUDY = "e0123456789abcdef", "one"  # ids that the JSON inputs name
-_BOX = [[3.0, 4.0, -0.5], [15.0, 16.0, 0.5]]
+_BOX = [[-5.0, -6.0, 2.0], [2.0, -1.0, 8.0]]
 
 
 def seeds() -> Seeds:
@@ -39,6 +39,12 @@ def seeds() -> Seeds:
         "mark": _marks(),
         "yaml": [(name, yaml.safe_dump(getattr(Config(), name).model_dump(mode="json")).encode()) for name in SECTIONS],
     }
+
+
+def study() -> tuple[str, bytes]:
+    """The file that questions, marks and masks are about."""
+    suffix, data = _nifti()[0]
+    return f"{STUDY}{suffix}", data
 
 
 def _grey(dtype: type, *shape: int) -> Any:
@@ -145,8 +151,8 @@ def _marks() -> list[tuple[str, bytes]]:
     """Corrections with boxes, paths, and (`mask`) a drawn mask of their own beside them."""
     marks: list[dict[str, Any]] = [
         {"kind": "relevant", "box_mm": _BOX},
-        {"kind": "missed", "path_mm": [[0, 0, 0], [3.5, 2, 0]], "radius_mm": 2.0},
-        {"kind": "irrelevant", "path_mm": [[1, 1, 0]], "radius_mm": 0},
+        {"kind": "missed", "path_mm": [[-4, -6, 5], [1.5, -2, 7]], "radius_mm": 2.0},
+        {"kind": "irrelevant", "path_mm": [[1, -3, 5]], "radius_mm": 0},
     ]
     body = {"episode": EPISODE, "verdict": "amend", "reviewer": "r", "difficulty": "hard", "comment": "c"}
     bodies = [{**body, "marks": [mark]} for mark in marks] + [{**body, "marks": marks}]

@@ -117,7 +117,7 @@ def outcome(read: Callable[[], None]) -> tuple[str, str]:
         return ("memory", _place(error)) if _out_of_memory(error) else ("refused", error.code)
     except MemoryError as error:
         return "memory", _place(error)
-    except Exception as error:
+    except BaseException as error:  # a decoder in Rust panics with one that is no Exception
         return ("server_error" if str(error).startswith("status 5") else "crash"), _place(error)
     return "read", ""
 
@@ -154,9 +154,14 @@ def main() -> None:
     folder = Path(spec["folder"])
     reading = Reading(folder, Config.load(home=folder / "home", serve={"reader": spec["reader"]}))
     cases = Cases(spec["seed"], tuple(spec["kinds"]))
+    able: dict[str, bool] = {}
     for case in cases.valid():  # what is imported or built once is no case's own time and memory
-        if (what := outcome(partial(reading.read, case))[0]) not in ("read", "refused"):
-            raise SystemExit(f"a valid {case.kind} input: {what}")
+        what, place = outcome(partial(reading.read, case))
+        if what not in ("read", "refused"):
+            raise SystemExit(f"a valid {case.kind} input: {what} {place}")
+        able[case.kind] = able.get(case.kind, False) or what == "read"
+    if not all(able.values()):
+        raise SystemExit(f"no valid input is read of these: {able}")
     taken = _status("VmSize:")
     if taken:
         resource.setrlimit(resource.RLIMIT_AS, (taken + _SPARE, taken + _SPARE))
