@@ -84,7 +84,7 @@ def test_a_reader_that_dies_or_hangs_is_started_again_behind_it(
     script = tmp_path / "reader.py"
     script.write_text(READER)
     monkeypatch.setattr(fuzz, "_WORKER", (sys.executable, str(script)))
-    monkeypatch.setattr(fuzz, "HANG_S", 0.5)
+    monkeypatch.setattr(fuzz, "SILENT_S", 3.0)
     report = fuzz.measure(
         Config(), n=9, seed=0, kinds=("dicom", "yaml"), keep=tmp_path / "kept", on_step=lambda *_: None
     )

@@ -25,7 +25,8 @@ from sparsight.errors import TrainingError
 __all__ = ["KINDS", "Case", "Cases", "measure", "page"]
 
 Step = Callable[[str, int, int], None]
-HANG_S = 5.0
+HANG_S = 5.0  # of computing
+SILENT_S = 30.0  # without a word, on a machine that may be doing other things
 MOST_MIB = 2048.0
 BAD = ("crash", "died", "hang", "server_error", "memory")
 _WORKER = (sys.executable, "-m", "sparsight.bench.fuzz.worker")
@@ -38,7 +39,7 @@ def measure(
     """Read the inputs `first` to `first + n` of a seed. keep: folder for those that failed, with what each one did.
 
     Outcomes: read, refused (a clear error below 500); crash (any other exception), died (the process did), hang (over
-    five seconds), server_error, memory (over 2 GB).
+    five seconds of computing, or silent for thirty), server_error, memory (over 2 GB).
     """
     counted: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
     failures: list[dict[str, Any]] = []
@@ -106,14 +107,14 @@ class _Worker:
 
     def rows(self) -> Any:
         """What became of each case until the last one, or the one that this process did not survive."""
-        while (begins := self._next(HANG_S * 4)) is not None:
+        while (begins := self._next(SILENT_S)) is not None:
             index = begins["begin"]
-            row = self._next(HANG_S + 1)
+            row = self._next(SILENT_S)
             if row is None:
                 died = self._process.poll()
                 what = "hang" if died is None else "died"
                 place = "" if died is None else f"signal {-died}" if died < 0 else f"exit code {died}"
-                yield {"end": index, "outcome": what, "place": place, "seconds": HANG_S, "mib": 0.0}
+                yield {"end": index, "outcome": what, "place": place, "seconds": SILENT_S, "mib": 0.0}
                 return
             yield row
 

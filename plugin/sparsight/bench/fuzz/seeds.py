@@ -61,7 +61,7 @@ def _dicom() -> list[bytes]:
             made.append(Path(name, modality, "0000.dcm").read_bytes())
     for syntax in (RLELossless, JPEG2000Lossless):
         ds = dcmread(io.BytesIO(made[0]))
-        ds.compress(syntax)
+        ds.compress(syntax, generate_instance_uid=False)
         made.append(_saved(ds))
     ds = dcmread(io.BytesIO(made[1]))
     ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PlanarConfiguration = 3, "RGB", 0

@@ -172,9 +172,9 @@ def main() -> None:
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
         _say(begin=index)
-        begun = time.perf_counter()
+        begun = time.process_time()
         what, place = outcome(partial(reading.read, case))
-        seconds, grown = time.perf_counter() - begun, max(0, _status("VmHWM:") - before)
+        seconds, grown = time.process_time() - begun, max(0, _status("VmHWM:") - before)
         _say(end=index, outcome=what, place=place, seconds=round(seconds, 4), mib=round(grown / 2**20, 1))
 
 
