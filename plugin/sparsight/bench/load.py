@@ -35,6 +35,7 @@ Step = Callable[[str, int, int], None]
 PICTURES = 8
 ASKING = 8  # clients beside whom /info/ and feedback are timed
 _QUESTION = "Is there a nodule in the left half?"
+_BESIDE_S = 30.0
 _PAUSE_S = 0.02  # between two requests that are timed beside others
 _MEMORY_EVERY_S = 0.5
 
@@ -71,7 +72,7 @@ def measure(
                     memory.level = n
                     levels.append(_level(url, studies, many, seconds, seed + n))
             on_step(f"beside {ASKING} asking", steps - 1, steps)
-            beside = _beside(url, studies, seconds, seed)
+            beside = _beside(url, studies, min(seconds, _BESIDE_S), seed)
             alive = server.poll() is None
         finally:
             server.terminate()
