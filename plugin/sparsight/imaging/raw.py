@@ -86,7 +86,7 @@ def _nrrd_affine(fields: dict[str, str], domains: list[int]) -> FloatArray:
         along = [_vector(vectors[axis]) for axis in domains]
         affine[:3, : len(along)] = np.array(along).T
         if len(along) == 2:
-            through = np.cross(*along)
+            through = np.cross(np.array(along[0]), np.array(along[1]))
             affine[:3, 2] = through / max(float(np.linalg.norm(through)), 1e-12)
     elif spacings := fields.get("spacings"):
         spacing = [float(part) for part in spacings.split()]

@@ -113,7 +113,7 @@ def _dicom(data: bytes, draw: Draw) -> bytes:
     """The value, the type or the length of one element."""
     try:
         ds = dcmread(io.BytesIO(data), force=True)
-        held = [ds.get_item(tag) for tag in ds.keys()]  # noqa: SIM118  (without it, elements are decoded)
+        held: list[Any] = [ds.get_item(tag) for tag in ds.keys()]  # noqa: SIM118  (without it, elements are decoded)
         places = [(e.value_tell, e.length, str(e.VR)) for e in held if getattr(e, "value_tell", 0) and e.length]
     except Exception:  # it is altered already
         return data

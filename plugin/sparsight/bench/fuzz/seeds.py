@@ -118,7 +118,7 @@ def _nrrd() -> bytes:
         "space directions: (1,0,0) (0,1,0) (0,0,2)\nkinds: domain domain domain\nendian: little\n"
         "encoding: raw\nspace origin: (0,0,0)\n\n"
     )
-    return head.encode() + _grey(np.int16, 4, 8, 10).tobytes()
+    return head.encode() + bytes(_grey(np.int16, 4, 8, 10).tobytes())
 
 
 def _mha() -> bytes:
@@ -127,7 +127,7 @@ def _mha() -> bytes:
         "TransformMatrix = 1 0 0 0 1 0 0 0 1\nOffset = 0 0 0\nElementSpacing = 1 1 2\nDimSize = 10 8 4\n"
         "ElementType = MET_SHORT\nElementDataFile = LOCAL\n"
     )
-    return head.encode() + _grey(np.int16, 4, 8, 10).tobytes()
+    return head.encode() + bytes(_grey(np.int16, 4, 8, 10).tobytes())
 
 
 def _requests() -> list[tuple[str, bytes]]:
