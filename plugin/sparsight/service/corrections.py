@@ -18,7 +18,7 @@ from sparsight.types import Episode, Feedback, ImageVolume, Mark, Reward, TokenG
 VERSION = f"feedback-3-{rewards.VERSION}"
 MOST_POINTS = 2000  # of a stroke
 MOST_MM = 100.0
-_FAR_MM = 1e12  # no image lies there, and what is computed from it still fits a number
+_FAR_MM = 1e100  # what is computed from it still fits a number
 
 
 def check(feedback: Feedback, episode: Episode) -> None:
