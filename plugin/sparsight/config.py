@@ -54,7 +54,10 @@ class ServeConfig(_Strict):
         ge=0,
         description="slices of 64 or more that are encoded before the first answer, at least an eighth; 0: all",
     )
-    max_waiting: int = Field(32, ge=1, description="questions in the queue before a new one is refused")
+    max_waiting: int = Field(
+        32, ge=1, description="questions in the queue before a new one is refused; of a batch half"
+    )
+    max_wait_s: float = Field(300.0, gt=0, description="longest that a question waits for its turn, seconds")
     suggested_questions: dict[str, str] = Field(
         default_factory=lambda: {
             "CR": "Is there a nodule?",
@@ -284,7 +287,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except Exception as error:  # YAMLError, and what dates, numbers and depth make its reader raise
         raise ConfigError(f"{path.name} cannot be read", expected="a YAML mapping", todo="check its syntax") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path.name} is not a mapping", expected="`key: value` lines", todo="see configs/")

@@ -21,12 +21,9 @@ from rich.progress import track
 from sparsight.config import Config
 from sparsight.errors import BusyError, TrainingError
 from sparsight.server.run import start, wait_until_ready
-from sparsight.sim import PRESETS, Scene, SceneConfig, Simulator
-from sparsight.sim.dicom import write_dicom
-from sparsight.sim.real import standard
+from sparsight.sim.samples import make_studies
 from sparsight.types import Case
 
-_SEED = 2026
 _LESSONS = 24  # pictures that the simulated clinician corrects with ONCE=1
 _HTTP = httpx.Client(trust_env=False)  # never through a proxy: it is this machine
 _console = Console(stderr=True, highlight=False)
@@ -49,25 +46,6 @@ def run(config: Config, folder: Path, *, port: int, once: bool) -> dict[str, Any
         _tell(summary, lessons[0], folder)
         _until_interrupted()
     return summary
-
-
-def make_studies(folder: Path, pictures: int) -> list[tuple[str, Case]]:
-    """Write a head MR series and single images as DICOM; returns (study id, a case on it). Idempotent."""
-    backgrounds = standard()
-    volumes = Simulator(PRESETS["volume"], backgrounds)
-    images = Simulator(SceneConfig(), backgrounds)
-    made = []
-    for n in range(pictures):
-        scene = images.scene("test", n, _SEED)
-        made.append((write_dicom(scene.volume, folder / f"picture-{n:02d}", f"picture-{n}"), _best_case(scene)))
-    scene = volumes.scene("test", 0, _SEED)
-    write_dicom(scene.volume, folder / "series", "series")
-    return made
-
-
-def _best_case(scene: Scene) -> Case:
-    """A question that concerns a finding, if the scene has one."""
-    return next((case for case in scene.cases if case.finding is not None), scene.cases[0])
 
 
 @contextmanager

@@ -139,6 +139,13 @@ class MemoryFullError(BusyError):
     code = "out_of_memory"
 
 
+class QueueFullError(BusyError):
+    """Too many questions wait already, or this one waited too long."""
+
+    code = "queue_full"
+    status = 429
+
+
 class WeightsError(SparsightError):
     """Weights are missing, altered, or belong to another model."""
 

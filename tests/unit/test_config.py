@@ -27,7 +27,11 @@ def test_folder_and_overrides_win_over_defaults(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["budget: 2", "budget: x", "bugdet: 0.1", "- a", "a: [", "budget: 0", "budget: .nan", b"\xff\xfe"]
+    "text",
+    [
+        *("budget: 2", "budget: x", "bugdet: 0.1", "- a", "a: [", "budget: 0", "budget: .nan", b"\xff\xfe"),
+        *("budget: " + "[" * 20_000, "budget: 2026-13-45", "budget: 1" + "0" * 5000),
+    ],
 )
 def test_a_bad_file_is_a_config_error(tmp_path: Path, text: str | bytes) -> None:
     (tmp_path / "serve.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from sparsight.cli.output import Json, check_targets, console, emit_json, progress_bar, refused
 from sparsight.cli.session import Session
+from sparsight.cli.strain import fuzz, load
 from sparsight.errors import BudgetError, DataError, InputError, finite
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def register(app: typer.Typer) -> None:
     bench.command()(quantization)
     bench.command()(credit)
     bench.command()(feedback)
+    bench.command()(load)
+    bench.command()(fuzz)
     app.add_typer(bench, name="bench")
 
 

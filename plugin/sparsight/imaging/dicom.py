@@ -7,10 +7,12 @@ secondary captures beside other images are left out. A tilted gantry keeps its s
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,7 @@ from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import SecondaryCaptureImageStorage
 
-from sparsight.errors import GeometryError, ImageError
+from sparsight.errors import GeometryError, ImageError, SparsightError
 from sparsight.imaging.pixels import (
     check_size,
     check_values,
@@ -37,6 +39,29 @@ FloatArray = NDArray[np.float64]
 NOT_IMAGES = {"SEG": "a segmentation", "RTDOSE": "a dose grid", "SM": "a whole slide", "PR": "a presentation state"}
 SLICED = {"CT", "MR", "PT"}  # modalities whose objects must say where each slice lies
 OFF_GRID = 0.1  # of the slice distance
+_NAMED = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "Modality", "Rows", "Columns")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _readable(read: Callable[P, T]) -> Callable[P, T]:
+    """Whatever a damaged object makes pydicom raise, now or when an element is decoded, is an ImageError."""
+
+    @functools.wraps(read)
+    def reading(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return read(*args, **kwargs)
+        except SparsightError:
+            raise
+        except Exception as error:
+            raise ImageError(
+                f"a DICOM object that cannot be decoded ({type(error).__name__})",
+                expected="a whole DICOM object",
+                todo="export it again",
+            ) from error
+
+    return reading
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +82,8 @@ def read_header(path: Path) -> Dataset:
         ds = dcmread(path, stop_before_pixels=True, force=path.suffix.lower() in {".dcm", ".ima"})
         if "SOPClassUID" not in ds and "Rows" not in ds:
             raise InvalidDicomError
+        for keyword in _NAMED:
+            ds.get(keyword)  # decodes it
     except Exception as error:
         if isinstance(error, OSError) and not isinstance(error, EOFError) and not path.is_file():
             raise ImageError("a file that is not there", expected="an image file", todo="check the path") from error
@@ -68,6 +95,7 @@ def read_header(path: Path) -> Dataset:
     return ds
 
 
+@_readable
 def volume_from_datasets(datasets: Sequence[Dataset]) -> ImageVolume:
     """Assemble one series. Objects without pixels but with a file name (`read_header`) are read again one by one.
 
@@ -104,6 +132,7 @@ def volume_from_datasets(datasets: Sequence[Dataset]) -> ImageVolume:
     )
 
 
+@_readable
 def planes_of(datasets: Sequence[Dataset]) -> list[Plane]:
     """Which frame of which object each slice of `volume_from_datasets` is, in its order; needs no pixels.
 
@@ -117,6 +146,7 @@ def is_image(ds: Dataset) -> bool:
     return bool(ds.get("Rows")) and bool(ds.get("Columns")) and ds.get("Modality") not in NOT_IMAGES
 
 
+@_readable
 def is_positioned(ds: Dataset) -> bool:
     """Does the object say where it lies in the patient, so that several can form one volume?"""
     return any(p.position is not None for p in _planes(ds)[:1])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -129,17 +130,21 @@ class FolderWeb:
 def _picked(ds: Dataset, keywords: Iterable[str]) -> Dataset:
     made = Dataset()
     for keyword in keywords:
-        if keyword in ds:
+        with suppress(Exception):  # of one that cannot be decoded as of one that is not there
             made[keyword] = ds[keyword]
     return made
 
 
 def _json(ds: Dataset) -> Json:
     kept = Dataset()
-    for element in ds:
-        if element.VR not in _BULK and not element.tag.is_private and element.tag.group != 0x7FE0:
-            kept.add(element)
-    kept.walk(_drop_binary)
+    for tag in ds.keys():  # noqa: SIM118  (without it, elements are decoded)
+        if tag.is_private or tag.group == 0x7FE0:
+            continue
+        part = Dataset()
+        with suppress(Exception):  # what cannot be decoded is not told of; the rest is
+            part.add(ds[tag])
+            part.walk(_drop_binary)
+            kept.update(part)
     if "PixelRepresentation" in kept:  # without it `US or SS` of an implicit file stays as it is
         correct_ambiguous_vr(kept, is_little_endian=True)
     found: Json = kept.to_json_dict(suppress_invalid_tags=True)

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 from sparsight.errors import GeometryError, ImageError, SparsightError
 from sparsight.imaging.pixels import check_size, check_values, choose_window
+from sparsight.imaging.raw import no_orientation, not_3d, read_metaimage, read_nrrd
 from sparsight.types import ImageVolume
 
 FloatArray = NDArray[np.float64]
@@ -64,7 +65,10 @@ def read_image_file(path: Path) -> ImageVolume:
 
 def read_volume_file(path: Path) -> tuple[Voxels, FloatArray]:
     """Voxels (D, H, W) as stored, and their ijk_to_lps, of a NIfTI, NRRD or MetaImage file."""
-    return _nifti(path) if suffix_of(path) in NIFTI else _itk(path)
+    if suffix_of(path) in NIFTI:
+        return _nifti(path)
+    voxels, affine = read_nrrd(path) if suffix_of(path) == ".nrrd" else read_metaimage(path)
+    return voxels, _checked(affine)
 
 
 def to_display(voxels: Voxels, ijk_to_lps: FloatArray) -> tuple[Voxels, FloatArray]:
@@ -94,70 +98,16 @@ def _nifti(path: Path) -> tuple[Voxels, FloatArray]:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) not in {2, 3}:
-        raise _not_3d(shape)
+        raise not_3d(shape)
     shape = (*shape, 1)[:3]
     check_size((shape[2], shape[1], shape[0]))
     if not isinstance(image, nibabel.Nifti1Pair) or not (int(header["qform_code"]) or int(header["sform_code"])):
-        raise _no_orientation("NIfTI without an affine (qform_code and sform_code are 0)")
+        raise no_orientation("NIfTI without an affine (qform_code and sform_code are 0)")
     if image.get_data_dtype().fields or image.get_data_dtype().kind == "c":
         raise ImageError("NIfTI of colour or complex values", expected="one number per voxel", todo="convert it")
     affine = RAS_TO_LPS @ np.diag([*[MM.get(header.get_xyzt_units()[0], 1.0)] * 3, 1.0]) @ image.affine
     voxels = np.asarray(image.dataobj, dtype=np.float32).reshape(shape, order="A")
     return voxels.transpose(2, 1, 0), _checked(affine)
-
-
-def _itk(path: Path) -> tuple[Voxels, FloatArray]:
-    import itk  # takes over a second, and only these formats need it
-
-    _check_header(path)
-    io = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
-    if io is None:
-        raise ImageError("a file that ITK does not know", expected="NRRD or MetaImage", todo="export it again")
-    io.SetFileName(str(path))
-    io.ReadImageInformation()
-    shape = [int(io.GetDimensions(axis)) for axis in range(io.GetNumberOfDimensions())]
-    while len(shape) > 3 and shape[-1] == 1:
-        shape.pop()
-    if len(shape) not in {2, 3}:
-        raise _not_3d(tuple(shape))
-    if io.GetNumberOfComponents() != 1:
-        raise ImageError(
-            f"an image of {io.GetNumberOfComponents()} values per voxel",
-            expected="one number per voxel",
-            todo="extract one component, or convert colour to grey",
-        )
-    check_size((*([1] * (3 - len(shape))), *reversed(shape)))  # type: ignore[arg-type]
-    if suffix_of(path) == ".nrrd" and "NRRD_space" not in io.GetMetaDataDictionary().GetKeys():
-        raise _no_orientation("NRRD without a space (which way the patient lies)")
-    reader = itk.ImageFileReader[itk.Image[itk.F, 3]].New(FileName=str(path), ImageIO=io)
-    reader.Update()
-    image = reader.GetOutput()
-    affine = np.eye(4)
-    affine[:3, :3] = itk.array_from_matrix(image.GetDirection()) * np.array(image.GetSpacing())
-    affine[:3, 3] = np.array(image.GetOrigin())
-    return itk.array_from_image(image), _checked(affine)
-
-
-def _check_header(path: Path) -> None:
-    """Refuse what ITK would follow or not name: voxels in another file, more than three axes in space."""
-    with path.open("rb") as file:
-        head = file.read(65_536)
-    if suffix_of(path) == ".nrrd":
-        lines = head.split(b"\n\n")[0].split(b"\r\n\r\n")[0].decode("latin-1").lower().splitlines()
-        fields = {key.replace(" ", ""): value.split() for key, _, value in (line.partition(":") for line in lines)}
-        sizes = tuple(int(n) for n in fields.get("sizes", []) if n.isdigit())
-        domains = [kind for kind in fields.get("kinds", ["domain"] * len(sizes)) if kind in {"domain", "space"}]
-        if len(domains) > 3:
-            raise _not_3d(sizes)
-        detached = "datafile" in fields
-    else:
-        detached = b"ElementDataFile = LOCAL" not in head
-    if detached:
-        raise ImageError(
-            f"a {path.suffix} header whose voxels are in another file",  # any file of this machine, perhaps
-            expected="header and voxels in one file",
-            todo="save it as one file",
-        )
 
 
 def read_picture(path: Path) -> tuple[Voxels, bool]:
@@ -210,19 +160,3 @@ def _checked(affine: FloatArray) -> FloatArray:
             todo="repair the header",
         )
     return np.asarray(affine, dtype=np.float64)
-
-
-def _not_3d(shape: tuple[int, ...]) -> ImageError:
-    return ImageError(
-        f"an image of {len(shape)} dimensions ({' x '.join(str(int(n)) for n in shape)})",
-        expected="two or three dimensions",
-        todo="extract one volume (one time point, echo or direction) into a file",
-    )
-
-
-def _no_orientation(given: str) -> GeometryError:
-    return GeometryError(
-        given,
-        expected="a file that says where left and right are",
-        todo="convert the original DICOM again, or set the affine",
-    )

@@ -161,7 +161,7 @@ def path_to_tokens(grid: Grid, path_mm: Sequence[tuple[float, float, float]], ra
     ends = np.concatenate([points, points[-1:]])
     lengths = np.abs(np.diff(ends @ to_uvw[:3, :3].T, axis=0)).max(1)  # in tokens
     marked = np.zeros(grid.shape, np.float32)
-    if lengths.max() > 2 * max(grid.shape):
+    if not lengths.max() <= 2 * max(grid.shape):  # nor where it overflows
         return marked.ravel()
     dense = [
         a + (b - a) * np.linspace(0, 1, 1 + int(np.ceil(4 * n)))[:, None]

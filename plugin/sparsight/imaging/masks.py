@@ -12,6 +12,7 @@ from sparsight.errors import ImageError, NotFoundError, SparsightError
 from sparsight.imaging.dicom import read_header
 from sparsight.imaging.files import PICTURES, read_picture, read_volume_file, suffix_of
 from sparsight.imaging.load import is_image_file
+from sparsight.imaging.pixels import is_damage
 
 FloatArray = NDArray[np.float64]
 
@@ -35,7 +36,9 @@ def read_mask(path: Path) -> tuple[NDArray[np.bool_], FloatArray | None]:
         return _read_seg(path)
     except SparsightError:
         raise
-    except Exception as error:  # whatever a damaged file makes a reader raise
+    except BaseException as error:  # whatever a damaged file makes a reader raise
+        if not is_damage(error):
+            raise
         raise ImageError(
             f"a mask file that cannot be read ({type(error).__name__})",
             expected="a complete NIfTI, NRRD, PNG or DICOM SEG",

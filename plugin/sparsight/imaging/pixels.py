@@ -120,13 +120,20 @@ def decode(ds: Dataset) -> Iterator[Values]:
         _ensure_transfer_syntax(ds)
         for frame, raw in enumerate(iter_pixels(ds)):
             yield _values(raw, ds, frame)
-    except Exception as error:
+    except BaseException as error:
+        if not is_damage(error):
+            raise
         syntax = getattr(getattr(getattr(ds, "file_meta", None), "TransferSyntaxUID", None), "name", "not stated")
         raise ImageError(
             f"pixel data that cannot be decoded ({type(error).__name__}; transfer syntax {syntax})",
             expected="complete pixel data in a transfer syntax that pydicom decodes",
             todo="export the object again, uncompressed if it stays unreadable",
         ) from error
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether a reader may raise it for a damaged file: any Exception, and what decoders in Rust (RLE) panic with."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def functional_group(ds: Dataset, frame: int, keyword: str) -> Dataset | None:

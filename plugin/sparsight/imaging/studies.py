@@ -206,6 +206,7 @@ class FolderStudies:
             if path.name != "DICOMDIR" and is_dicom_file(path):
                 try:
                     header = dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS), force=True)
+                    header.decode()  # what cannot be is found here, not when all are listed
                     header = header if is_image(header) and header.get("SOPInstanceUID") else None
                 except Exception:  # a damaged file must not hide the others; asking for it says what is wrong
                     header = None

@@ -362,6 +362,13 @@ FAILURES = {
     "busy": Failure(
         423,
         "busy: nothing was lost, try again",
+        "a disk without room",
+        "room for what is to be stored",
+        "make room, then try again",
+    ),
+    "queue_full": Failure(
+        429,
+        "too many questions wait already",
         "32 questions are waiting",
         "at most 32",
         "ask again in a few seconds",

@@ -45,6 +45,7 @@ from sparsight.server.schemas import (
 )
 from sparsight.service import OnProgress, Service, new_id, parse_question
 from sparsight.service.blinded import kept_back
+from sparsight.service.turn import Priority
 from sparsight.store.files import disk_errors, make_folder
 from sparsight.types import Feedback, Mark, Question
 
@@ -102,7 +103,7 @@ router = APIRouter(prefix="/sparsight")
 @router.post(
     "/ask",
     response_model=AskReply,
-    responses=_EVENTS | _errors(*_SENDS, *_OPENED, "bad_question", "bad_budget"),
+    responses=_EVENTS | _errors(*_SENDS, *_OPENED, "bad_question", "bad_budget", "queue_full"),
     tags=["Ask"],
 )
 async def ask(request: AskRequest, service: Served, http: Request) -> Any:
@@ -128,6 +129,7 @@ async def ask(request: AskRequest, service: Served, http: Request) -> Any:
             budget=request.budget,
             recheck=request.recheck,
             blinded=request.blinded,
+            priority=Priority.BATCH if request.batch else Priority.CLINICIAN,
             episode_id=episode,
             on_progress=tell,
         )
@@ -380,7 +382,7 @@ def learning(job: Learning) -> dict[str, Any]:
 @router.post(
     "/next_case",
     response_model=NextCaseReply,
-    responses=_errors(*_SENDS, "not_found", "bad_input", "bad_image"),
+    responses=_errors(*_SENDS, "not_found", "bad_input", "bad_image", "queue_full"),
     tags=["Learn"],
 )
 def next_case(service: Served, request: NextCaseRequest | None = None) -> dict[str, Any]:

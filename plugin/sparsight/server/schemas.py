@@ -45,6 +45,7 @@ class AskRequest(_Request):
     )
     recheck: bool = Field(True, description="read a negative or ungrounded answer again from more tokens")
     blinded: bool = Field(False, description="keep the answer back until a blinded correction (a reader's own) came")
+    batch: bool = Field(False, description="nobody waits for it: questions of others go first")
 
     @model_validator(mode="after")
     def _choices_for_a_choice(self) -> Self:

@@ -22,6 +22,7 @@ from sparsight.errors import SparsightError
 from sparsight.server import logs, metrics, problems, state, viewer
 from sparsight.server.access import Access
 from sparsight.server.entrance import Entrance
+from sparsight.server.memory import few_arenas
 from sparsight.server.page import add_page
 from sparsight.server.routes import router
 from sparsight.server.watch import Watch
@@ -77,8 +78,9 @@ def _with_our_lifespan(stock_lifespan: object, config: Config) -> object:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         logs.configure(config.site.log)
+        few_arenas()
         # waiting questions hold a thread each; the rest of the server must still find one
-        anyio.to_thread.current_default_thread_limiter().total_tokens = config.serve.max_waiting + _SPARE_THREADS
+        anyio.to_thread.current_default_thread_limiter().total_tokens = 2 * config.serve.max_waiting + _SPARE_THREADS
         with state.locked(config.home):  # the stock command takes it here
             async with stock_lifespan(app):  # type: ignore[operator]
                 threading.Thread(target=_load, name="sparsight-load", daemon=True).start()

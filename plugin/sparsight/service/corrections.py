@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from sparsight.types import Episode, Feedback, ImageVolume, Mark, Reward, TokenG
 VERSION = f"feedback-3-{rewards.VERSION}"
 MOST_POINTS = 2000  # of a stroke
 MOST_MM = 100.0
+_FAR_MM = 1e100  # what is computed from it still fits a number
 
 
 def check(feedback: Feedback, episode: Episode) -> None:
@@ -66,22 +68,24 @@ def _check_mark(mark: Mark) -> None:
         raise FeedbackError("a mark without one region", expected="a box, a path or a mask", todo="draw one")
     if mark.box_mm is not None:
         low, high = np.array(mark.box_mm)
-        if not (np.isfinite([low, high]).all() and (low <= high).all()):
+        if not (_near([low, high]) and (low <= high).all()):
             raise FeedbackError(
                 f"a box from {mark.box_mm[0]} to {mark.box_mm[1]}",
                 expected="finite millimetres, the least corner first",
                 todo="swap its corners, or see `ask --json`",
             )
     if mark.path_mm is not None and not (
-        1 <= len(mark.path_mm) <= MOST_POINTS
-        and np.isfinite(np.array(mark.path_mm, np.float64)).all()
-        and 0 <= mark.radius_mm <= MOST_MM
+        1 <= len(mark.path_mm) <= MOST_POINTS and _near(mark.path_mm) and 0 <= mark.radius_mm <= MOST_MM
     ):
         raise FeedbackError(
             f"a path of {len(mark.path_mm)} points with a radius of {mark.radius_mm:g} mm",
             expected=f"1 to {MOST_POINTS} points of finite millimetres, a radius of 0 to {MOST_MM:g} mm",
             todo="draw it anew, or send a mask",
         )
+
+
+def _near(points: Any) -> bool:
+    return bool((np.abs(np.asarray(points, np.float64)) < _FAR_MM).all())  # not a number is not
 
 
 def right_answer(feedback: Feedback, episode: Episode) -> str | None:

@@ -14,12 +14,17 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from sparsight.errors import BusyError, NotFoundError
 from sparsight.imaging.load import load
 from sparsight.imaging.pair import pair_of
 from sparsight.imaging.studies import StudySource
 from sparsight.model.protocols import Reader, Where
 from sparsight.service.once import Once
+from sparsight.store import Features
 from sparsight.types import ImageVolume, TokenGrid
 
 Turn = Callable[[], AbstractContextManager[None]]  # takes and gives back the machine
@@ -261,3 +266,14 @@ def patiently(complete: Callable[[], Encoded]) -> Encoded:
             return complete()
         except BusyError:
             continue
+
+
+def features_of(grid: TokenGrid) -> Features:
+    """Tokens as they are stored, in float16; what that cannot hold becomes the largest that it can."""
+    largest = float(np.finfo(np.float16).max)
+
+    def half(part: torch.Tensor) -> NDArray[np.float16]:
+        return part.clamp(-largest, largest).numpy().astype(np.float16)
+
+    extras = {name: half(part) for name, part in grid.extras.items()}
+    return Features(half(grid.features), grid.shape, grid.patch, grid.uvw_to_ijk, grid.uvw_to_lps, extras)

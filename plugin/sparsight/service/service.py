@@ -33,14 +33,14 @@ from sparsight.rl.ranks import ALONE, Ranks
 from sparsight.service import blinded as blind
 from sparsight.service import corrections, promotion, shadow
 from sparsight.service.answering import Answering, Asked, OnProgress, Progress, Reading, new_id, shown
-from sparsight.service.encoded import Encoded, EncodedStudies, patiently
+from sparsight.service.encoded import Encoded, EncodedStudies, Turn, features_of, patiently
 from sparsight.service.learning import Learned, Learner
 from sparsight.service.next_case import NextCase, Queue
 from sparsight.service.promotion import install_shipped, registry_of
 from sparsight.service.question import check_budget, check_pair, check_region, parse_question
 from sparsight.service.streams import Streams
 from sparsight.service.turn import Priority, Turnstile
-from sparsight.store import Features, Store
+from sparsight.store import Store
 from sparsight.types import (
     Budget,
     Change,
@@ -70,7 +70,7 @@ class Service:
         install_shipped(config, self.reader.id, self.registry, self.store)
         self.studies = open_studies(studies) if studies is not None else None
         self._encoded = EncodedStudies(self.studies, config.serve.cache_bytes)
-        self._turnstile = Turnstile(config.serve.max_waiting)
+        self._turnstile = Turnstile(config.serve.max_waiting, config.serve.max_wait_s)
         self._queue = Queue(self.store, self._grid)
         self._tokens_kept: set[str] = set()  # hashes of volumes whose tokens this process has stored
         self._streams = Streams(self.registry, self.reader)
@@ -89,6 +89,7 @@ class Service:
         budget: Budget | None = None,
         recheck: bool = True,
         blinded: bool = False,
+        priority: Priority = Priority.CLINICIAN,
         episode_id: str | None = None,
         on_progress: OnProgress | None = None,
     ) -> Asked:
@@ -100,7 +101,8 @@ class Service:
         compare with, likewise (imaging/pair.py says which pairs can be). budget: share of the tokens to keep, in
         (0, 1], or "auto": the policy decides. recheck: read a negative or ungrounded answer again from more tokens
         (serve.recheck_budget). blinded: `episode` and `reopen` keep the answer back until a reader has given their own.
-        Raises QuestionError, BudgetError, NotFoundError, ImageError, GeometryError, InputError, BusyError.
+        priority: whom it has to wait for. Raises QuestionError, BudgetError, NotFoundError, ImageError, GeometryError,
+        InputError, BusyError, QueueFullError.
         """
         tell = on_progress or _quiet
         start = time.perf_counter()
@@ -108,22 +110,24 @@ class Service:
         parse_question(question.text, choices=question.choices, max_chars=serve.max_question_chars)
         share = check_budget(self._usual_budget() if budget is None else budget)
         check_pair(question, compared=prior is not None)
+        self._turnstile.check(priority)  # before anything is loaded or told
+        in_turn = partial(self._turnstile.turn, priority, on_wait=lambda: tell(Progress("wait")))
         study_ = self._encoded.get(
             study,
             self.reader,
             lambda stage: tell(Progress(stage)),
-            self._turnstile.turn,
+            in_turn,
             prior=prior,
             where=self._where(question),
         )
         volume = study_.volume
         check_region(question, study_.grid)
         recheck = recheck and bool(serve.recheck_budget)
-        policy, reading = self._answer(study_, question, share, on_progress, recheck=recheck and study_.whole)
+        policy, reading = self._answer(study_, question, share, on_progress, in_turn, recheck=recheck and study_.whole)
         if recheck and not study_.whole and self._in_doubt(study_, question, reading):
             tell(Progress("recheck"))  # what was not looked at may say otherwise
-            study_ = self._encoded.complete(study_, self.reader, self._turnstile.turn)
-            policy, reading = self._answer(study_, question, share, on_progress, recheck=True)
+            study_ = self._encoded.complete(study_, self.reader, in_turn)
+            policy, reading = self._answer(study_, question, share, on_progress, in_turn, recheck=True)
         grid = study_.grid
         if not study_.whole:
             self._finish(study_)
@@ -327,10 +331,17 @@ class Service:
         return Answering(self.reader, self.config.serve, heard, study.grid, question, tell or _quiet)
 
     def _answer(
-        self, study: Encoded, question: Question, share: Budget, tell: OnProgress | None, *, recheck: bool
+        self,
+        study: Encoded,
+        question: Question,
+        share: Budget,
+        tell: OnProgress | None,
+        in_turn: Turn,
+        *,
+        recheck: bool,
     ) -> tuple[PolicyVersion, Reading]:
         """One answer with the policy that is live when it is our turn, or, for a canary's study, the candidate."""
-        with self._turnstile.turn():
+        with in_turn():
             policy = self.registry.live()
             if shadow.is_canary(study.volume.sha256, self.config.gate.canary):
                 policy = self._candidate() or policy
@@ -412,10 +423,7 @@ class Service:
         """Store what was encoded, so that a correction can be learned when the study is no longer at hand."""
         if study.volume.sha256 in self._tokens_kept:
             return
-        grid = study.grid
-        extras = {name: _half(part) for name, part in grid.extras.items()}
-        kept = Features(_half(grid.features), grid.shape, grid.patch, grid.uvw_to_ijk, grid.uvw_to_lps, extras)
-        self.store.put_features(study.volume.sha256, self.reader.id, kept)
+        self.store.put_features(study.volume.sha256, self.reader.id, features_of(study.grid))
         self._tokens_kept.add(study.volume.sha256)
 
     def _places(self, episode: Episode) -> TokenGrid:
@@ -439,9 +447,3 @@ class Service:
 
 def _quiet(_: Progress) -> None:
     """Nobody listens."""
-
-
-def _half(features: torch.Tensor) -> NDArray[np.float16]:
-    """As they are stored; what float16 cannot hold becomes the largest that it can."""
-    largest = float(np.finfo(np.float16).max)
-    return features.clamp(-largest, largest).numpy().astype(np.float16)

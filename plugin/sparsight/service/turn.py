@@ -1,15 +1,18 @@
-"""Whose turn it is at the machine: one at a time, clinicians before learning, first come first served."""
+"""Whose turn it is at the machine: one at a time, clinicians before batches before learning, else as they came."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
-from sparsight.errors import BusyError
+from sparsight.errors import QueueFullError
+
+_LOOK_S = 1.0  # between two looks whether who waits still wants to
 
 
 class Priority(IntEnum):
@@ -21,19 +24,33 @@ class Priority(IntEnum):
 
 
 class Turnstile:
-    """A fair lock with priorities and a bounded queue (torch models are used by one thread at a time)."""
+    """A fair lock with priorities and a bounded queue (torch models are used by one thread at a time).
 
-    def __init__(self, max_waiting: int) -> None:
-        self._max_waiting = max_waiting
+    max_waiting: of clinicians. Others get in only while half as many wait in all: they never take a clinician's place.
+    max_wait_s: the longest that anybody waits in the bounded queue.
+    """
+
+    def __init__(self, max_waiting: int, max_wait_s: float = 300.0) -> None:
+        self._max_waiting, self._max_wait_s = max_waiting, max_wait_s
         self._waiting: list[tuple[int, int]] = []  # heap of (priority, arrival)
         self._arrivals = itertools.count()
         self._free = True
         self._changed = threading.Condition()
 
     @contextmanager
-    def turn(self, priority: Priority = Priority.CLINICIAN, *, bounded: bool = True) -> Iterator[None]:
-        """Wait for the machine and hold it. Raises BusyError at once when too many wait already, if bounded."""
-        self._acquire(priority, bounded=bounded)
+    def turn(
+        self,
+        priority: Priority = Priority.CLINICIAN,
+        *,
+        bounded: bool = True,
+        on_wait: Callable[[], object] = lambda: None,
+    ) -> Iterator[None]:
+        """Wait for the machine and hold it.
+
+        on_wait: called now and then while it waits; what it raises ends the waiting. bounded: raises QueueFullError at
+        once when too many wait already, and later when it took too long.
+        """
+        self._acquire(priority, bounded=bounded, on_wait=on_wait)
         try:
             yield
         finally:
@@ -44,23 +61,45 @@ class Turnstile:
         self._release()
         self._acquire(priority, bounded=False)
 
+    def check(self, priority: Priority) -> None:
+        """Raise QueueFullError where a turn would be refused at once."""
+        with self._changed:
+            clinicians = sum(ticket[0] == Priority.CLINICIAN for ticket in self._waiting)
+            first = priority == Priority.CLINICIAN
+            waiting = clinicians if first else len(self._waiting)
+            most = self._max_waiting if first else max(1, self._max_waiting // 2)
+            if waiting >= most:
+                raise QueueFullError(
+                    f"{waiting} questions are waiting", expected=f"at most {most}", todo="ask again in a few seconds"
+                )
+
     def waiting(self) -> dict[Priority, int]:
         """How many wait, of each priority."""
         with self._changed:
             return {p: sum(ticket[0] == p for ticket in self._waiting) for p in Priority}
 
-    def _acquire(self, priority: Priority, *, bounded: bool = True) -> None:
+    def _acquire(self, priority: Priority, *, bounded: bool, on_wait: Callable[[], object] = lambda: None) -> None:
         with self._changed:
-            if bounded and len(self._waiting) >= self._max_waiting:
-                raise BusyError(
-                    f"{len(self._waiting)} questions are waiting",
-                    expected=f"at most {self._max_waiting}",
-                    todo="ask again in a few seconds",
-                )
+            if bounded:
+                self.check(priority)
+            ends = time.monotonic() + (self._max_wait_s if bounded else float("inf"))
             ticket = (int(priority), next(self._arrivals))
             heapq.heappush(self._waiting, ticket)
-            while not (self._free and self._waiting[0] == ticket):
-                self._changed.wait()
+            try:
+                while not (self._free and self._waiting[0] == ticket):
+                    self._changed.wait(min(_LOOK_S, max(0.0, ends - time.monotonic())))
+                    on_wait()
+                    if time.monotonic() >= ends and not (self._free and self._waiting[0] == ticket):
+                        raise QueueFullError(
+                            f"a question that waited {self._max_wait_s:g} s for its turn",
+                            expected="a shorter queue",
+                            todo="ask again later",
+                        )
+            except BaseException:
+                self._waiting.remove(ticket)
+                heapq.heapify(self._waiting)
+                self._changed.notify_all()  # it may be the next one's turn
+                raise
             heapq.heappop(self._waiting)
             self._free = False
 

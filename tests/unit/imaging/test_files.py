@@ -1,7 +1,10 @@
 """NIfTI, NRRD, MetaImage and pictures: orientation, refusals, limits."""
 
+import bz2
 import gzip
+import tracemalloc
 import warnings
+import zlib
 from pathlib import Path
 
 import itk
@@ -14,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sparsight.errors import GeometryError, ImageError
-from sparsight.imaging.files import image_stem, to_display
+from sparsight.imaging.files import image_stem, read_volume_file, to_display
 from sparsight.imaging.load import load
 
 RNG = np.random.default_rng(0)
@@ -104,13 +107,15 @@ def test_a_header_that_promises_a_terabyte_is_refused_before_reading(tmp_path: P
         load(tmp_path / "bomb.nii.gz")
 
 
-def write_itk(path: Path, array: NDArray[np.generic], direction: NDArray[np.float64] | None = None) -> Path:
+def write_itk(
+    path: Path, array: NDArray[np.generic], direction: NDArray[np.float64] | None = None, *, compressed: bool = True
+) -> Path:
     image = itk.image_from_array(array)
     image.SetSpacing([0.5, 0.7, 2.0][: image.GetImageDimension()])
     image.SetOrigin([-10.0, 20.0, 30.0][: image.GetImageDimension()])
     if direction is not None:
         image.SetDirection(direction)
-    itk.imwrite(image, str(path), compression=True)
+    itk.imwrite(image, str(path), compression=compressed)
     return path
 
 
@@ -122,6 +127,102 @@ def test_nrrd_and_metaimage_are_lps_already(suffix: str, tmp_path: Path) -> None
     assert volume.ijk_to_lps == pytest.approx(
         np.array([[0.5, 0, 0, -10], [0, 0.7, 0, 20], [0, 0, 2, 30], [0, 0, 0, 1]])
     )
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32, np.float64])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_nrrd_and_metaimage_are_read_as_itk_wrote_them(
+    suffix: str, dtype: type, compressed: bool, tmp_path: Path
+) -> None:
+    data = RNG.integers(0, 120, size=(3, 4, 5)).astype(dtype)
+    turned, _ = np.linalg.qr(RNG.normal(size=(3, 3)))
+    turned[:, 0] *= np.sign(np.linalg.det(turned))
+    path = write_itk(tmp_path / f"a{suffix}", data, turned, compressed=compressed)
+    voxels, affine = read_volume_file(path)
+    assert np.array_equal(voxels, data)
+    assert affine[:3, :3] == pytest.approx(turned * [0.5, 0.7, 2.0], abs=1e-5)
+    assert affine[:3, 3] == pytest.approx([-10, 20, 30])
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ImageError):
+        load(path)
+
+
+def test_other_spaces_and_ways_to_write_nrrd(tmp_path: Path) -> None:
+    head = (
+        "NRRD0004\n# by hand\ntype: ushort\ndimension: 3\nsizes: 2 3 2\nspace: {}\n"
+        "space directions: (1,0,0) (0,2,0) (0,0,3)\nspace origin: (4,5,6)\nendian: big\nencoding: {}\n\n"
+    )
+    values = np.arange(12, dtype=">u2")
+    for encoding, data in (
+        ("raw", values.tobytes()),
+        ("bz2", bz2.compress(values.tobytes())),
+        ("txt", b" ".join(b"%d" % n for n in values)),
+    ):
+        for space, signs in (("RAS", (-1, -1, 1)), ("left-anterior-superior", (1, -1, 1))):
+            path = tmp_path / "a.nrrd"
+            path.write_bytes(head.format(space, encoding).encode() + data)
+            voxels, affine = read_volume_file(path)
+            assert np.array_equal(voxels.ravel(), values)
+            assert voxels.shape == (2, 3, 2)
+            assert np.array_equal(
+                affine, np.diag([*signs, 1.0]) @ [[1, 0, 0, 4], [0, 2, 0, 5], [0, 0, 3, 6], [0, 0, 0, 1]]
+            )
+    path.write_bytes(head.format("scanner-xyz", "raw").encode() + values.tobytes())
+    with pytest.raises(GeometryError, match="another space"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "sizes" * 10_000,  # of ITK's parser it ends the process
+        "sizes: 4 5",
+        "sizes: -4 5 12",
+        "sizes: 9999999999999999999999 5 12",
+        "dimension: 900",
+        "space directions: (1,0,0) (0,1,0)",
+        "space directions: (nan,0,0) (0,1,0) (0,0,1)",
+        "space directions: (1,0) (0,1) (0,0)",
+        "type: block",
+        "encoding: hex",
+        "byte skip: -1",
+        "kinds: domain",
+        "space origin: here",
+    ],
+)
+def test_a_damaged_header_is_refused_and_ends_nothing(line: str, tmp_path: Path) -> None:
+    fields = {
+        "type": "uint8", "dimension": "3", "sizes": "4 5 12", "encoding": "raw", "space": "left-posterior-superior",
+        "space directions": "(1,0,0) (0,1,0) (0,0,1)", "space origin": "(0,0,0)",
+    }  # fmt: skip
+    path = tmp_path / "a.nrrd"
+
+    def write() -> None:
+        text = "".join(f"{key}: {value}\n" if value is not None else f"{key}\n" for key, value in fields.items())
+        path.write_bytes(f"NRRD0005\n{text}\n".encode() + bytes(range(240)))
+
+    write()
+    assert load(path).shape == (12, 5, 4)
+    name, _, value = line.partition(": ")
+    fields[name] = value or None
+    if not value:
+        del fields["sizes"]
+    write()
+    with pytest.raises((ImageError, GeometryError)):
+        load(path)
+
+
+def test_no_more_is_unpacked_than_was_promised(tmp_path: Path) -> None:
+    head = "ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementType = MET_UCHAR\nCompressedData = True\n"
+    bomb = zlib.compress(bytes(range(64)) + bytes(2**28))
+    (tmp_path / "a.mha").write_bytes(head.encode() + b"ElementDataFile = LOCAL\n" + bomb)
+    tracemalloc.start()
+    try:
+        assert load(tmp_path / "a.mha").shape == (4, 4, 4)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 def test_nrrd_refusals(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Real files: each loads, or is refused with an error that says why."""
 
 import shutil
+import struct
 import tarfile
 import time
 from pathlib import Path
@@ -9,11 +10,17 @@ import data_store
 import numpy as np
 import pydicom.data
 import pytest
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.uid import RLELossless
 
 from sparsight.errors import GeometryError, ImageError, NotFoundError, SparsightError
+from sparsight.imaging.dicomweb import FolderWeb
 from sparsight.imaging.export import read_mask
 from sparsight.imaging.grid import prepare, resample_mask
 from sparsight.imaging.load import load
+from sparsight.imaging.studies import FolderStudies
 from sparsight.types import ImageVolume
 
 PYDICOM_DATA = sorted((Path(data_store.__file__).parent / "data").glob("*.dcm"))
@@ -87,6 +94,45 @@ def test_a_truncated_dicom_file(tmp_path: Path) -> None:
         (tmp_path / "cut.dcm").write_bytes(whole[: int(len(whole) * share)])
         with pytest.raises(ImageError):
             load(tmp_path / "cut.dcm")
+
+
+@pytest.mark.parametrize("keyword", ["Modality", "SeriesInstanceUID", "StudyDate", "PixelSpacing", "RescaleSlope"])
+def test_an_element_that_cannot_be_decoded_hides_no_other_file(keyword: str, tmp_path: Path) -> None:
+    sound = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
+    tag = struct.pack("<HH", tag_for_keyword(keyword) >> 16, tag_for_keyword(keyword) & 0xFFFF)
+    place = sound.index(tag + dictionary_VR(keyword).encode()) + 4
+    (tmp_path / "odd.dcm").write_bytes(sound[:place] + b"FZ" + sound[place + 2 :])
+    shutil.copy(PYDICOM_DATA[0].parent / "MR2_UNCR.dcm", tmp_path / "sound.dcm")
+    studies = FolderStudies(tmp_path)
+    assert "MR" in {info.modality for info in studies.list()}
+    web = FolderWeb(studies)
+    for info in studies.list():
+        for row in web.metadata(info.study_uid, info.series_uid):
+            assert f"{tag_for_keyword(keyword):08X}" not in row or info.modality == "MR"
+    assert len(web.studies({})) >= 1
+    if keyword == "StudyDate":  # nothing of the image depends on it
+        assert load(tmp_path / "odd.dcm").shape == (1, 128, 128)
+    else:
+        with pytest.raises(ImageError):
+            load(tmp_path / "odd.dcm")
+
+
+def test_a_decoder_that_panics_is_a_damaged_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ds = dcmread(str(get_testdata_file("CT_small.dcm")))
+    ds.compress(RLELossless)
+    stream = bytearray(ds.PixelData)
+    place = len(stream) - 2000
+    refused = 0
+    for n in range(40):  # runs that are longer than what is left: the decoder in Rust panics, with no Exception
+        stream[place + 40 * n] = 0x7F
+        ds.PixelData = bytes(stream)
+        ds.save_as(tmp_path / "a.dcm")
+        try:
+            load(tmp_path / "a.dcm")
+        except ImageError:
+            refused += 1
+    assert refused
+    capfd.readouterr()
 
 
 def test_files_that_are_not_dicom(tmp_path: Path) -> None:

@@ -125,6 +125,8 @@ def test_the_life_of_a_correction(client: TestClient) -> None:
         ({"marks": [{"kind": "missed"}]}, 422, "bad_input"),
         ({"marks": [{"kind": "missed", "path_mm": []}]}, 422, "bad_input"),
         ({"marks": [{"kind": "missed", "path_mm": [[9e9, 0, 0]]}]}, 422, "bad_geometry"),
+        ({"marks": [{"kind": "missed", "path_mm": [[1e308, 0, 0], [-1e308, 0, 0]]}]}, 422, "bad_feedback"),
+        ({"marks": [{"kind": "missed", "box_mm": [[-1e308, 0, 0], [1e308, 1, 1]]}]}, 422, "bad_feedback"),
         ({"answer": "x" * 1_000_000}, 422, "bad_input"),
         ({"episode": "e0"}, 404, "not_found"),
     ],

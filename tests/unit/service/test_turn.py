@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from sparsight.errors import BusyError
+from sparsight.errors import QueueFullError
 from sparsight.service.turn import Priority, Turnstile
 
 
@@ -59,7 +59,7 @@ def test_a_full_queue_refuses_at_once_and_recovers() -> None:
     turnstile, order = Turnstile(1), []
     with turnstile.turn():
         thread = queue_up(turnstile, order, "waits", Priority.CLINICIAN)
-        with pytest.raises(BusyError, match="1 questions"), turnstile.turn():
+        with pytest.raises(QueueFullError, match="1 questions"), turnstile.turn():
             pass
     thread.join(5)
     with turnstile.turn():
@@ -73,3 +73,49 @@ def test_an_error_inside_frees_the_machine() -> None:
         raise RuntimeError
     with turnstile.turn():
         pass
+
+
+def test_batches_leave_room_for_clinicians() -> None:
+    turnstile, order = Turnstile(4), []
+    with turnstile.turn():
+        threads = [queue_up(turnstile, order, name, Priority.BATCH) for name in ("one", "two")]
+        with pytest.raises(QueueFullError, match="2 questions"), turnstile.turn(Priority.BATCH):
+            pass
+        threads += [queue_up(turnstile, order, f"c{n}", Priority.CLINICIAN) for n in range(4)]
+        with pytest.raises(QueueFullError, match="4 questions"):
+            turnstile.check(Priority.CLINICIAN)
+    for thread in threads:
+        thread.join(5)
+    assert order == ["c0", "c1", "c2", "c3", "one", "two"]
+
+
+def test_who_waited_too_long_is_told_so_and_takes_no_turn() -> None:
+    turnstile = Turnstile(4, max_wait_s=0.05)
+    with turnstile.turn(), pytest.raises(QueueFullError, match=r"waited 0\.05 s"):
+        turnstile._acquire(Priority.CLINICIAN, bounded=True)
+    assert turnstile.waiting()[Priority.CLINICIAN] == 0
+    with turnstile.turn():  # and nobody holds it
+        pass
+
+
+def test_who_no_longer_wants_it_leaves_the_queue_and_the_next_gets_it() -> None:
+    turnstile, order, gone = Turnstile(4), [], threading.Event()
+
+    def leave() -> None:
+        if gone.is_set():
+            raise TimeoutError
+
+    def first() -> None:
+        with pytest.raises(TimeoutError), turnstile.turn(on_wait=leave):
+            order.append("left")
+
+    with turnstile.turn():
+        one = threading.Thread(target=first)
+        one.start()
+        wait_for(lambda: len(turnstile._waiting) == 1)
+        two = queue_up(turnstile, order, "next", Priority.CLINICIAN)
+        gone.set()
+        one.join(5)
+        assert turnstile.waiting()[Priority.CLINICIAN] == 1
+    two.join(5)
+    assert order == ["next"]
