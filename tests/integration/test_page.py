@@ -263,3 +263,15 @@ def test_the_page_loads_nothing_from_elsewhere_and_says_so(client):
     html = (STATIC / "index.html").read_text(encoding="utf-8")
     assert "style=" not in html
     assert " on" + "click" not in html
+
+
+def test_the_reader_lists_images_without_dicom(browser, server):
+    browser.call("Page.navigate", url=f"{server.url}/sparsight/reader?study=chest&question=Is%20there%20a%20nodule%3F")
+    browser.wait("document.querySelector('#answer .said') !== null")
+    browser.wait("document.getElementById('canvas').width > 200")
+    assert browser.run("document.title") == "sparsight reader"
+    assert browser.run("document.getElementById('view-title').textContent") == "Image chest"
+    listed = browser.run("[...document.getElementById('study').options].map((option) => option.value)")
+    assert sorted(listed) == ["chest", "head"], "the DICOM study is left out"
+    faults = [e for e in browser.events if e.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded")]
+    assert not faults, faults

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -25,14 +25,20 @@ def serve(
         str, typer.Option(help="Address to listen on; off this machine only with login and TLS.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port.", min=1, max=65535)] = 8000,
+    app: Annotated[
+        Literal["radiology", "images"],
+        typer.Option(help="Folder of apps/: its texts, and its settings where --configs names none."),
+    ] = "radiology",
     json: Json = False,
 ) -> None:
     """Serve studies through MONAI Label, with sparsight's tasks and routes, until Ctrl-C."""
+    from sparsight.server.run import app_source
     from sparsight.server.run import serve as run
 
     session: Session = context.obj
-    config = session.config()
+    config = session.config(app_source(app))
     url = page_url(host, port, secure=config.site.tls_certificate is not None)
+    url += "reader" if app == "images" else ""
 
     def started() -> None:
         if json:
@@ -40,7 +46,7 @@ def serve(
         else:
             console.print(f"starting; then open {url}")
 
-    raise typer.Exit(run(config, studies, host=host, port=port, on_start=started))
+    raise typer.Exit(run(config, studies, host=host, port=port, app=app, on_start=started))
 
 
 def page_url(host: str, port: int, *, secure: bool = False) -> str:

@@ -24,9 +24,12 @@ class Session:
     configs: Path | None
     reader: str | None
 
-    def config(self) -> Config:
-        """Settings: options > environment > configs > defaults. Raises ConfigError."""
-        return Config.load(self.configs, home=self.home, serve={"reader": self.reader} if self.reader else {})
+    def config(self, app: Path | None = None) -> Config:
+        """Settings: options > environment > configs > defaults. app: where files are where none were named.
+
+        Raises ConfigError.
+        """
+        return Config.load(self.configs or app, home=self.home, serve={"reader": self.reader} if self.reader else {})
 
     @contextmanager
     def processes(self) -> Iterator[Ranks | None]:

@@ -1,4 +1,7 @@
-"""The page at /sparsight/: ask, see the evidence, correct, learn. Files of the package, nothing from elsewhere."""
+"""The page at /sparsight/: ask, see the evidence, correct, learn. Files of the package, nothing from elsewhere.
+
+At /sparsight/reader the same page is the one for images without DICOM: page.js tells them apart.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,15 @@ from starlette.types import Scope
 
 _POLICY = "default-src 'self'; img-src 'self' blob:; object-src 'none'; base-uri 'none'; frame-ancestors 'self'"
 
+_READER = "reader"
+
 
 class _Page(StaticFiles):
     """Static files that may load nothing but themselves."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         """Serve a file with its content security policy."""
-        response = await super().get_response(path, scope)
+        response = await super().get_response("index.html" if path == _READER else path, scope)
         response.headers["Content-Security-Policy"] = _POLICY
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Cache-Control"] = "no-cache"

@@ -23,6 +23,8 @@ from sparsight.errors import BusyError, ConfigError, NotFoundError, WeightsError
 from sparsight.server import state
 from sparsight.store.files import make_folder
 
+APPS = ("radiology", "images")  # the folders of apps/
+
 
 def serve(
     config: Config,
@@ -30,10 +32,12 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
+    app: str = "radiology",
     on_start: Callable[[], None] | None = None,
 ) -> int:
     """Serve `studies` (folder or DICOMweb URL) until Ctrl-C or SIGTERM; returns the exit code.
 
+    app: a folder of apps/, one of APPS; its texts are what MONAI Label's clients show.
     on_start: called when all checks have passed. host: a loopback address, unless site.yaml says who may log in.
     Raises NotFoundError (no such folder), BusyError (port taken), ConflictError (a server on this store), ConfigError.
     """
@@ -41,15 +45,15 @@ def serve(
     check_exposure(config.site, host)
     _check_port(host, port)
     with state.locked(config.home):  # the application would refuse it too, but later and less clearly
-        app = prepare_app(config)
-        _set_environment(config, app, studies, port)
+        folder = prepare_app(config, app)
+        _set_environment(config, folder, studies, port)
         allow_monailabel()
         from monailabel.main import Main
 
         main = Main()
         if on_start:
             on_start()
-        arguments = ["start_server", "--app", str(app), "--studies", studies, "--host", host, "--port", str(port)]
+        arguments = ["start_server", "--app", str(folder), "--studies", studies, "--host", host, "--port", str(port)]
         arguments += ["--uvicorn_app", "sparsight.server:app"]
         if config.site.tls_certificate:
             arguments += ["--ssl_certfile", str(config.site.tls_certificate), "--ssl_keyfile", str(config.site.tls_key)]
@@ -63,7 +67,13 @@ def serve(
 
 
 def start(
-    config: Config, studies: str, *, host: str = "127.0.0.1", port: int = 8000, log: Path | None = None
+    config: Config,
+    studies: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    app: str = "radiology",
+    log: Path | None = None,
 ) -> subprocess.Popen[bytes]:
     """The same in a process of its own, for the demo and for tests. End it with terminate() and wait().
 
@@ -72,9 +82,9 @@ def start(
     _check_port(host, port)
     code = (
         "import sys; from sparsight.config import Config; from sparsight.server.run import serve; "
-        "sys.exit(serve(Config.load(), sys.argv[1], host=sys.argv[2], port=int(sys.argv[3])))"
+        "sys.exit(serve(Config.load(), sys.argv[1], host=sys.argv[2], port=int(sys.argv[3]), app=sys.argv[4]))"
     )
-    command = [sys.executable, "-c", code, studies, host, str(port)]
+    command = [sys.executable, "-c", code, studies, host, str(port), app]
     variables = os.environ | environment(config)
     with (log or Path(os.devnull)).open("wb") as output:  # the process keeps its own handle
         return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=variables)  # noqa: S603
@@ -122,11 +132,11 @@ def free_port(host: str = "127.0.0.1") -> int:
     return port
 
 
-def prepare_app(config: Config) -> Path:
-    """Copy the app to config.home/app: MONAI Label writes into the app folder. Returns that folder."""
+def prepare_app(config: Config, app: str = "radiology") -> Path:
+    """Copy an app to config.home/app: MONAI Label writes into the app folder. Returns that folder."""
     target = config.home / "app"
     make_folder(target)
-    shutil.copytree(app_source(), target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "logs"))
+    shutil.copytree(app_source(app), target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "logs"))
     return target
 
 
@@ -142,13 +152,14 @@ def environment(config: Config) -> dict[str, str]:
     return variables | ({"SPARSIGHT_DATABASE": config.database} if config.database else {})
 
 
-def app_source() -> Path:
-    """The app as installed with the package, or in the checkout. Raises NotFoundError."""
+def app_source(app: str = "radiology") -> Path:
+    """The folder of an app (one of APPS) as installed with the package, or in the checkout. Raises NotFoundError."""
     package = Path(__file__).resolve().parents[1]
-    for folder in (package / "apps" / "radiology", package.parents[1] / "apps" / "radiology"):
-        if (folder / "main.py").is_file():
+    for folder in (package / "apps" / app, package.parents[1] / "apps" / app):
+        if app in APPS and (folder / "main.py").is_file():
             return folder
-    raise NotFoundError("no app folder", expected="sparsight/apps/radiology", todo="install the package again")
+    expected = f"one of {', '.join(APPS)}"
+    raise NotFoundError("an app that is not there", expected=expected, todo="check its name, or install again")
 
 
 def check_exposure(site: SiteConfig, host: str) -> None:

@@ -303,6 +303,36 @@ const flows = {
     return found;
   },
 
+  async reports() {
+    const found = { shown: [] };
+    for (const [n, study] of settings.studies.entries()) {
+      await page.goto(`${settings.url}/ohif/sparsight?StudyInstanceUIDs=${study}`, SLOW);
+      await page.locator('.cornerstone-canvas').first().waitFor(SLOW);
+      await page.locator('[data-cy="study-browser-thumbnail-no-image"]').filter({ hasText: 'SR' }).first().dblclick(SLOW);
+      await page.locator('svg.svg-layer polyline').first().waitFor(SLOW);
+      await page.waitForTimeout(1000);
+      // what OHIF draws of the report, in pixels of the image by OHIF's own account
+      found.shown.push(
+        await page.locator('sparsight-panel').evaluate(panel => {
+          const [[, viewport]] = panel.session.screen.viewports();
+          const { imageData } = viewport.getImageData();
+          const drawn = [...viewport.element.querySelectorAll('svg.svg-layer polyline')];
+          return {
+            image: viewport.getCurrentImageId(),
+            outlines: drawn.map(line => {
+              const numbers = line.getAttribute('points').trim().split(/[ ,]+/).map(Number);
+              const points = numbers.flatMap((x, i) => (i % 2 ? [] : [imageData.worldToIndex(viewport.canvasToWorld([x, numbers[i + 1]]))]));
+              return [0, 1].map(axis => [Math.min(...points.map(p => p[axis])), Math.max(...points.map(p => p[axis]))]);
+            }),
+            text: viewport.element.querySelector('svg.svg-layer').textContent,
+          };
+        }),
+      );
+      await shot(`ohif-18-report-${n + 1}`);
+    }
+    return found;
+  },
+
   async cancel() {
     await openStudy();
     let release;

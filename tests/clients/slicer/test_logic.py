@@ -181,7 +181,7 @@ def test_a_new_answer_takes_the_place_of_the_old_one(logic: SparsightLogic, head
     logic.write(verdict="accept", comment="old")
     logic.show({**ANSWER, "episode": "e2"}, head)
     assert (names(logic), logic.has_evidence, logic.unsent) == ([], False, False)
-    assert logic.draft == {"verdict": "", "answer": "", "comment": ""}
+    assert not any(logic.draft.values())
     assert logic.show_evidence(PLACE, labelmap(evidence()))
     assert logic.scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 1
     assert logic.scene.GetNumberOfNodesByClass("vtkMRMLLabelMapVolumeNode") == 0
@@ -234,6 +234,31 @@ def test_a_review_becomes_a_request(logic: SparsightLogic) -> None:
     }
     logic.write(verdict="accept")
     assert "answer" not in logic.corrections("r-1")[0][0]  # accepted is what was answered
+
+
+def test_what_the_image_cannot_tell_and_how_hard_it_is(logic: SparsightLogic) -> None:
+    logic.write(verdict="reject", answer="no", cannot_tell=True, difficulty="hard")
+    request = logic.corrections("r")[0][0]
+    assert (request["cannot_tell"], request["difficulty"]) == (True, "hard")
+    assert "answer" not in request, "it takes the place of an answer"
+    logic.write(verdict="accept", difficulty="")
+    assert {"cannot_tell", "difficulty", "answer"}.isdisjoint(logic.corrections("r")[0][0])
+
+
+def test_a_draft_is_the_same_review_until_something_is_changed(logic: SparsightLogic) -> None:
+    logic.write(verdict="amend", answer="no")
+    [(kept, _, _)] = logic.corrections("r", draft=True)
+    assert kept["draft"] is True
+    assert not logic.drafted, "not before the server has it"
+    logic.sent(draft=True)
+    assert logic.drafted
+    assert not logic.unsent
+    [(submitted, _, _)] = logic.corrections("r")
+    assert submitted == {name: value for name, value in kept.items() if name != "draft"}
+    assert logic.drafted
+    logic.write(answer="yes")
+    assert logic.corrections("r")[0][0]["key"] != kept["key"]
+    assert not logic.drafted, "another review"
 
 
 def test_the_same_review_keeps_its_key(logic: SparsightLogic) -> None:

@@ -128,6 +128,9 @@ def test_an_answer_says_all_that_matters_and_nothing_is_html() -> None:
 def test_rewards_jobs_and_policies_in_words() -> None:
     worth = {"reward": {"total": -0.5, "parts": {"answer": -1.0, "grounding": None}, "version": "1"}}
     assert words.reward([worth]) == "Recorded. Reward -0.50 (answer -1.00)"
+    assert words.reward([worth], draft=True).startswith("Kept as a draft. Reward -0.50")
+    given = {"reviewer": "r-1", "verdict": "amend", "answer": "no", "state": "submitted", "learned_by": ["p1"]}
+    assert words.given(given) == "r-1: amend (no), submitted, learned by p1"
     assert words.learning({"state": "idle", "stats": {}}).startswith("Nothing was learned")
     assert words.learning({"state": "running", "stats": {}}) == "Learning: starting"
     assert words.learning({"state": "done", "stats": {"promoted": True}}) == "Learning done: promoted"

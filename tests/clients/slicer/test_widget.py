@@ -114,6 +114,45 @@ def test_a_review_from_the_first_look_to_the_reward(panel: Any, server, scene: A
     assert ui.earlierBox.lines
 
 
+def test_the_life_of_a_draft(panel: Any, server, head: Any) -> None:
+    ui = panel.ui
+    assert not ui.draftButton.enabled
+    ask(panel, head, "Is there a spot?")
+    assert not ui.withdrawButton.enabled
+    ui.reviewerEdit.write("reader-9")
+    ui.rejectButton.click()
+    ui.cannotTellButton.click()
+    ui.difficultyBox.choose(3)
+    ui.draftButton.click()
+    assert done(panel) == "Kept as a draft: nothing is learned from it."
+    assert ui.rewardLabel.text.startswith("Kept as a draft. Reward ")
+    assert ui.givenBox.lines == ["reader-9: reject (cannot tell), draft"]
+    assert (ui.submitDraftButton.enabled, ui.withdrawButton.enabled, ui.revertButton.enabled) == (True, True, False)
+    before = len(server.corrections())  # that are learned from
+    ui.submitButton.click()
+    assert done(panel) == "Review recorded."
+    assert ui.givenBox.lines == ["reader-9: reject (cannot tell), submitted"], "the draft itself, not another review"
+    kept = server.corrections()[-1]
+    assert (len(server.corrections()), kept.cannot_tell, kept.difficulty) == (before + 1, True, "hard")
+    for button, state in ((ui.withdrawButton, "withdrawn"), (ui.revertButton, "submitted"), (ui.revertButton, "draft")):
+        button.click()
+        assert done(panel) == f"The review is {state}."
+        assert ui.givenBox.lines == [f"reader-9: reject (cannot tell), {state}"]
+    assert len(server.corrections()) == before
+    ui.submitDraftButton.click()
+    assert done(panel) == "The review is submitted."
+    ui.reviewerEdit.write("reader-10")
+    ui.givenBox.choose(0)
+    assert not ui.withdrawButton.enabled, "another reader's"
+    ui.acceptButton.click()
+    ui.submitButton.click()
+    assert done(panel) == "Review recorded."
+    assert [line.split(":")[0] for line in ui.givenBox.lines] == ["reader-10", "reader-9"]
+    ask(panel, head, "Is there a nodule in the left half?")
+    assert ui.givenBox.lines == []
+    assert not ui.cannotTellButton.checked
+
+
 @pytest.fixture
 def strange(scene: Any, tmp_path: Path) -> Any:
     """A volume that the server does not have."""

@@ -292,6 +292,19 @@ def test_serve_says_a_url_that_can_be_opened(
     assert (code, url.hostname, url.port, url.path) == (0, host, 8123, "/sparsight/")
 
 
+def test_the_app_of_images_opens_its_own_page(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def serve(*_: Any, on_start: Any, **rest: Any) -> int:
+        given.update(rest)
+        on_start()
+        return 0
+
+    monkeypatch.setattr("sparsight.server.run.serve", serve)
+    code, printed = run("serve", "--studies", str(tmp_path), "--app", "images")
+    assert (code, urlsplit(printed["url"]).path, given["app"]) == (0, "/sparsight/reader", "images")
+
+
 def test_without_json_an_error_is_three_lines_on_stderr(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sparsight.cli", "--home", str(tmp_path), "--reader", "gone", "policies"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)

@@ -259,7 +259,28 @@ def test_a_rejected_answer_is_withdrawn(episodes: dict[str, Episode], images: Ca
     assert {"Conclusion", "Reasoning of the algorithm", "Certainty of Finding"}.isdisjoint(found)
     assert found["Answer of the algorithm"] == ["yes"]
     assert found["Comment"][-1].endswith("A reviewer rejected this answer: it is withdrawn.")
-    assert not [item for item in items(report) if item.ValueType == "SCOORD"]
+    [where] = [item for item in items(report) if item.ValueType == "SCOORD"]  # of the number below, and of no region
+    header = next(h for h in images().headers if h.SOPInstanceUID == _source(where))
+    assert set(where.GraphicData) == {0.0, float(header.Columns), float(header.Rows)}
+    assert "Share of the visual tokens read" in found
+    assert "Share of the evidence" not in found
+
+
+def _source(where: Dataset) -> str:
+    return str(where.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID)
+
+
+@pytest.mark.parametrize("told", [None, ("accept", None), ("amend", "something else"), ("reject", None)])
+def test_every_group_has_a_place(
+    episodes: dict[str, Episode], images: Callable[..., Images], told: tuple[str, str | None] | None
+) -> None:
+    """OHIF 3.10 shows nothing of a report that holds a group without coordinates, whatever the others hold."""
+    episode = episodes["mr"]
+    report = make_report(episode, images(), [], told and review(episode, told[0], answer=told[1]))
+    groups = [item for item in items(report) if _name(item) == "Measurement Group"]
+    assert groups
+    for group in groups:
+        assert any(item.ValueType == "SCOORD" for item in items(group)), group
 
 
 def test_an_answer_that_is_too_uncertain_is_no_conclusion(

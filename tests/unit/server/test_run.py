@@ -3,8 +3,8 @@ import socket
 import pytest
 
 from sparsight.config import Config, SiteConfig
-from sparsight.errors import BusyError, ConfigError
-from sparsight.server.run import check_exposure, environment, prepare_app, serve
+from sparsight.errors import BusyError, ConfigError, NotFoundError
+from sparsight.server.run import APPS, app_source, check_exposure, environment, prepare_app, serve
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "viewer.example"])
@@ -28,6 +28,18 @@ def test_a_home_that_the_server_makes_is_private(tmp_path):
     prepare_app(config)
     made = [tmp_path / "new", config.home, config.home / "app", *(config.home / "configs").rglob("*")]
     assert {path.stat().st_mode & 0o777 for path in made if path.is_dir() and path.name != "app"} == {0o700}
+
+
+def test_every_app_has_texts_and_settings_that_can_be_read(tmp_path):
+    apps = app_source().parent
+    assert {folder.name for folder in apps.iterdir() if (folder / "main.py").is_file()} == set(APPS)
+    for app in APPS:
+        config = Config.load(app_source(app), home=tmp_path / app)
+        assert (prepare_app(config, app) / "lib/configs.py").is_file()
+    assert "white blood cells" in Config.load(app_source("images")).serve.suggested_questions["default"]
+    for app in ("pathology", "../radiology", ""):
+        with pytest.raises(NotFoundError, match="radiology, images"):
+            app_source(app)
 
 
 ISSUER = "https://id.example"

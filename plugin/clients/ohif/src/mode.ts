@@ -32,7 +32,9 @@ function toolGroups({ extensionManager, servicesManager }: Manager): void {
     ...drawn,
     disabled: [{ toolName: toolNames['Crosshairs'], configuration: { autoPan: { enabled: false } } }],
   });
-  toolGroupService.createToolGroupAndAddTools('SRToolGroup', { active, passive: [] });
+  // a report's regions are drawn by a tool of OHIF's own
+  const reportTools = extensionManager.getModuleEntry(`${SR}.utilityModule.tools`)?.exports.toolNames;
+  toolGroupService.createToolGroupAndAddTools('SRToolGroup', { active, enabled: reportTools ? [{ toolName: reportTools.DICOMSRDisplay }] : [] });
   toolGroupService.createToolGroupAndAddTools('volume3d', {
     active: [tool('TrackballRotateTool', Primary), tool('Zoom', Secondary), tool('Pan', Auxiliary)],
   });

@@ -20,12 +20,12 @@ from slicer.util import VTKObservationMixin
 from SparsightLib import volumes, words
 from SparsightLib.client import CancelledError, Client, ClientError
 from SparsightLib.learning import LearningPanel, fill
-from SparsightLib.logic import KINDS, SparsightLogic
+from SparsightLib.logic import SparsightLogic
+from SparsightLib.review import ReviewPanel
 from SparsightLib.tasks import Tasks
 
 _TICK_MS = 30
 _SLOWLY = 10  # ticks between two looks at what changes by itself
-_VERDICTS = ("accept", "reject", "amend")
 
 
 class Sparsight(ScriptedLoadableModule):
@@ -65,6 +65,7 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._region, self._ticks = 0, 0
         self._studies, self._earlier, self._suggestions, self._offered = [], [], [], []
         self._learning = LearningPanel(self.ui, self._start, self._beside, self._say)
+        self._review = ReviewPanel(self.ui, self.logic, self._start, self._guarded, self._say)
         self.ui.researchLabel.text = words.RESEARCH
         self._read_settings()
         self._connect()
@@ -96,20 +97,12 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             "following": lambda: self._look(1),
             "evidence": lambda: self.logic.show_or_hide(self.ui.evidenceButton.checked),
             "picture": self._save_picture,
-            "paint": self._paint,
-            "undo": self._undo,
-            "submit": self._submit,
-            "discard": self._discard,
         }
-        clicked.update({verdict: lambda v=verdict: self._judge(v) for verdict in _VERDICTS})
-        clicked.update({kind: lambda k=kind: self._mark(k) for kind in KINDS})
         for name, action in clicked.items():
             getattr(self.ui, f"{name}Button").connect("clicked()", action)
         self.ui.suggestionBox.connect("activated(int)", self._take_suggestion)
         self.ui.earlierBox.connect("activated(int)", self._show_earlier)
         self.ui.questionEdit.connect("textChanged()", self._write_question)
-        for name, field in (("rightEdit", "answer"), ("commentEdit", "comment")):
-            getattr(self.ui, name).connect("textEdited(QString)", lambda text, f=field: self.logic.write(**{f: text}))
         for name in ("urlEdit", "caFileEdit", "reviewerEdit"):
             getattr(self.ui, name).connect("editingFinished()", self._save_settings)
         self.ui.volumeSelector.connect("currentNodeChanged(vtkMRMLNode*)", lambda _: self._enable())
@@ -183,10 +176,7 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             return
         if self._task is not None:
             self._say(f"{self._doing}, {time.monotonic() - self._since_s:.0f} s")
-        drawing = self.logic.drawing
-        for kind in KINDS:
-            getattr(self.ui, f"{kind}Button").checked = kind == drawing
-        self.ui.marksLabel.text = words.marks(self.logic.counts(), self.logic.painted)
+        self._review.tick()
         self._learning.tick()
 
     def _failed(self, error: Exception) -> None:
@@ -213,12 +203,15 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """What can be done now."""
         busy, answered = self._task is not None and not self._task.over, self.logic.answer is not None
         can = dict.fromkeys(("connect", "refresh", "load", "next", "learn", "promote", "rollback"), not busy)
-        can.update(dict.fromkeys((*_VERDICTS, *KINDS, "undo", "discard"), answered))
-        can.update(dict.fromkeys(("submit", "picture"), answered and not busy))
-        can.update(dict.fromkeys(("previous", "following", "evidence", "paint"), self.logic.has_evidence))
-        can.update(cancel=busy, ask=not busy and self.ui.volumeSelector.currentNode() is not None)
+        can.update(dict.fromkeys(("previous", "following", "evidence"), self.logic.has_evidence))
+        can.update(
+            cancel=busy,
+            picture=answered and not busy,
+            ask=not busy and self.ui.volumeSelector.currentNode() is not None,
+        )
         for name, possible in can.items():
             getattr(self.ui, f"{name}Button").enabled = possible
+        self._review.enable(busy)
 
     # --- the server's lists, and studies ---
 
@@ -292,7 +285,7 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         volume, question = self.ui.volumeSelector.currentNode(), self.ui.questionEdit.plainText.strip()
         if volume is None or volume.GetImageData() is None or not question:
             self._say("Choose a volume and write a question first.", bad=True)
-        elif self._may_lose_the_review():
+        elif self._review.may_be_lost():
             request = {"question": question, "recheck": self.ui.recheckBox.checked}
             if self.ui.budgetBox.value:
                 request["budget"] = self.ui.budgetBox.value / 100
@@ -346,13 +339,15 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         def work(client, cancel):
             evidence = client.geometry(episode, cancel), client.labelmap(episode, cancel)
             earlier = client.episodes(study, cancel=cancel)
-            return (*evidence, [one for one in earlier if not one.get("prior")])  # of two images, the page shows both
+            earlier = [one for one in earlier if not one.get("prior")]  # of two images, the page shows both
+            return (*evidence, earlier, client.given(episode, cancel))
 
         def done(found) -> None:
-            place, labelmap, self._earlier = found
+            place, labelmap, self._earlier, given = found
             fill(self.ui.earlierBox, [words.earlier(one) for one in self._earlier])
             self._suggest()
             if (self.logic.answer or {}).get("episode") == episode:
+                self._review.show_given(given)
                 self._guarded(lambda: self._show_evidence(place, labelmap))
 
         self._start("Answered. Fetching the evidence", work, done)
@@ -371,16 +366,14 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _show_earlier(self, index: int) -> None:
         answer = self._earlier[index]
         volume = volumes.find(slicer.mrmlScene, answer["study"]) or self.ui.volumeSelector.currentNode()
-        if volume is not None and self._may_lose_the_review():
+        if volume is not None and self._review.may_be_lost():
             self._take_answer(answer, volume)
 
     def _show_answer(self) -> None:
         """Answer and draft as the scene has them."""
-        answer, draft = self.logic.answer, self.logic.draft
+        answer = self.logic.answer
         self.ui.answerView.html = words.answer_html(answer) if answer else ""
-        self.ui.rightEdit.text, self.ui.commentEdit.text = draft["answer"], draft["comment"]
-        self.ui.rewardLabel.text = ""
-        self._judge(draft["verdict"])
+        self._review.show()
         self._enable()
 
     def _look(self, step: int) -> None:
@@ -400,50 +393,3 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
         if path:
             self._start("Fetching the picture", lambda client, cancel: client.picture(episode, cancel), done)
-
-    # --- the review ---
-
-    def _may_lose_the_review(self) -> bool:
-        lost = "This review was not submitted. Drop it?"
-        return not self.logic.unsent or slicer.util.confirmYesNoDisplay(lost, windowTitle="Drop the review?")
-
-    def _judge(self, verdict: str) -> None:
-        if verdict != self.logic.draft["verdict"]:
-            self.logic.write(verdict=verdict)
-        for name in _VERDICTS:
-            getattr(self.ui, f"{name}Button").checked = name == verdict
-
-    def _mark(self, kind: str) -> None:
-        if self.logic.begin_mark(kind):
-            self._say(f"Draw a box around what is {kind}.")
-
-    def _undo(self) -> None:
-        if not self.logic.undo():
-            self._say("No box to remove; painting is undone in the Segment Editor.")
-
-    def _paint(self) -> None:
-        segmentation, volume = self.logic.segmentation, self.logic.volume
-        slicer.util.selectModule("SegmentEditor")
-        editor = slicer.modules.segmenteditor.widgetRepresentation().self().editor
-        editor.setSegmentationNode(segmentation)
-        editor.setSourceVolumeNode(volume)
-
-    def _discard(self) -> None:
-        self._guarded(self.logic.discard)
-        self._show_answer()
-
-    def _submit(self) -> None:
-        def send() -> None:
-            parts = self.logic.corrections(self.ui.reviewerEdit.text.strip() or "anonymous")
-
-            def work(client, cancel):
-                return [client.feedback(request, mask, kind, cancel) for request, mask, kind in parts]
-
-            self._start("Sending the review", work, done)
-
-        def done(replies) -> None:
-            self.logic.sent()
-            self.ui.rewardLabel.text = words.reward(replies)
-            self._say("Review recorded.")
-
-        self._guarded(send)

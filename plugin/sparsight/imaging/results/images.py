@@ -27,7 +27,7 @@ from sparsight.imaging.pixels import functional_group
 
 FloatArray = NDArray[np.float64]
 Rectangle = tuple[int, int, int, int]  # i0, j0, i1, j1: pixels of a slice, upper exclusive
-FORMAT = "1"  # of what is written; raised when it changes, so that no UID ever stands for two contents
+FORMAT = "2"  # of what is written; raised when it changes, so that no UID ever stands for two contents
 
 _REQUIRED = (  # type 1 and 2 of the Patient and General Study modules
     "PatientName",

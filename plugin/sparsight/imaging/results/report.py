@@ -245,18 +245,18 @@ class _Draft:
         return [(concepts.CONCLUSION, answer.text), (concepts.REASONING, answer.reasoning)]
 
     def _numbers(self) -> list[Any]:
-        """Of the algorithm's own answer: certainty, share of tokens read, necessity; none where it does not stand."""
+        """Of the algorithm's own answer: share of tokens read, and where it stands certainty and necessity.
+
+        Never empty: a group without numbers has no place on an image, and OHIF opens no report that holds one.
+        """
         episode = self.episode
-        if self._replaced or (self.review is not None and self.review.rejected):
-            return []
         read = episode.recheck.kept if episode.recheck else episode.evidence.kept
         share = 100 * read / max(episode.evidence.total, 1)
-        given: list[tuple[Code, float, Code]] = [
-            (concepts.CERTAINTY, 100 * episode.answer.confidence, concepts.PERCENT),
-            (concepts.KEPT, share, concepts.PERCENT),
-        ]
-        if episode.evidence.necessity is not None and np.isfinite(episode.evidence.necessity):
-            given.append((concepts.NECESSITY, episode.evidence.necessity, concepts.NO_UNITS))
+        given: list[tuple[Code, float, Code]] = [(concepts.KEPT, share, concepts.PERCENT)]
+        if not self._replaced and not (self.review is not None and self.review.rejected):
+            given.insert(0, (concepts.CERTAINTY, 100 * episode.answer.confidence, concepts.PERCENT))
+            if episode.evidence.necessity is not None and np.isfinite(episode.evidence.necessity):
+                given.append((concepts.NECESSITY, episode.evidence.necessity, concepts.NO_UNITS))
         k = self._first
         whole = (0, 0, int(self.images.headers[k].Columns), int(self.images.headers[k].Rows))
         where = [self._shape(sr.CoordinatesForMeasurement, k, whole)]

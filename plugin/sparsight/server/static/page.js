@@ -6,6 +6,8 @@ import { item } from "./reviews.js";
 const $ = (id) => document.getElementById(id);
 const REVIEWER = "page";
 const TOOLS = ["box", "stroke", "point"];
+const PICTURES = location.pathname.endsWith("/reader");  // the page for images without DICOM
+const [THING, THINGS] = PICTURES ? ["image", "images"] : ["study", "studies"];
 
 // withheld: the answer is kept back by the server until the reader's own one came. drag: points of what is being drawn.
 const state = {
@@ -44,6 +46,7 @@ async function attempt(work) {
   }
 }
 
+const offered = (study) => [...$("study").options].some(({ value }) => value === study);
 const short = (id) => (id.length > 24 ? `…${id.slice(-14)}` : id);  // DICOM UIDs differ at their end
 
 // --- asking ---
@@ -54,8 +57,8 @@ async function ask(event) {
   if ($("ask").disabled || !request.study || !request.question.trim()) return;
   $("ask").disabled = true;
   const start = performance.now();
-  const clock = setInterval(() => say(`looking at the study, ${((performance.now() - start) / 1000).toFixed(0)} s`), 500);
-  say("looking at the study");
+  const clock = setInterval(() => say(`looking at the ${THING}, ${((performance.now() - start) / 1000).toFixed(0)} s`), 500);
+  say(`looking at the ${THING}`);
   const answer = await attempt(() => call("ask", request));
   clearInterval(clock);
   $("ask").disabled = false;
@@ -83,7 +86,7 @@ async function show(answer) {
   $("view-tools").hidden = false;
   $("empty").hidden = true;
   $("slice").max = state.geometry.shape[0] - 1;
-  $("view-title").textContent = `Study ${short(answer.study)}`;
+  $("view-title").textContent = `${PICTURES ? "Image" : "Study"} ${short(answer.study)}`;
   $("view-title").title = answer.study;
   $("slice-tools").hidden = state.geometry.shape[0] < 2;
   await turnTo(state.geometry.slices[0]);
@@ -124,7 +127,7 @@ function describe(answer) {
 }
 
 async function history() {
-  const episodes = (await attempt(() => call("episodes?limit=20"))) ?? [];
+  const episodes = ((await attempt(() => call("episodes?limit=20"))) ?? []).filter(({ study }) => !PICTURES || offered(study));
   $("history").replaceChildren(...episodes.map((episode) => {
     const item = element("li", null);
     const button = element("button", `${episode.question} → ${episode.abstained ? "no answer" : episode.answer}`, { type: "button" });
@@ -335,7 +338,8 @@ async function nextCase() {
   say("looking for the case that would teach most");
   const found = await attempt(() => call("next_case", {}));
   if (!found) return;
-  if (!found.study) { say("every study was corrected or labelled"); return; }
+  if (!found.study) { say(`all ${THINGS} were corrected or labelled`); return; }
+  if (!offered(found.study)) { say("the next case is none of this page: it is at /sparsight/", true); return; }
   $("study").value = found.study;
   $("question").value = found.question;
   say(`next: ${found.reason}`);
@@ -400,16 +404,26 @@ function listen() {
   window.addEventListener("resize", fit);
 }
 
+// Images have no study, and need no words of radiology.
+function inPictures() {
+  document.title = "sparsight reader";
+  $("about").textContent = "Ask about an image, see what the answer rests on, correct it.";
+  $("study-word").textContent = $("view-title").textContent = "Image";
+  $("empty").textContent = "Pick an image and ask a question.";
+}
+
 async function begin() {
+  if (PICTURES) inPictures();
   listen();
   const link = new URLSearchParams(location.search);  // ?study=…&question=… asks at once
-  const studies = (await attempt(() => call("studies"))) ?? [];
+  const served = (await attempt(() => call("studies"))) ?? [];
+  const studies = PICTURES ? served.filter((study) => !study.study_uid) : served;
   $("study").replaceChildren(...studies.map(({ id, modality }) => element("option", `${modality} ${short(id)}`, { value: id, title: id })));
   const suggest = () => { $("question").value = studies.find(({ id }) => id === $("study").value)?.question ?? ""; };
   $("study").addEventListener("change", suggest);
   if (link.get("study")) $("study").value = link.get("study");
   suggest();
-  say(studies.length ? `${studies.length} studies` : "no studies are served", !studies.length);
+  say(studies.length ? `${studies.length} ${THINGS}` : `no ${THINGS} are served`, !studies.length);
   await Promise.all([history(), followLearning()]);
   if (link.get("question")) {
     $("question").value = link.get("question");

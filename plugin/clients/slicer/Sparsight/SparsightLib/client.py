@@ -208,6 +208,15 @@ class Client:
             body = {"feedback": json.dumps(request), "kind": kind, "mask": ("mask.nrrd", mask)}
         return self._object("POST", path, body, needs=("key", "reward"), read_s=_FILE_S, cancel=cancel)
 
+    def given(self, episode: str, cancel: Cancel | None = None) -> list[Json]:
+        """Every reader's corrections of an answer, oldest first, with what became of them."""
+        return self._list(f"/sparsight/episodes/{_quoted(episode)}/feedback", cancel)
+
+    def change(self, correction: str, change: str, reviewer: str, key: str, cancel: Cancel | None = None) -> Json:
+        """Submit a draft, withdraw a correction, or undo its last change; repeated under `key`."""
+        path, body = f"/sparsight/feedback/{_quoted(correction)}/change", {"change": change, "reviewer": reviewer}
+        return self._object("POST", path, {**body, "key": key}, needs=("key", "state"), cancel=cancel)
+
     # --- learning ---
 
     def next_case(self, exclude: list[str], cancel: Cancel | None = None) -> Json:

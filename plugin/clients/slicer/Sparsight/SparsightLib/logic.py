@@ -31,7 +31,7 @@ _COLOURS = {  # as on the server's page
     "missed": (1.0, 0.69, 0.125),
     "irrelevant": (1.0, 0.478, 0.439),
 }
-_EMPTY_DRAFT: Json = {"verdict": "", "answer": "", "comment": ""}
+_EMPTY_DRAFT: Json = {"verdict": "", "answer": "", "comment": "", "cannot_tell": False, "difficulty": ""}
 _KIND = "Sparsight.Kind"  # attribute of an ROI
 
 
@@ -127,10 +127,10 @@ class SparsightLogic:
 
     @property
     def draft(self) -> Json:
-        """What was written so far: verdict (accept, amend, reject or empty), answer, comment."""
+        """What was said so far: verdict (accept, amend, reject or empty), answer, comment, cannot_tell, difficulty."""
         return {**_EMPTY_DRAFT, **(self._get("draft") or {})}
 
-    def write(self, **fields: str) -> None:
+    def write(self, **fields: Any) -> None:
         """Change parts of the draft."""
         self._put("draft", {**self.draft, **fields})
 
@@ -190,36 +190,48 @@ class SparsightLogic:
         """Whether asking anew would lose something."""
         return self.answer is not None and self._fingerprint() != (self._untouched or ({}, (), []))
 
-    def corrections(self, reviewer: str) -> list[Correction]:
+    def corrections(self, reviewer: str, draft: bool = False) -> list[Correction]:
         """The draft as requests, to be sent in this order: the API takes one mask and kind each, so there may be three.
 
         The verdict and the boxes go with the first. The same content gets the same keys, also after the scene was
-        saved and loaded: what was sent twice is recorded once. Raises ClientError.
+        saved and loaded: what was sent twice is recorded once. draft: the server is to keep it, and to learn nothing
+        from it until it is submitted. Raises ClientError.
         """
-        draft, answer = self.draft, self.answer
-        if answer is None or not draft["verdict"]:
+        said, answer = self.draft, self.answer
+        if answer is None or not said["verdict"]:
             raise ClientError("no_verdict", "a review without verdict", expected="one", todo="accept, amend or reject")
         common = {"episode": answer["episode"], "reviewer": reviewer}
         boxes = [
             {"kind": roi.GetAttribute(_KIND), "box_mm": self.box_of(roi)} for roi in self._marks() if _is_drawn(roi)
         ]
-        request = {**common, "verdict": draft["verdict"], "marks": boxes, "comment": draft["comment"].strip()}
-        if draft["answer"].strip() and draft["verdict"] != "accept":
-            request["answer"] = draft["answer"].strip()
+        request = {**common, "verdict": said["verdict"], "marks": boxes, "comment": said["comment"].strip()}
+        if said["difficulty"]:
+            request["difficulty"] = said["difficulty"]
+        if said["verdict"] != "accept" and said["cannot_tell"]:
+            request["cannot_tell"] = True
+        elif said["verdict"] != "accept" and said["answer"].strip():
+            request["answer"] = said["answer"].strip()
         masks = self._masks()
         files = {kind: volumes.mask_nrrd(mask, self._answered()[1]) for kind, mask in masks.items()}
         key = self._key(request, masks)
         self._sending = self._fingerprint()
         first, *others = list(masks) or [""]
         rest = {**common, "verdict": "amend", "marks": []}  # says nothing of the answer: only of the regions
+        state = {"draft": True} if draft else {}
         return [
-            ({**request, "key": key}, files.get(first), first),
-            *(({**rest, "key": f"{key}-{kind}"}, files[kind], kind) for kind in others),
+            ({**request, **state, "key": key}, files.get(first), first),
+            *(({**rest, **state, "key": f"{key}-{kind}"}, files[kind], kind) for kind in others),
         ]
 
-    def sent(self) -> None:
-        """The server has what `corrections` gave last."""
+    @property
+    def drafted(self) -> bool:
+        """Whether the server has what `corrections` gave last, as a draft."""
+        return bool((self._get("sent") or {}).get("draft"))
+
+    def sent(self, draft: bool = False) -> None:
+        """The server has what `corrections` gave last; as a draft."""
         self._untouched = self._sending
+        self._put("sent", {**(self._get("sent") or {}), "draft": draft})
 
     # --- inside: the parameter node ---
 

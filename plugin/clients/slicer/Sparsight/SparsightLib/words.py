@@ -60,13 +60,25 @@ def marks(counts: dict[str, int], painted: bool) -> str:
     return f"Marked: {', '.join(said)}." if said else "No regions marked."
 
 
-def reward(replies: list[Json]) -> str:
-    """What a correction, sent in one part or several, was worth."""
+def difficulty(name: str) -> str:
+    """How hard it is, as a line of a box; empty: not said."""
+    return name or "how hard?"
+
+
+def given(one: Json) -> str:
+    """A review of the answer, by whomever, in one line of a list."""
+    said = "cannot tell" if one.get("cannot_tell") else one.get("answer")
+    learned = f", learned by {', '.join(one['learned_by'])}" if one["learned_by"] else ""
+    return f"{one['reviewer']}: {one['verdict']}{f' ({said})' if said else ''}, {one['state']}{learned}"
+
+
+def reward(replies: list[Json], draft: bool = False) -> str:
+    """What a correction, sent in one part or several, was worth, or would be if it were submitted."""
     told = []
     for worth in (reply["reward"] for reply in replies):
         parts = ", ".join(f"{name} {value:+.2f}" for name, value in worth["parts"].items() if value is not None)
         told.append(f"{worth['total']:+.2f}{f' ({parts})' if parts else ''}")
-    return f"Recorded. Reward {'; '.join(told)}"
+    return f"{'Kept as a draft' if draft else 'Recorded'}. Reward {'; '.join(told)}"
 
 
 def error(given: str, expected: str, todo: str) -> str:
