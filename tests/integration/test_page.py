@@ -270,7 +270,7 @@ def test_the_reader_lists_images_without_dicom(browser, server):
     browser.wait("document.querySelector('#answer .said') !== null")
     browser.wait("document.getElementById('canvas').width > 200")
     assert browser.run("document.title") == "sparsight reader"
-    assert browser.run("document.getElementById('view-title').textContent") == "Image chest"
+    browser.wait("document.getElementById('view-title').textContent === 'Image chest'")
     listed = browser.run("[...document.getElementById('study').options].map((option) => option.value)")
     assert sorted(listed) == ["chest", "head"], "the DICOM study is left out"
     faults = [e for e in browser.events if e.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded")]

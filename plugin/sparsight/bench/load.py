@@ -134,7 +134,7 @@ def _overhead(config: Config, folder: Path, url: str, pictures: list[str], pairs
                 later.append((alone, whole))
                 inside.append((alone, plugin))
     service.close()
-    named = {"new study": first, "later question": later, "later question, without HTTP": inside}
+    named = {"new study": first, "later question": later, "later question, until recorded": inside}
     return {what: _ratio(times) for what, times in named.items()}
 
 

@@ -101,8 +101,7 @@ class Service:
         compare with, likewise (imaging/pair.py says which pairs can be). budget: share of the tokens to keep, in
         (0, 1], or "auto": the policy decides. recheck: read a negative or ungrounded answer again from more tokens
         (serve.recheck_budget). blinded: `episode` and `reopen` keep the answer back until a reader has given their own.
-        priority: whom it has to wait for. Raises QuestionError, BudgetError, NotFoundError, ImageError, GeometryError,
-        InputError, BusyError, QueueFullError.
+        priority: whom it waits for. Raises QuestionError, BudgetError, NotFoundError, InputError, BusyError.
         """
         tell = on_progress or _quiet
         start = time.perf_counter()
@@ -110,7 +109,7 @@ class Service:
         parse_question(question.text, choices=question.choices, max_chars=serve.max_question_chars)
         share = check_budget(self._usual_budget() if budget is None else budget)
         check_pair(question, compared=prior is not None)
-        self._turnstile.check(priority)  # before anything is loaded or told
+        self._turnstile.check(priority)  # before anything is loaded
         in_turn = partial(self._turnstile.turn, priority, on_wait=lambda: tell(Progress("wait")))
         study_ = self._encoded.get(
             study,

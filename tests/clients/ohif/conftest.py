@@ -18,6 +18,7 @@ from pydicom import dcmread
 from sparsight.config import Config
 from sparsight.demo import make_studies
 from sparsight.server.run import free_port, start, wait_until_ready
+from sparsight.sim.anatomy import trunk
 from sparsight.sim.dicom import write_dicom
 from sparsight.types import ImageVolume
 
@@ -63,10 +64,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def make_ct(folder: Path) -> str:
-    """A CT of 24 slices with bright bodies in it, as DICOM; its series UID."""
-    voxels = np.random.default_rng(3).normal(40, 25, (24, 72, 80)).astype(np.float32)
-    voxels[6:12, 20:34, 44:60] += 220
-    voxels[14:20, 44:56, 14:30] += 180
+    """A CT of 24 slices of a drawn trunk with bright bodies in it, as DICOM; its series UID."""
+    rng = np.random.default_rng(3)
+    voxels = trunk(rng, (24, 72, 80)).astype(np.float32) * 1.5 - 100 + rng.normal(0, 8, (24, 72, 80)).astype(np.float32)
+    z, y, x = np.mgrid[:24, :72, :80]
+    voxels[((z - 9) / 3) ** 2 + ((y - 27) / 7) ** 2 + ((x - 52) / 8) ** 2 < 1] += 220
+    voxels[((z - 17) / 3) ** 2 + ((y - 50) / 6) ** 2 + ((x - 22) / 8) ** 2 < 1] += 180
     ijk_to_lps = np.array([[2.5, 0, 0, -100], [0, 2.5, 0, -90], [0, 0, 4, -48], [0, 0, 0, 1.0]])
     return write_dicom(ImageVolume(voxels, ijk_to_lps, "CT", (100.0, 500.0)), folder, "ct")
 

@@ -24,8 +24,10 @@ function toolGroups({ extensionManager, servicesManager }: Manager): void {
     ...(mouseButton === undefined ? {} : { bindings: [{ mouseButton }] }),
   });
   const active = [tool('WindowLevel', Primary), tool('Pan', Auxiliary), tool('Zoom', Secondary), tool('StackScroll', Wheel)];
-  const passive = ['Length', 'Bidirectional', 'RectangleROI', 'PlanarFreehandROI', 'EllipticalROI', 'CircleROI', 'Angle', 'Probe', 'Magnify', 'ArrowAnnotate'];
-  const drawn = { active, passive: passive.map(name => tool(name)) };
+  const passive = ['Length', 'Bidirectional', 'RectangleROI', 'EllipticalROI', 'CircleROI', 'Angle', 'Probe', 'Magnify', 'ArrowAnnotate'];
+  // strokes are marks, not measurements; this tool hides its text by no style of a single one
+  const silent = { ...tool('PlanarFreehandROI'), configuration: { getTextLines: () => [] } };
+  const drawn = { active, passive: [...passive.map(name => tool(name)), silent] };
   const { toolGroupService } = servicesManager.services;
   toolGroupService.createToolGroupAndAddTools('default', { ...drawn, enabled: [tool('ImageOverlayViewer'), tool('ReferenceLines')] });
   toolGroupService.createToolGroupAndAddTools('mpr', {

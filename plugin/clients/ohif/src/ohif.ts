@@ -72,10 +72,18 @@ export const NO_IMAGES = new Set(['SR', 'SEG', 'RTSTRUCT', 'RTPLAN', 'RTDOSE', '
 const CORNERSTONE = '@ohif/extension-cornerstone';
 
 /** Cornerstone as the viewer has it: nothing of it is in our bundle. */
+function libraries(manager: Manager): { cornerstone: any; cornerstoneTools: any } {
+  return manager.extensionManager.getModuleEntry(`${CORNERSTONE}.utilityModule.common`).exports.getCornerstoneLibraries();
+}
+
 export function metaData(manager: Manager): { get(type: string, imageId: string): any } {
-  return manager.extensionManager
-    .getModuleEntry(`${CORNERSTONE}.utilityModule.common`)
-    .exports.getCornerstoneLibraries().cornerstone.metaData;
+  return libraries(manager).cornerstone.metaData;
+}
+
+/** How a region is drawn, by its id: its colour, and whether the viewer writes its statistics beside it. */
+export function setStyle(manager: Manager, id: string, style: { color: string; textBoxVisibility: boolean }): void {
+  const { color } = style;
+  libraries(manager).cornerstoneTools.annotation.config.style.setAnnotationStyles(id, { ...style, colorHighlighted: color, colorSelected: color });
 }
 
 export function tools(manager: Manager): { toolNames: Record<string, string>; Enums: any } {

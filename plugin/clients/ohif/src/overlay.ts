@@ -2,7 +2,7 @@
 import { apply, corners, cut, dot, minus, multiply, type Box, type Mat4, type Vec3 } from './geometry';
 import type { Region, Tokens } from './client';
 import type { Viewport } from './ohif';
-import type { Drawn, Kind } from './review';
+import { MARKS, type Drawn } from './review';
 import type { Place, Viewer } from './viewer';
 
 const RENDERED = 'CORNERSTONE_IMAGE_RENDERED';
@@ -10,7 +10,6 @@ const HEAT = '255, 176, 32'; // amber: stands out from grey, for readers with an
 const BOX = '#7df9ff';
 const FLAT_MM = 1; // a box that is thinner lies in the plane it was drawn on
 const STRONGEST = 0.55; // opacity of the heaviest token: the tissue below stays readable
-const MARKS: Record<Kind, string> = { relevant: '#5fd38d', missed: '#ffb020', irrelevant: '#ff7a70' };
 const NAME = 'sparsight-evidence';
 
 export interface Drawing {
@@ -64,6 +63,7 @@ export class Overlay {
     context.setTransform(scale, 0, 0, scale, 0, 0);
     context.clearRect(0, 0, width, height);
     canvas.dataset['boxes'] = '[]';
+    canvas.style.visibility = this.drawing && this.visible ? 'visible' : 'hidden'; // Chromium may go on showing what was cleared
     if (!this.drawing || !this.visible) return;
     const moved = this.viewer.toViewport(this.drawing.place, id, viewport);
     if (moved) this.paintOn(context, canvas, viewport, moved);

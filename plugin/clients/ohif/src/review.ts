@@ -3,6 +3,8 @@ import type { Answer, FeedbackRequest, Mark } from './client';
 import type { Box, Vec3 } from './geometry';
 
 export type Kind = Mark['kind'];
+/** The colour of each kind of mark, on the image as in the panel. */
+export const MARKS: Record<Kind, string> = { relevant: '#5fd38d', missed: '#ffb020', irrelevant: '#ff7a70' };
 export type Verdict = FeedbackRequest['verdict'];
 export type Difficulty = NonNullable<FeedbackRequest['difficulty']>;
 

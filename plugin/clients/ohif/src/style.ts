@@ -14,6 +14,7 @@ export const style = css`
   .banner { padding: 4px 8px; border: 1px solid var(--warn); border-radius: 4px; color: var(--warn); font-weight: 600; }
   section { border-top: 1px solid var(--line); margin-top: 10px; padding-top: 8px; }
   h2 { font-size: 12px; margin: 0 0 6px; color: var(--quiet); font-weight: 600; }
+  * + h2 { margin-top: 10px; }
   textarea, input:not([type='range']) {
     width: 100%; color: inherit; background: var(--field); border: 1px solid var(--line); border-radius: 4px; padding: 6px 8px; font: inherit;
   }

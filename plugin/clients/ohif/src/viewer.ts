@@ -1,7 +1,7 @@
 /** What the panel and the overlay need of the viewer, in terms of studies, slices and millimetres. */
 import { apply, boxAround, centre, dot, IDENTITY, invert, minus, multiply, type Box, type Mat4, type Vec3 } from './geometry';
-import { metaData, NO_IMAGES, type DisplaySet, type Manager, type Measurement, type Services, type Viewport } from './ohif';
-import type { Kind } from './review';
+import { metaData, NO_IMAGES, setStyle, type DisplaySet, type Manager, type Measurement, type Services, type Viewport } from './ohif';
+import { MARKS, type Kind } from './review';
 import type { Geometry, Region } from './client';
 
 export interface Shown {
@@ -124,7 +124,9 @@ export class Viewer {
     this.manager.commandsManager.runCommand('setToolActiveToolbar', { toolName: 'WindowLevel' });
   }
 
+  /** Name what was drawn, in the colour of its kind, without statistics that would hide the evidence. */
   label(id: string, kind: Kind): void {
+    setStyle(this.manager, id, { color: MARKS[kind], textBoxVisibility: false });
     const measurement = this.services.measurementService.getMeasurement(id);
     if (measurement) this.services.measurementService.update(id, { ...measurement, label: kind }, true);
   }

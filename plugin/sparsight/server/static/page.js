@@ -418,7 +418,7 @@ async function begin() {
   const link = new URLSearchParams(location.search);  // ?study=…&question=… asks at once
   const served = (await attempt(() => call("studies"))) ?? [];
   const studies = PICTURES ? served.filter((study) => !study.study_uid) : served;
-  $("study").replaceChildren(...studies.map(({ id, modality }) => element("option", `${modality} ${short(id)}`, { value: id, title: id })));
+  $("study").replaceChildren(...studies.map(({ id, modality }) => element("option", PICTURES ? short(id) : `${modality} ${short(id)}`, { value: id, title: id })));
   const suggest = () => { $("question").value = studies.find(({ id }) => id === $("study").value)?.question ?? ""; };
   $("study").addEventListener("change", suggest);
   if (link.get("study")) $("study").value = link.get("study");
