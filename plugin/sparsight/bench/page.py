@@ -49,7 +49,8 @@ def _head(report: Report) -> list[str]:
         "",
         f"`sparsight bench evidence`, version {report['version']}, {report['created'][:10]}: "
         f"reader `{report['reader']}`, policy `{report['policy']}`, seed {report['seed']}, {report['seconds']:.0f} s "
-        f"with {report['workers']} process(es). Every figure is in [evidence.json](results/evidence.json).",
+        f"of measuring, shared by {report['workers']} process(es). "
+        "Every figure is in [evidence.json](results/evidence.json).",
         "",
         "Choices are scored, one prefill each, bfloat16, without reasoning, unless it says *read*. Accuracy: share of "
         "right answers. Intervals: 95 % bootstrap, resampling images of simulated suites and patients of real ones; "
