@@ -44,7 +44,7 @@ def make_app(texts: Texts, service: Callable[[], Service]) -> type[MONAILabelApp
     It is built once in the server, and in background jobs but for learning; weights load when needed.
     """
 
-    class App(MONAILabelApp):  # type: ignore[misc]  # MONAI Label has no types
+    class App(MONAILabelApp):
         def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
             self.config = Config.load()
             super().__init__(app_dir, studies, conf, name=texts.TITLE, description=texts.ABOUT)

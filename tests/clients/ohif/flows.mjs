@@ -171,6 +171,8 @@ const flows = {
     await ask(settings.question);
     await page.locator('#result').waitFor(SLOW);
     await page.evaluate(() => document.activeElement?.blur());
+    await page.waitForTimeout(500);
+    await shot('ohif-9-ring');
     await page.keyboard.press('e'); // nothing in the way
     const found = { place: await place(), stroke: [], point: null };
     const { x, y, width, height } = found.place;
@@ -197,7 +199,7 @@ const flows = {
     for (let n = 0; n < 3; n++) await page.keyboard.press('f');
     await page.locator('button[data-difficulty=hard][aria-pressed=true]').waitFor(SLOW);
     await page.locator('#review').scrollIntoViewIfNeeded();
-    await shot('ohif-9-kinds');
+    await shot('ohif-10-kinds');
     found.states = [];
     const becomes = async (state, work) => {
       await work();
@@ -331,6 +333,23 @@ const flows = {
       await shot(`ohif-18-report-${n + 1}`);
     }
     return found;
+  },
+
+  /** The page for images without DICOM: ask, draw, correct. */
+  async reader() {
+    await page.goto(`${settings.url}/sparsight/reader?study=${settings.study}&question=${encodeURIComponent(settings.question)}`, SLOW);
+    await page.locator('#answer .said').waitFor(SLOW);
+    await page.waitForFunction(() => document.getElementById('canvas').width > 300, null, SLOW);
+    await page.locator('#canvas').click(); // out of any field
+    await page.keyboard.press('1');
+    const at = await page.locator('#canvas').boundingBox();
+    const [x0, y0, x1, y1] = settings.box; // shares of the image
+    await drag({ x: at.x + x0 * at.width, y: at.y + y0 * at.height }, { x: at.x + x1 * at.width, y: at.y + y1 * at.height });
+    await page.locator('#right').fill(settings.right);
+    await page.locator('#amend').click();
+    await page.waitForFunction(() => document.getElementById('reward').textContent, null, SLOW);
+    await shot('reader');
+    return { title: await page.title(), said: await text('#answer'), reward: await text('#reward'), status: await text('#status') };
   },
 
   async cancel() {

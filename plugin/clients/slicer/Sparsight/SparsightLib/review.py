@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import slicer
@@ -24,7 +25,7 @@ class ReviewPanel:
         self._given: list[words.Json] = []  # of this answer, the newest first
         self._busy = False
         fill(ui.difficultyBox, [words.difficulty(name) for name in DIFFICULTIES])
-        clicked = {
+        clicked: dict[str, Callable[[], Any]] = {
             "cannotTell": lambda: logic.write(cannot_tell=ui.cannotTellButton.checked),
             "paint": self._paint,
             "undo": self._undo,
@@ -32,9 +33,9 @@ class ReviewPanel:
             "draft": lambda: guarded(lambda: self._submit(draft=True)),
             "discard": self._discard,
         }
-        clicked.update({verdict: lambda v=verdict: self._judge(v) for verdict in VERDICTS})
-        clicked.update({kind: lambda k=kind: self._mark(k) for kind in KINDS})
-        clicked.update({name: lambda c=change: self._change(c) for name, change in _CHANGES.items()})
+        clicked.update({verdict: _with(self._judge, verdict) for verdict in VERDICTS})
+        clicked.update({kind: _with(self._mark, kind) for kind in KINDS})
+        clicked.update({name: _with(self._change, change) for name, change in _CHANGES.items()})
         for name, action in clicked.items():
             getattr(ui, f"{name}Button").connect("clicked()", action)
         for name, field in (("rightEdit", "answer"), ("commentEdit", "comment")):
@@ -165,6 +166,11 @@ class ReviewPanel:
                 self.show_given(given)
 
         self._start("Changing the review", work, done)
+
+
+def _with(action: Callable[[str], None], name: str) -> Callable[[], None]:
+    """What a button of this name does."""
+    return lambda: action(name)
 
 
 def possible(given: words.Json) -> list[str]:
