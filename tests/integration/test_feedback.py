@@ -74,7 +74,7 @@ def test_drafts_and_what_was_withdrawn_are_not_learned(client: httpx.Client, stu
     client.post(f"/sparsight/feedback/{keys[1]}/change", json={"change": "withdraw"}).raise_for_status()
     assert client.get("/sparsight/health/ready").json()["corrections"] == before + 1
     stats = learned(client)
-    episodes = client.get("/sparsight/episodes").json()
+    episodes = client.get("/sparsight/episodes", params={"limit": 500}).json()
     given = [g for e in episodes for g in client.get(f"/sparsight/episodes/{e['episode']}/feedback").json()]
     told = [g for g in given if g["state"] == "submitted" and not g["blinded"] and not g["cannot_tell"]]
     assert stats["corrections"] + stats["held_out"] <= len(told)

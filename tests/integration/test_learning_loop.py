@@ -28,6 +28,7 @@ from sparsight.types import Case, Episode, Feedback, Mark
 pytestmark = [pytest.mark.learning, pytest.mark.slow]
 
 CORRECTIONS = 60
+VERDICTS = 200  # a verdict says less than an answer or a mark, and nothing of an answer that was not sure
 SHARE = 0.1  # else all tokens: a policy that has learned nothing does not choose
 
 
@@ -50,12 +51,12 @@ def service(tmp_path: Path, blank_reader: Path) -> Iterator[Service]:
     service.close()
 
 
-def lessons() -> list[Case]:
+def lessons(n: int) -> list[Case]:
     """Questions whose answer rests on a finding, one a scene, anatomy and scenes never trained on."""
     simulator = Simulator(SceneConfig(question_kinds=("what", "exists", "brightness")))
     found: list[Case] = []
     index = 0
-    while len(found) < CORRECTIONS:
+    while len(found) < n:
         case = next((c for c in simulator.scene("test", index, 77).cases if c.finding is not None), None)
         found += [case] if case else []
         index += 1
@@ -99,7 +100,7 @@ def by_spill(case: Case, episode: Episode) -> Feedback:
     ids=["answers", "masks", "boxes and answers", "verdicts alone", "what does not matter"],
 )
 def test_corrections_change_the_policy_and_rollback_restores_it(service: Service, correct: object) -> None:
-    cases = lessons()
+    cases = lessons(VERDICTS if correct is by_verdict else CORRECTIONS)
     before = [service.ask(case.volume, case.question, budget=SHARE).episode for case in cases]
     for case, episode in zip(cases, before, strict=True):
         service.correct(correct(case, episode))  # type: ignore[operator]
