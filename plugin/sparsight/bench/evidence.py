@@ -155,6 +155,8 @@ def write(report: dict[str, Any], setup: Setup, out: Path) -> None:
     beside = out / "results"
     beside.mkdir(parents=True, exist_ok=True)
     (beside / "evidence.json").write_text(dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    for earlier in beside.glob("*.png"):  # of a run that had more of them
+        earlier.unlink()
     pictures = draw_plots(report, beside)
     reader, ours = loaded(setup)
     examples = draw_examples(reader, ours, beside, seed=setup.seed, budget=TEST_BUDGET)
