@@ -141,7 +141,7 @@ def _score(held: Held, part: _Part) -> list[NDArray[np.float32]]:
 def _packed(grid: TokenGrid) -> TokenGrid:
     """With arrays for tensors: workers of one machine read them where they lie, without a copy."""
     extras = {name: value.numpy() if isinstance(value, Tensor) else value for name, value in grid.extras.items()}
-    return replace(grid, features=grid.features.numpy(), extras=extras)  # type: ignore[arg-type]
+    return replace(grid, features=grid.features.numpy(), extras=extras)  # type: ignore[arg-type] # arrays on the way
 
 
 def _unpacked(grid: TokenGrid) -> TokenGrid:

@@ -275,7 +275,7 @@ class _Run:
         for chunk in [[one] for one in mine] if self.ranks.in_step else _chunks(mine, logits):
             loss, means = self._loss_of(chunk)
             whole = whole and bool(torch.isfinite(loss))
-            (loss * len(chunk) / len(asked)).backward()  # type: ignore[no-untyped-call]
+            (loss * len(chunk) / len(asked)).backward()  # type: ignore[no-untyped-call] # torch's
             seen += [dict(means) for _ in chunk]
         if not whole:  # only now: in step, the others could not go through a pass alone
             raise _stopped("a loss that is not a number", "lower lr")

@@ -134,7 +134,7 @@ def _learn(
             before = reference.speak(prompts, texts)
         missing = -(spoken.chosen * spoken.said).sum() / tokens
         moved = (objective.token_kl(spoken.log_p, before.log_p) * spoken.said).sum() / tokens
-        (missing + beta * moved).backward()  # type: ignore[no-untyped-call]
+        (missing + beta * moved).backward()  # type: ignore[no-untyped-call] # torch's
         loss, drift = loss + float(missing.detach()), drift + float(moved.detach())
     return loss, drift
 

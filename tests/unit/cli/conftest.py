@@ -1,10 +1,15 @@
 """What the command line is tried on."""
 
+import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from sparsight.cli import main as program
 
 
 @pytest.fixture
@@ -12,3 +17,19 @@ def picture(tmp_path: Path) -> Path:
     path = tmp_path / "picture.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 120), dtype=np.uint8)).save(path)
     return path
+
+
+@pytest.fixture
+def run_at(
+    tmp_path: Path, reader_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Any:
+    """Call `sparsight ARGS --json` in this process, at a site: (exit code, parsed stdout)."""
+
+    def call(site: str, *args: str) -> tuple[int, dict[str, Any]]:
+        common = ["--home", str(tmp_path / site), "--reader", str(reader_folder)]
+        monkeypatch.setattr(sys, "argv", ["sparsight", *common, *args, "--json"])
+        with pytest.raises(SystemExit) as left:
+            program()
+        return int(left.value.code or 0), json.loads(capsys.readouterr().out)
+
+    return call

@@ -1,71 +1,50 @@
 """Backup, restore and forget from the command line: the same answers, the same policies, and nothing of who is gone."""
 
-import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from sparsight.cli import main as program
 from sparsight.store import StoreLock
 
 MARKER = "doe-jane-17"
 
 
-@pytest.fixture
-def run(
-    tmp_path: Path, reader_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Any:
-    """Call `sparsight ARGS --json` in this process, at a site: (exit code, parsed stdout)."""
-
-    def call(site: str, *args: str) -> tuple[int, dict[str, Any]]:
-        common = ["--home", str(tmp_path / site), "--reader", str(reader_folder)]
-        monkeypatch.setattr(sys, "argv", ["sparsight", *common, *args, "--json"])
-        with pytest.raises(SystemExit) as left:
-            program()
-        return int(left.value.code or 0), json.loads(capsys.readouterr().out)
-
-    return call
-
-
-def test_a_restored_store_answers_alike(run: Any, picture: Path, tmp_path: Path) -> None:
+def test_a_restored_store_answers_alike(run_at: Any, picture: Path, tmp_path: Path) -> None:
     ask = ("ask", str(picture), "Is there a nodule?", "--budget", "0.1")
-    first = run("a", *ask)[1]
-    run("a", "correct", first["episode"], "--answer", "no", "--key", "k")
-    code, made = run("a", "backup", str(tmp_path / "b.tar"))
+    first = run_at("a", *ask)[1]
+    run_at("a", "correct", first["episode"], "--answer", "no", "--key", "k")
+    code, made = run_at("a", "backup", str(tmp_path / "b.tar"))
     assert (code, made["episodes"], made["corrections"], made["policies"]) == (0, 1, 1, 1)
-    code, brought = run("b", "restore", str(tmp_path / "b.tar"))
+    code, brought = run_at("b", "restore", str(tmp_path / "b.tar"))
     assert (code, brought["problems"], brought["head"]) == (0, [], made["head"])
-    assert run("b", "policies") == run("a", "policies")
-    again = run("b", *ask)[1]
+    assert run_at("b", "policies") == run_at("a", "policies")
+    again = run_at("b", *ask)[1]
     same = ("answer", "reasoning", "confidence", "evidence", "budget", "policy", "reader", "necessity_nats")
     assert {name: again[name] for name in same} == {name: first[name] for name in same}
-    assert run("b", "audit", "verify", "--anchor", made["head"])[1]["intact"]
-    assert run("b", "restore", str(tmp_path / "b.tar"))[1]["error"]["code"] == "conflict"
-    assert run("c", "restore", str(picture))[1]["error"]["code"] == "bad_bundle"
+    assert run_at("b", "audit", "verify", "--anchor", made["head"])[1]["intact"]
+    assert run_at("b", "restore", str(tmp_path / "b.tar"))[1]["error"]["code"] == "conflict"
+    assert run_at("c", "restore", str(picture))[1]["error"]["code"] == "bad_bundle"
 
 
-def test_what_is_forgotten_is_nowhere(run: Any, picture: Path, tmp_path: Path) -> None:
+def test_what_is_forgotten_is_nowhere(run_at: Any, picture: Path, tmp_path: Path) -> None:
     named = tmp_path / "studies" / f"{MARKER}.png"
     named.parent.mkdir()
     shutil.copy(picture, named)
     studies = ("--studies", str(named.parent))
-    asked = run("a", "ask", MARKER, f"Is there a nodule in {MARKER}?", *studies)[1]
-    run("a", "correct", asked["episode"], "--answer", "no", "--comment", MARKER)
-    other = run("a", "ask", str(picture), "Is there a nodule?")[1]
+    asked = run_at("a", "ask", MARKER, f"Is there a nodule in {MARKER}?", *studies)[1]
+    run_at("a", "correct", asked["episode"], "--answer", "no", "--comment", MARKER)
+    other = run_at("a", "ask", str(picture), "Is there a nodule?")[1]
     results = tmp_path / "a" / "dicom" / asked["episode"]
     results.mkdir(parents=True)
     with StoreLock(tmp_path / "a"):
-        assert run("a", "forget", "--study", MARKER)[1]["error"]["code"] == "conflict", "a server runs"
-    code, gone = run("a", "forget", "--study", MARKER)
+        assert run_at("a", "forget", "--study", MARKER)[1]["error"]["code"] == "conflict", "a server runs"
+    code, gone = run_at("a", "forget", "--study", MARKER)
     assert (code, gone["episodes"], len(gone["corrections"])) == (0, [asked["episode"]], 1)
     assert not results.exists()
-    assert run("a", "audit", "verify")[1]["intact"]
-    assert run("a", "forget", "--study", MARKER)[1]["error"]["code"] == "not_found"
-    assert run("a", "forget")[1]["error"]["code"] == "bad_input"
-    assert run("a", "forget", "--older-than", "1")[1]["episodes"] == []
+    assert run_at("a", "audit", "verify")[1]["intact"]
+    assert run_at("a", "forget", "--study", MARKER)[1]["error"]["code"] == "not_found"
+    assert run_at("a", "forget")[1]["error"]["code"] == "bad_input"
+    assert run_at("a", "forget", "--older-than", "1")[1]["episodes"] == []
     files = [p for p in (tmp_path / "a").rglob("*") if p.is_file()]
     assert [p for p in files if MARKER.encode() in p.read_bytes() or MARKER in p.name] == []
-    assert run("a", "correct", other["episode"], "--answer", "no")[0] == 0
+    assert run_at("a", "correct", other["episode"], "--answer", "no")[0] == 0

@@ -1,69 +1,50 @@
 """The log and the corrections from the command line."""
 
-import json
 import sqlite3
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 
-from sparsight.cli import main as program
-
-
-@pytest.fixture
-def run(
-    tmp_path: Path, reader_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Any:
-    """Call `sparsight ARGS --json` in this process, at a site: (exit code, parsed stdout)."""
-
-    def call(site: str, *args: str) -> tuple[int, dict[str, Any]]:
-        common = ["--home", str(tmp_path / site), "--reader", str(reader_folder)]
-        monkeypatch.setattr(sys, "argv", ["sparsight", *common, *args, "--json"])
-        with pytest.raises(SystemExit) as left:
-            program()
-        return int(left.value.code or 0), json.loads(capsys.readouterr().out)
-
-    return call
-
-
-def test_corrections_of_every_kind_go_to_another_site(run: Any, picture: Path, tmp_path: Path) -> None:
-    episode = run("a", "ask", str(picture), "Is there a nodule?", "--no-recheck")[1]["episode"]
+def test_corrections_of_every_kind_go_to_another_site(run_at: Any, picture: Path, tmp_path: Path) -> None:
+    episode = run_at("a", "ask", str(picture), "Is there a nodule?", "--no-recheck")[1]["episode"]
     marked = ("--point", "10,10,0", "--stroke", "20,20,0;40,22,0", "--radius", "2", "--mark-kind", "missed")
-    code, given = run("a", "correct", episode, *marked, "--difficulty", "hard", "--key", "k1", "--draft")
+    code, given = run_at("a", "correct", episode, *marked, "--difficulty", "hard", "--key", "k1", "--draft")
     assert (code, given["state"]) == (0, "draft")
     assert given["reward"]["parts"]["grounding"] is not None
-    assert run("a", "correct", episode, "--cannot-tell", "--key", "k2")[1]["reward"]["parts"]["abstention"] in (-1, 1)
-    assert run("a", "revise", "k1", "submit")[1] == {"key": "k1", "state": "submitted", "learned_by": []}
-    assert run("a", "revise", "k2", "withdraw")[1]["state"] == "withdrawn"
-    assert run("a", "revise", "k2", "forget")[1]["error"]["code"] == "bad_feedback"
-    assert run("a", "correct", episode, "--point", "1,2")[1]["error"]["code"] == "bad_feedback"
+    assert run_at("a", "correct", episode, "--cannot-tell", "--key", "k2")[1]["reward"]["parts"]["abstention"] in (
+        -1,
+        1,
+    )
+    assert run_at("a", "revise", "k1", "submit")[1] == {"key": "k1", "state": "submitted", "learned_by": []}
+    assert run_at("a", "revise", "k2", "withdraw")[1]["state"] == "withdrawn"
+    assert run_at("a", "revise", "k2", "forget")[1]["error"]["code"] == "bad_feedback"
+    assert run_at("a", "correct", episode, "--point", "1,2")[1]["error"]["code"] == "bad_feedback"
     out = str(tmp_path / "out")
-    code, exported = run("a", "export-feedback", out, "--site", "site-a")
+    code, exported = run_at("a", "export-feedback", out, "--site", "site-a")
     assert (code, exported["corrections"]) == (0, 2)
-    code, merged = run("b", "import-feedback", out)
+    code, merged = run_at("b", "import-feedback", out)
     assert (code, merged["corrections"], merged["sha256"]) == (0, 2, exported["sha256"])
-    assert run("b", "import-feedback", out)[1]["known"] == 2
-    assert run("a", "export-feedback", out, "--site", "site-a")[1]["error"]["code"] == "bad_input"
-    assert run("b", "import-feedback", str(tmp_path))[1]["error"]["code"] == "bad_bundle"
+    assert run_at("b", "import-feedback", out)[1]["known"] == 2
+    assert run_at("a", "export-feedback", out, "--site", "site-a")[1]["error"]["code"] == "bad_input"
+    assert run_at("b", "import-feedback", str(tmp_path))[1]["error"]["code"] == "bad_bundle"
 
 
-def test_the_log_is_verified(run: Any, picture: Path, tmp_path: Path) -> None:
-    episode = run("a", "ask", str(picture), "Is there a nodule?", "--no-recheck")[1]["episode"]
-    run("a", "correct", episode, "--answer", "no")
-    code, told = run("a", "audit", "verify")
+def test_the_log_is_verified(run_at: Any, picture: Path, tmp_path: Path) -> None:
+    episode = run_at("a", "ask", str(picture), "Is there a nodule?", "--no-recheck")[1]["episode"]
+    run_at("a", "correct", episode, "--answer", "no")
+    code, told = run_at("a", "audit", "verify")
     assert (code, told["intact"], told["problems"]) == (0, True, [])
-    assert run("a", "audit", "verify", "--anchor", told["head"])[0] == 0
+    assert run_at("a", "audit", "verify", "--anchor", told["head"])[0] == 0
     other = told["head"][:-4] + "0000"
-    code, broken = run("a", "audit", "verify", "--anchor", other)
+    code, broken = run_at("a", "audit", "verify", "--anchor", other)
     assert code == 1
     assert "the given anchor" in broken["problems"][0]
-    assert run("a", "audit", "verify", "--anchor", "x")[1]["error"]["code"] == "bad_input"
+    assert run_at("a", "audit", "verify", "--anchor", "x")[1]["error"]["code"] == "bad_input"
     with sqlite3.connect(tmp_path / "a" / "store.db") as raw:
         raw.execute("UPDATE feedback SET reward = replace(reward, '-1', '1')")
         raw.execute("DELETE FROM audit WHERE seq = 2")
     raw.close()
-    code, broken = run("a", "audit", "verify")
+    code, broken = run_at("a", "audit", "verify")
     assert code == 1
     assert not broken["intact"]
     assert len(broken["problems"]) >= 2

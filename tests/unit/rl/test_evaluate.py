@@ -22,7 +22,7 @@ from sparsight.model import (
     load_reader,
 )
 from sparsight.model.rivals import LABELLED, RIVALS
-from sparsight.rl.acquisition import Worth, acquire, in_order
+from sparsight.rl.acquisition import acquire
 from sparsight.rl.evaluate import SELECTORS, evaluate, finding_share, fits, selectors_by_name
 from sparsight.rl.evidence_tests import (
     Outcome,
@@ -254,30 +254,6 @@ def test_acquisition_prefers_what_the_subsets_disagree_about(reader: SeesOneToke
     assert sure.disagreement == pytest.approx(0, abs=1e-6)
     assert unsure.disagreement > 0.1
     assert sure.undecided == unsure.undecided == pytest.approx(1)  # all scores are the same
-
-
-def worth(disagreement: float, at: Sequence[float], **more: Any) -> Worth:
-    place = np.array(at, np.float32)
-    given: dict[str, Any] = {"undecided": 0.5, "necessity": 0.5} | more
-    return Worth(disagreement, place=place / np.linalg.norm(place), said="'yes' with 50%", **given)
-
-
-def test_the_next_cases_differ_from_each_other_and_from_what_was_corrected() -> None:
-    here, beside, there = (1.0, 0.0), (1.0, 0.01), (0.0, 1.0)
-    cases = [worth(0.30, here), worth(0.29, beside), worth(0.28, there)]
-    order = in_order(cases, [])
-    assert [i for i, _ in order] == [0, 2, 1]
-    assert [score for _, score in order] == sorted((score for _, score in order), reverse=True)
-    assert all(0 <= score <= 1 for _, score in order)
-    assert in_order(cases, [cases[0].place])[0][0] == 2
-    assert in_order([], [cases[0].place]) == []
-
-
-@pytest.mark.parametrize("more", [{"undecided": 0.9}, {"necessity": -0.2}])
-def test_who_is_undecided_or_answers_without_its_evidence_comes_first(more: dict[str, float]) -> None:
-    place = (1.0, 0.0)
-    assert in_order([worth(0.3, place), worth(0.3, place, **more)], [])[0][0] == 1
-    assert in_order([worth(0.3, place, necessity=None), worth(0.3, place)], [])[0][0] == 1  # not known is not lacking
 
 
 def test_sentinel_is_frozen_and_scores_what_the_reader_says(reader: SeesOneToken) -> None:

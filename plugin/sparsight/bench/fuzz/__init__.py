@@ -95,7 +95,7 @@ class _Worker:
     def __init__(self, spec: dict[str, Any]) -> None:
         command = [*_WORKER, json.dumps(spec)]
         self._lines: queue.Queue[str | None] = queue.Queue()
-        self._process = subprocess.Popen(  # noqa: S603
+        self._process = subprocess.Popen(  # noqa: S603 - this interpreter, arguments of ours
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, text=True
         )
         assert self._process.stdout is not None
