@@ -25,11 +25,13 @@ def run_at(
 ) -> Any:
     """Call `sparsight ARGS --json` in this process, at a site: (exit code, parsed stdout)."""
 
-    def call(site: str, *args: str) -> tuple[int, dict[str, Any]]:
-        common = ["--home", str(tmp_path / site), "--reader", str(reader_folder)]
+    def call(site: str, *args: str, reader: Path = reader_folder) -> tuple[int, dict[str, Any]]:
+        common = ["--home", str(tmp_path / site), "--reader", str(reader)]
         monkeypatch.setattr(sys, "argv", ["sparsight", *common, *args, "--json"])
         with pytest.raises(SystemExit) as left:
             program()
-        return int(left.value.code or 0), json.loads(capsys.readouterr().out)
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return int(left.value.code or 0), json.loads(said.out)
 
     return call

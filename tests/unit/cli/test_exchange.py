@@ -2,68 +2,47 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 from typer.testing import CliRunner
 
-from sparsight.cli import main as program
 from sparsight.cli.main import app
 from sparsight.model import load_base_policy
 from sparsight.store import PolicyRegistry
 
 
-@pytest.fixture
-def run(
-    tmp_path: Path, reader_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Any:
-    """Call `sparsight ARGS --json` in this process, at a site: (exit code, parsed stdout)."""
-
-    def call(site: str, *args: str, reader: Path = reader_folder) -> tuple[int, dict[str, Any]]:
-        common = ["--home", str(tmp_path / site), "--reader", str(reader)]
-        monkeypatch.setattr(sys, "argv", ["sparsight", *common, *args, "--json"])
-        with pytest.raises(SystemExit) as left:
-            program()
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return int(left.value.code or 0), json.loads(said.out)
-
-    return call
-
-
 def test_from_one_site_to_another(
-    run: Any, tmp_path: Path, reader_folder: Path, looking_folder: Path, picture: Path
+    run_at: Any, tmp_path: Path, reader_folder: Path, looking_folder: Path, picture: Path
 ) -> None:
     bundle, folder = str(tmp_path / "b.zip"), tmp_path / "reader"
-    (base,) = run("a", "policies")[1]["policies"]
+    (base,) = run_at("a", "policies")[1]["policies"]
     arrays = {name: array + 0.5 for name, array in load_base_policy(reader_folder).items()}
     registry = PolicyRegistry(tmp_path / "a" / "readers" / base["reader"])
     learned = registry.add(arrays, parent=base["id"], reader=base["reader"])
-    code, exported = run("a", "export-bundle", bundle, "--policy", learned.id, "--site", "site-a")
+    code, exported = run_at("a", "export-bundle", bundle, "--policy", learned.id, "--site", "site-a")
     assert (code, exported["bundle"], exported["files"]) == (0, bundle, 10)
     args = ("import-bundle", bundle, "--sha256", exported["sha256"])
-    code, refused = run("b", *args, reader=looking_folder)
+    code, refused = run_at("b", *args, reader=looking_folder)
     assert (code, refused["error"]["code"]) == (1, "bad_weights")
     assert "--reader-dir" in refused["error"]["todo"]
-    code, imported = run("b", *args, "--reader-dir", str(folder), reader=looking_folder)
+    code, imported = run_at("b", *args, "--reader-dir", str(folder), reader=looking_folder)
     assert (code, imported["new"], imported["reader_dir"]) == (0, True, str(folder))
     policy = imported["policy"]
     assert (policy["id"], policy["state"]) == (exported["policy"], "candidate")
     assert (policy["origin"]["site"], policy["origin"]["bundle_sha256"]) == ("site-a", exported["sha256"])
-    assert not run("b", *args, "--reader-dir", str(folder), reader=looking_folder)[1]["new"]
-    code, asked = run("b", "ask", str(picture), "Is there a nodule?", reader=folder)
+    assert not run_at("b", *args, "--reader-dir", str(folder), reader=looking_folder)[1]["new"]
+    code, asked = run_at("b", "ask", str(picture), "Is there a nodule?", reader=folder)
     assert (code, asked["reader"]) == (0, exported["reader"])
-    states = {p["id"]: p["state"] for p in run("b", "policies", reader=folder)[1]["policies"]}
+    states = {p["id"]: p["state"] for p in run_at("b", "policies", reader=folder)[1]["policies"]}
     assert states == {base["id"]: "live", learned.id: "candidate"}
-    code, promoted = run("b", "promote", learned.id, "--sign-off", "Dr. B", reader=folder)
+    code, promoted = run_at("b", "promote", learned.id, "--sign-off", "Dr. B", reader=folder)
     assert (code, promoted["state"], promoted["sha256"]) == (0, "live", learned.sha256)
 
 
-def test_every_refusal_has_a_code(run: Any, tmp_path: Path) -> None:
+def test_every_refusal_has_a_code(run_at: Any, tmp_path: Path) -> None:
     there = tmp_path / "bundle"
-    assert run("a", "export-bundle", str(there))[0] == 0
+    assert run_at("a", "export-bundle", str(there))[0] == 0
     cut = tmp_path / "cut.zip"
     cut.write_bytes(b"PK")
     pickled = shutil.copytree(there, tmp_path / "pickled")
@@ -86,7 +65,7 @@ def test_every_refusal_has_a_code(run: Any, tmp_path: Path) -> None:
         (("import-bundle", str(there), "--reader-dir", str(tmp_path)), "conflict"),
         (("import-bundle", str(there), "--reader-dir", str(cut)), "bad_input"),
     ):
-        exit_code, reply = run("b" if args[0] == "import-bundle" else "a", *args)
+        exit_code, reply = run_at("b" if args[0] == "import-bundle" else "a", *args)
         assert (exit_code, reply["error"]["code"]) == (1, code), args
         assert all(reply["error"][part] for part in ("given", "expected", "todo"))
     assert not (tmp_path / "b").exists()
