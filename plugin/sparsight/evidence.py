@@ -16,14 +16,17 @@ _MIN_WEIGHT = 0.01
 
 
 def token_weights(selection: Selection) -> NDArray[np.float32]:
-    """Share of the selection's weight per token: softmax of the scores over the kept ones, (N,), 0 elsewhere.
+    """Share of the evidence per token: (N,), sums to 1 over the kept ones, 0 elsewhere.
 
-    For a Plackett-Luce policy this is the probability that a kept token would be drawn first.
+    What the language stream looked at while it reasoned (attention, as FastV ranks tokens: model.rivals.fastv), times
+    the square root of what the policy held for relevant: of a Plackett-Luce policy the probability that a kept token
+    would be drawn first. Why the root: docs/method.md. Where the attention is not known, the policy's share alone.
     """
     weights = np.zeros(len(selection.scores), np.float32)
-    kept = selection.scores[selection.keep].astype(np.float64)
-    kept = np.exp(kept - kept.max())
-    weights[selection.keep] = kept / kept.sum()
+    kept = softmax(selection.scores[selection.keep].astype(np.float64))
+    if selection.attention is not None and (both := np.sqrt(kept) * selection.attention[selection.keep]).sum() > 0:
+        kept = both / both.sum()
+    weights[selection.keep] = kept
     return weights
 
 

@@ -152,6 +152,8 @@ class Selection:
     keep: (K,) int64, ascending, distinct. scores: (N,) float32, higher is more relevant.
     log_prob: of the ordered draw that produced it (Plackett-Luce); 0 for a selector that has no distribution.
     context: further tokens for the reader, out of the same budget. Only rivals make them; episodes store none.
+    attention: (N,) float32, what the language stream looked at when it read them, 0 for a token that it did not read;
+    None: not known. It ranks the evidence (evidence.token_weights); log_prob and propensities are the scores' alone.
     """
 
     keep: NDArray[np.int64]
@@ -161,6 +163,7 @@ class Selection:
     policy: str
     seed: int | None = None
     context: ContextTokens | None = None
+    attention: NDArray[np.float32] | None = None
 
     @property
     def size(self) -> int:
@@ -198,7 +201,7 @@ class Region:
 
     box_mm: Box
     box_ijk: tuple[tuple[int, int, int], tuple[int, int, int]]
-    weight: float  # share of the selection's weight, 0..1; all regions sum to 1
+    weight: float  # share of the evidence's weight, 0..1; all regions sum to 1
     sop_uid: str | None  # slice through its heaviest token, of a pair the image it lies in
     slice_index: int
     propensity: float | None = None  # that the policy draws a token of it first, out of all N; None: older episodes

@@ -81,6 +81,9 @@ class Reads:
         yes = 7 in selection.keep and len(selection.keep) <= self.most
         return Answer("yes" if yes else "no", "", 0.9, False, None, {})
 
+    def attention(self, *_: Any) -> None:
+        return None
+
     def score(self, requests: Sequence[ScoreRequest]) -> list[torch.Tensor]:
         return [torch.tensor([0.0 if (r.keeps == 7).any() else -self.need]) for r in requests]
 

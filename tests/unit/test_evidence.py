@@ -1,5 +1,7 @@
 """Kept tokens become regions: connected, weighted, placed in millimetres and on the right slice."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -69,6 +71,36 @@ def test_weights_are_plackett_luce_first_draws() -> None:
     assert weights[0] == pytest.approx(0.75)
     assert weights.sum() == pytest.approx(1)
     assert np.count_nonzero(weights) == 2
+
+
+def test_what_was_looked_at_weighs_with_the_root_of_what_the_policy_held_for_relevant() -> None:
+    grid = grid_of(volume(1))
+    chosen = selection(grid, {(0, 0, 0): np.log(4.0), (0, 5, 5): 0.0, (0, 6, 6): -100.0})
+    attention = np.full(grid.n, 0.1, np.float32)
+    attention[np.ravel_multi_index((0, 5, 5), grid.shape)] = 0.6
+    weights = token_weights(replace(chosen, attention=attention)).reshape(grid.shape)
+    # roots 2 : 1 : 0, attention 1 : 6 : 1
+    assert weights[0, 0, 0] == pytest.approx(2 / 8)
+    assert weights[0, 5, 5] == pytest.approx(6 / 8)
+    assert weights.sum() == pytest.approx(1)  # tokens that were not kept have none, whatever was looked at
+    unseen = token_weights(replace(chosen, attention=np.zeros(grid.n, np.float32)))
+    assert (unseen == token_weights(chosen)).all()
+
+
+def test_attention_moves_weights_not_propensities() -> None:
+    image = volume()
+    grid = grid_of(image)
+    chosen = selection(grid, {(1, 2, 2): 2.0, (3, 7, 7): 1.0})
+    attention = np.zeros(grid.n, np.float32)
+    attention[np.ravel_multi_index((1, 2, 2), grid.shape)] = 0.1
+    attention[np.ravel_multi_index((3, 7, 7), grid.shape)] = 0.9
+    before, after = (
+        describe(image, grid, replace(chosen, attention=a), necessity=None, threshold=0.5).regions
+        for a in (None, attention)
+    )
+    assert [region.slice_index for region in before] == [1, 3]
+    assert [region.slice_index for region in after] == [3, 1]
+    assert [region.propensity for region in after] == [region.propensity for region in reversed(before)]
 
 
 @pytest.mark.parametrize(("necessity", "grounded"), [(None, None), (0.49, False), (0.5, True), (-2.0, False)])

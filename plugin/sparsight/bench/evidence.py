@@ -41,7 +41,7 @@ from sparsight.rl.evaluate import SELECTORS, selectors_by_name
 
 PARTS = "parts"  # in the folder of a report that is not written yet
 _PART = TypeAdapter(Part)
-BUDGETS = (0.02, 0.05, 0.1, 0.25, 0.5)
+BUDGETS = (0.02, 0.05, 0.1, 0.25)
 Tell = Callable[[str, int, int], None]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from sparsight.evidence import describe, token_weights
 from sparsight.imaging.export import overlay_png
 from sparsight.model import Reader, Selector
+from sparsight.model.attention import attended
 from sparsight.model.selectors import tokens_at
 from sparsight.rl.answers import normalise
 from sparsight.rl.evaluate import finding_share
@@ -39,6 +40,7 @@ def draw_examples(reader: Reader, ours: Selector, out: Path, *, seed: int, budge
         if len(same) == _EACH:
             continue
         file = f"example-{'right' if right else 'wrong'}-{len(same) + 1}.png"
+        selection = attended(reader, case.question, grid, selection, answer.reasoning)
         evidence = describe(case.volume, grid, selection, necessity=None, threshold=0.0)
         overlay_png(
             case.volume, grid, token_weights(selection), evidence.regions, out / file, title=_title(case, answer.text)

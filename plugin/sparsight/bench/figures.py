@@ -109,7 +109,7 @@ def _evidence(
 
 
 def _pointing(results: list[Result], rivals: list[str], budget: float, seed: int) -> list[dict[str, Any]]:
-    """Paired differences in whether the best token touches the finding, at the test budget."""
+    """Paired differences in whether the heaviest token of the evidence touches the finding, at the test budget."""
     found = [
         compare_evidence(results, "ours", rival, budget, of="pointing", seed=seed)
         for rival in rivals
@@ -210,6 +210,7 @@ def _read(name: str, results: list[Result], read: list[Result], budget: float, s
         own = [r for r in closed if r.selector == stream]
         if own:
             same = [scored[stream, r.case] for r in own]
+            pointed = [r.pointing for r in own if r.pointing is not None]
             both = [*(replace(r, selector="read") for r in own), *(replace(r, selector="scored") for r in same)]
             rows.append(
                 {
@@ -218,6 +219,8 @@ def _read(name: str, results: list[Result], read: list[Result], budget: float, s
                     "agree": float(np.mean([a.said == b.said for a, b in zip(own, same, strict=True)])),
                     "accuracy_read": float(np.mean([r.correct for r in own])),
                     "accuracy_scored": float(np.mean([r.correct for r in same])),
+                    "pointing_hit": float(np.mean(pointed)) if pointed else None,
+                    "pointed": len(pointed),
                     **{k: v for k, v in compare(both, "read", "scored", seed=seed)[0].items() if "difference" in k},
                 }
             )

@@ -64,7 +64,9 @@ def _head(report: Report) -> list[str]:
         "",
         "Masks and boxes score the evidence and feed the row `oracle`; labels also taught the rows `vitos` and `masks` "
         "where they are there, and nothing else (docs/rivals.md). *evidence recall*: share of the "
-        "finding in kept tokens; *pointing*: the best token touches it; *IoU*: of kept tokens with those it touches; "
+        "finding in kept tokens; *pointing*: the heaviest token of the evidence touches it, weighed as the product "
+        "does by what the reader looks at and by the stream's own ranking (docs/method.md), beside it *own*: the "
+        "stream's own best token; *IoU*: of kept tokens with those it touches; "
         "*area*: under the curve of accuracy over the kept share, linear and (log) over its logarithm; *false "
         "negatives*: share of the questions whose answer a no, none or 0 would deny that are answered so.",
         "",
@@ -193,20 +195,18 @@ def _accuracy(rows: Rows, areas: Rows, called: Names) -> list[str]:
     return table(("accuracy", *map(share, budgets), "area (log)"), cells)
 
 
+_WHERE = ("evidence_recall", "pointing_hit", "own_pointing_hit", "iou", "false_negatives")
+
+
 def _where(rows: Rows) -> list[str]:
     budgets = sorted({row["budget"] for row in rows if row["selector"] not in ALWAYS})
     cells = []
     for stream in dict.fromkeys(row["selector"] for row in rows if row["selector"] not in ALWAYS):
         own = {row["budget"]: row for row in rows if row["selector"] == stream}
         if "," not in stream:
-            by = [
-                " / ".join(number(own[b][key]) for key in ("evidence_recall", "pointing_hit", "iou", "false_negatives"))
-                if b in own
-                else ""
-                for b in budgets
-            ]
+            by = [" / ".join(number(own[b][key]) for key in _WHERE) if b in own else "" for b in budgets]
             cells.append([stream, *by])
-    head = "evidence recall / pointing / IoU / false negatives"
+    head = "evidence recall / pointing / own / IoU / false negatives"
     return table((head, *map(share, budgets)), cells)
 
 
@@ -334,11 +334,12 @@ def _read(report: Report) -> list[str]:
             number(row["accuracy_read"]),
             number(row["accuracy_scored"]),
             signed(row["difference"], row["difference_ci"]),
+            f"{number(row['pointing_hit'])} ({row['pointed']})" if row["pointed"] else "",
         ]
         for name, suite in report["suites"].items()
         for row in suite.get("read", {}).get("rows", ())
     ]
-    head = ("suite", "stream", "n", "same answer", "read", "scored", "read - scored")
+    head = ("suite", "stream", "n", "same answer", "read", "scored", "read - scored", "pointing while it reasons (n)")
     lines += [*table(head, cells), ""]
     cells = [
         [name, row["selector"], str(row["n"]), value(row["accuracy"], row["accuracy_ci"])]

@@ -156,11 +156,11 @@ def episode_of(line: Any, arrays: Arrays) -> Episode:
         _CREATED.validate_python(record["created"])
         texts = all(isinstance(record[name], str) and len(record[name]) <= 256 for name in _TEXTS)
         keep, scores = arrays["keep"], arrays["scores"]
+        attention = arrays.get("attention", np.zeros_like(scores))
         total = int(np.prod(record["grid_shape"]))
-        fits = keep.dtype == np.int64 and scores.dtype == np.float32 and keep.ndim == scores.ndim == 1
-        fits = (
-            fits and len(scores) == total and bool(((keep >= 0) & (keep < total)).all() and np.isfinite(scores).all())
-        )
+        fits = keep.dtype == np.int64 and keep.ndim == 1 and bool(((keep >= 0) & (keep < total)).all())
+        fits = fits and all(a.dtype == np.float32 and a.shape == (total,) for a in (scores, attention))
+        fits = fits and bool(np.isfinite(scores).all() and ((attention >= 0) & (attention <= 1)).all())
         if not (texts and fits and is_id(record["id"])):
             raise refused("an answer whose parts do not fit together")
         return episode_from_record(record, arrays)

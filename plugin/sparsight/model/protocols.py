@@ -77,6 +77,13 @@ class Reader(Protocol):
         """Reason over the kept tokens, at their original positions, then answer. on_token hears the reasoning."""
         ...
 
+    def attention(self, question: Question, grid: TokenGrid, selection: Selection, reasoning: str) -> Tensor | None:
+        """What the language stream looks at while it reasons so about the kept tokens: (K,), sums to at most 1.
+
+        Where there is no reasoning: when it is asked for the answer. None from a reader that cannot tell.
+        """
+        ...
+
     def adapt(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:
         """Take on what a policy version holds for the language stream itself; nothing for it: as it was published.
 

@@ -26,7 +26,7 @@ from scipy import ndimage
 from sparsight.imaging.grid import tokens_to_voxels
 from sparsight.model.protocols import Reader
 from sparsight.model.selectors import tokens_at
-from sparsight.rl.evaluate import SelectorFor, finding_share, posed_as
+from sparsight.rl.evaluate import SelectorFor, posed_as
 from sparsight.rl.scoring import Posed, Result, answered
 from sparsight.rl.statistics import Interval, bootstrap_mean, bootstrap_ratio
 from sparsight.types import Case, ImageVolume, Selection, TokenGrid
@@ -89,7 +89,7 @@ def run_tests(
     """
     named: list[tuple[str, Posed]] = []
     for i, (case, grid) in enumerate(cases):
-        share, most = finding_share(case, grid), reader.max_tokens
+        most = reader.max_tokens
         selection = make(case, grid).select(grid, case.question, tokens_at(budget, grid, reader))
         changed: dict[str, tuple[TokenGrid, Selection]] = {
             "kept": (grid, selection),
@@ -109,10 +109,7 @@ def run_tests(
             changed["all"] = (grid, deletion(selection, 0, most))
             changed |= {f"insertion {s:g}": (grid, insertion(selection, s)) for s in SHARES}
             changed |= {f"deletion {s:g}": (grid, deletion(selection, s, most)) for s in SHARES}
-        named += [
-            (test, posed_as(name, budget, case, seen, kept, share if seen is grid else None))
-            for test, (seen, kept) in changed.items()
-        ]
+        named += [(test, posed_as(name, budget, case, seen, kept)) for test, (seen, kept) in changed.items()]
     results = answered(reader, [posed for _, posed in named])
     return [Outcome(test, result) for (test, _), result in zip(named, results, strict=True)]
 

@@ -7,12 +7,14 @@ reasoning. `by_reading`: as the product answers, one question at a time, reasoni
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sparsight.evidence import token_weights
+from sparsight.model.attention import attended
 from sparsight.model.protocols import Reader, ScoreRequest
 from sparsight.rl.answers import is_negative, is_right, overlap
 from sparsight.types import Question, QuestionKind, Selection, TokenGrid
@@ -41,11 +43,12 @@ class Posed:
 
 @dataclass(frozen=True)
 class Said:
-    """An answer; p: probability of each of the question's choices, empty for a free question."""
+    """An answer; p: probability of each of the question's choices, empty for a free question, or where it was read."""
 
     text: str
     confidence: float
     p: tuple[float, ...] = ()
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Result:
     """One case answered at one budget. What needs a mask is None where the case has none.
 
     kept, of: tokens given (context included), and N. recall: share of the finding's voxels in kept tokens. pointing:
-    the best token touches the finding (None where all score alike). iou: of the kept tokens with all that it touches.
+    the heaviest token of the evidence, as it would be shown, touches the finding; own_pointing: the stream's own best
+    token does; None where all weigh alike. iou: of the kept tokens with all that the finding touches.
     negative: it says that nothing is there. missed: it does so although something is; None where the right answer, or
     no possible answer, says that. chance: of guessing among the choices; None for a free question. word_recall and
     word_f1: of the words of an answer to a free question (answers.overlap); None for others.
@@ -79,6 +83,7 @@ class Result:
     kind: QuestionKind = "free"
     word_recall: float | None = None
     word_f1: float | None = None
+    own_pointing: bool | None = None
 
 
 Ask = Callable[[Reader, Sequence[Posed]], list[Said]]
@@ -123,24 +128,33 @@ def _score(reader: Reader, posed: Sequence[Posed]) -> list[Said]:
 def by_reading(reader: Reader, posed: Sequence[Posed]) -> list[Said]:
     """Answer as the product does: reasoning, then the answer with its calibrated confidence."""
     answers = [reader.read(p.question, p.grid, p.selection) for p in posed]
-    return [Said(answer.text, answer.confidence) for answer in answers]
+    return [Said(answer.text, answer.confidence, reasoning=answer.reasoning) for answer in answers]
 
 
 def answered(reader: Reader, posed: Sequence[Posed], ask: Ask = by_choices) -> list[Result]:
     """Ask all and judge each answer; same order."""
-    return [judge(p, said) for p, said in zip(posed, ask(reader, posed), strict=True)]
+    return [judge(_shown(reader, p, said), said) for p, said in zip(posed, ask(reader, posed), strict=True)]
+
+
+def _shown(reader: Reader, posed: Posed, said: Said) -> Posed:
+    """With the reader's attention, by which evidence is ranked, where there is a finding to score it by."""
+    if posed.share is None:
+        return posed
+    kept = attended(reader, posed.question, posed.grid, posed.selection, said.reasoning)
+    return replace(posed, selection=kept)
 
 
 def judge(posed: Posed, said: Said) -> Result:
     """Was it right, and is the evidence where the finding is? Where a measurement reads a finding's tokens."""
     keep, share = posed.selection.keep, posed.share
-    recall = pointing = iou = None
+    recall = pointing = own_pointing = iou = None
     if share is not None and (len(keep) or not posed.selection.size):  # a coarser view has no tokens of the grid
         recall = float(share[keep].sum())
         touched = np.flatnonzero(share > 0)
         iou = len(np.intersect1d(keep, touched)) / max(len(np.union1d(keep, touched)), 1)
-        if len(keep) and np.ptp(posed.selection.scores[keep]) > 0:  # a stream that keeps all alike points nowhere
-            pointing = bool(share[keep[np.argmax(posed.selection.scores[keep])]] > 0)
+        if len(keep):
+            pointing = _touches(share, token_weights(posed.selection), keep)
+            own_pointing = _touches(share, posed.selection.scores, keep)
     choices = posed.question.answers
     gold = [is_right(choice, posed.answer, choices) for choice in choices]
     negative = is_negative(posed.question, said.text)
@@ -156,6 +170,7 @@ def judge(posed: Posed, said: Said) -> Result:
         kept=posed.selection.size,
         recall=recall,
         pointing=pointing,
+        own_pointing=own_pointing,
         of=posed.grid.n,
         iou=iou,
         p_right=float(sum(p for p, is_gold in zip(said.p, gold, strict=True) if is_gold)) if said.p else None,
@@ -167,3 +182,8 @@ def judge(posed: Posed, said: Said) -> Result:
         word_recall=word_recall,
         word_f1=word_f1,
     )
+
+
+def _touches(share: NDArray[np.float32], weights: NDArray[np.float32], keep: NDArray[np.int64]) -> bool | None:
+    """Whether the heaviest kept token touches the finding; None where all weigh the same: that points nowhere."""
+    return bool(share[keep[np.argmax(weights[keep])]] > 0) if np.ptp(weights[keep]) > 0 else None

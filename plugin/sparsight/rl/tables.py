@@ -22,7 +22,9 @@ def summarise(results: Sequence[Result], *, seed: int = 0) -> list[dict[str, Any
     rows = []
     for (selector, budget), own in _by_key(results).items():
         accuracy = interval(own, [r.correct for r in own], seed)
-        recall, pointing = (_known(own, [getattr(r, name) for r in own], seed) for name in ("recall", "pointing"))
+        recall, pointing, its_own = (
+            _known(own, [getattr(r, name) for r in own], seed) for name in ("recall", "pointing", "own_pointing")
+        )
         missed = [r.missed for r in own if r.missed is not None]
         rows.append(
             {
@@ -35,6 +37,7 @@ def summarise(results: Sequence[Result], *, seed: int = 0) -> list[dict[str, Any
                 "evidence_recall_ci": None if recall is None else [recall.low, recall.high],
                 "pointing_hit": None if pointing is None else pointing.mean,
                 "pointing_hit_ci": None if pointing is None else [pointing.low, pointing.high],
+                "own_pointing_hit": None if its_own is None else its_own.mean,
                 "iou": _mean(r.iou for r in own),
                 "false_negatives": _mean(missed),
                 "positives": len(missed),

@@ -57,6 +57,7 @@ ASK_REPLY: dict[str, Any] = {
         "select": 21.28,
         "decode": 26.34,
         "prefill": 16.38,
+        "attention": 5.92,
         "necessity": 98.06,
         "recheck": 280.84,
         "total": 592.62,

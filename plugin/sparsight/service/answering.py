@@ -20,6 +20,7 @@ from sparsight import evidence
 from sparsight.config import ServeConfig
 from sparsight.errors import MemoryFullError
 from sparsight.imaging.grid import tokens_to_labelmap
+from sparsight.model.attention import attended
 from sparsight.model.coverage import allowed
 from sparsight.model.policy import PolicySelector
 from sparsight.model.protocols import Reader, ScoreRequest
@@ -60,13 +61,16 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What came of one question. selection: the policy's choice; necessity: of the tokens that are shown, nats."""
+    """What came of one question. necessity: of the tokens that are shown, nats.
+
+    selection: the policy's choice, with the attention of the reading whose evidence is shown.
+    """
 
     selection: Selection
     answer: Answer
     necessity: float | None
     recheck: Recheck | None
-    timings_ms: dict[str, float]  # select, decode and prefill of the first reading, necessity, recheck
+    timings_ms: dict[str, float]  # select, decode and prefill of the first reading, attention, necessity, recheck
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +90,10 @@ class Answering:
         share = selector.budget(self.grid, self.question) if budget == "auto" else budget
         selection, select_ms = timed(lambda: selector.select(self.grid, self.question, self._k(share)))
         selection, answer = self._read(selection)
+        selection, attention_ms = timed(lambda: self._attended(selection, answer))
         necessity, necessity_ms = timed(lambda: self._necessity(answer, selection, selection))
-        timings = {"select": select_ms, **answer.timings_ms, "necessity": necessity_ms, "recheck": 0.0}
+        timings = {"select": select_ms, **answer.timings_ms, "attention": attention_ms, "necessity": necessity_ms}
+        timings["recheck"] = 0.0
         first = Reading(selection, answer, necessity, None, timings)
         doubt = self.doubt(first) if recheck else None
         wide = self._k(self.config.recheck_budget or 0.0)
@@ -105,10 +111,14 @@ class Answering:
         wide, answer = self._read(best(first.selection, k))
         changed = normalise(answer.text) != normalise(first.answer.text)
         recheck = Recheck(doubt, first.answer, first.necessity, len(wide.keep), changed)
-        necessity = first.necessity
+        selection, necessity = first.selection, first.necessity
         if changed:
-            necessity = self._necessity(answer, wide, shown(first.selection, recheck))
-        return Reading(first.selection, answer, necessity, recheck, first.timings_ms)
+            selection = replace(selection, attention=self._attended(wide, answer).attention)
+            necessity = self._necessity(answer, wide, shown(selection, recheck))
+        return Reading(selection, answer, necessity, recheck, first.timings_ms)
+
+    def _attended(self, selection: Selection, answer: Answer) -> Selection:
+        return attended(self.reader, self.question, self.grid, selection, answer.reasoning)
 
     def _read(self, selection: Selection) -> tuple[Selection, Answer]:
         """What was read, and the answer: all that was selected, or its best half, quarter, ... where memory is full."""
@@ -196,18 +206,18 @@ def ranking(selection: Selection) -> NDArray[np.int64]:
 
 
 def best(selection: Selection, k: int) -> Selection:
-    """The k best tokens of the same scores. It is read, not learned from: no log-probability."""
-    return replace(selection, keep=np.sort(ranking(selection)[:k]), log_prob=0.0)
+    """The k best tokens of the same scores, to be read. It is not learned from: no log-probability."""
+    return replace(selection, keep=np.sort(ranking(selection)[:k]), log_prob=0.0, attention=None)
 
 
 def shown(selection: Selection, recheck: Recheck | None) -> Selection:
     """The tokens that an answer's evidence is made of: those kept.
 
-    Of an answer that a re-check changed, those that hold 90 % of the policy's weight over all that were read then.
+    Of an answer that a re-check changed, those that hold 90 % of the weight over all that were read then.
     """
     if recheck is None or not recheck.changed:
         return selection
-    wide = best(selection, recheck.kept)
+    wide = replace(best(selection, recheck.kept), attention=selection.attention)
     return replace(wide, keep=evidence.heaviest(wide))
 
 

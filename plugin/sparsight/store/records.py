@@ -76,8 +76,10 @@ def episode_to_record(episode: Episode) -> tuple[Json, Arrays]:
         record["slices"] = episode.slices
     if episode.blinded:
         record["blinded"] = True
-    keep, scores = np.asarray(selection.keep, np.int64), np.asarray(selection.scores, np.float32)
-    return record, {"keep": keep, "scores": scores}
+    arrays: Arrays = {"keep": np.asarray(selection.keep, np.int64), "scores": np.asarray(selection.scores, np.float32)}
+    if selection.attention is not None:  # absent from records of before it was known, likewise
+        arrays["attention"] = np.asarray(selection.attention, np.float32)
+    return record, arrays
 
 
 _EPISODE_TEXTS = ("study", "series_uid", "volume_sha256", "reader", "policy", "policy_sha256", "config_sha256")
@@ -92,7 +94,12 @@ def episode_from_record(record: Json, arrays: Arrays) -> Episode:
         id=record["id"],
         created=datetime.fromisoformat(record["created"]),
         question=Question(**_tuples(record["question"])),
-        selection=Selection(keep=arrays["keep"], scores=arrays["scores"], **record["selection"]),
+        selection=Selection(
+            keep=arrays["keep"],
+            scores=arrays["scores"],
+            attention=arrays.get("attention"),
+            **record["selection"],
+        ),
         answer=_answer(record["answer"]),
         evidence=Evidence(**{**evidence, "regions": regions}),
         grid_shape=_tuples(record["grid_shape"]),

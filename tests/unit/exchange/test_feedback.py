@@ -16,8 +16,10 @@ import pytest
 from sparsight.config import Config
 from sparsight.errors import BundleError, ConflictError, InputError, SparsightError
 from sparsight.exchange.feedback import export_feedback, import_feedback
+from sparsight.exchange.feedback_lines import episode_of
 from sparsight.service import Service, parse_question
 from sparsight.store import Store
+from sparsight.store.records import canonical, episode_to_record
 from sparsight.types import Feedback, ImageVolume, Mark
 
 QUESTION = parse_question("Is there a nodule?")
@@ -216,6 +218,17 @@ def test_what_is_forged_is_refused_before_anything_is_stored(
         import_feedback(other, tmp_path / "out")
     assert other.counts() == {"episodes": 0, "corrections": 0}
     assert other.audit_head()[0] == 0
+
+
+@pytest.mark.parametrize("attention", [[np.nan], [-0.1], [1.5], [0.5, 0.5]])
+def test_attention_that_fits_no_token_is_refused(taught: Service, attention: list[float]) -> None:
+    record, arrays = episode_to_record(taught.store.episode(taught.store.feedback("k0").episode))
+    line = {"episode": json.loads(canonical(record))}
+    assert episode_of(line, arrays).selection.attention is not None
+    forged = np.zeros(len(arrays["scores"]) + len(attention) - 1, np.float32)
+    forged[: len(attention)] = attention
+    with pytest.raises(BundleError):
+        episode_of(line, {**arrays, "attention": forged})
 
 
 def test_what_is_altered_or_missing_is_refused(taught: Service, other: Store, tmp_path: Path) -> None:

@@ -53,6 +53,24 @@ def test_reading_streams_its_reasoning_and_is_the_same_twice(reader: NanoReader,
     assert set(answer.timings_ms) == {"prefill", "decode"}
 
 
+def test_what_was_looked_at_does_not_depend_on_what_else_could_have_been(
+    reader: NanoReader, volume: ImageVolume
+) -> None:
+    grid = reader.encode(volume)
+    selection = RandomSelector().select(grid, YES_NO, 48, seed=0)
+    asked, reasoned = (reader.attention(YES_NO, grid, selection, said) for said in ("", "I see a ring."))
+    for attention in (asked, reasoned):
+        assert attention.shape == (48,)
+        assert (attention > 0).all()
+        assert attention.sum() < 1
+    assert not torch.allclose(asked, reasoned)
+    answer = reader.read(YES_NO, grid, selection)
+    assert reader.read(YES_NO, grid, selection).confidence == answer.confidence  # reading is as it was
+    blank = replace(grid, features=grid.features.clone())
+    blank.features[np.setdiff1d(np.arange(grid.n), selection.keep)] = 0
+    assert torch.equal(reader.attention(YES_NO, blank, selection, "I see a ring."), reasoned)
+
+
 def test_a_choice_is_one_of_the_choices(reader: NanoReader, volume: ImageVolume) -> None:
     grid = reader.encode(volume)
     question = Question("What is the finding in the lower right?", "choice", ("nodule", "ring", "spot"))

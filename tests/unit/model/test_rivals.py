@@ -13,7 +13,9 @@ from sparsight.errors import BudgetError, ConfigError, InputError
 from sparsight.imaging.grid import box_to_tokens
 from sparsight.model import Selector
 from sparsight.model.coverage import fuse, merge
+from sparsight.model.nano.language import Row, visual_row
 from sparsight.model.nano.reader import NanoReader
+from sparsight.model.nano.tokenizer import ANSWER
 from sparsight.model.positions import encode_places, encode_positions, places
 from sparsight.model.rivals import (
     CDPrunerSelector,
@@ -26,6 +28,7 @@ from sparsight.model.rivals import (
 )
 from sparsight.model.rivals.cdpruner import conditional_dpp
 from sparsight.model.rivals.coarser import coarse_shape
+from sparsight.model.rivals.common import spell
 from sparsight.model.rivals.divprune import farthest
 from sparsight.types import ImageVolume, Question, TokenGrid
 
@@ -265,11 +268,18 @@ def test_relevance_depends_on_the_question(reader: NanoReader, volume: ImageVolu
 # FastV
 
 
+def attention_of(reader: NanoReader, grid: TokenGrid, layer: int) -> torch.Tensor:
+    """What ANSWER attends to in a layer, (480,), as FastV ranks by."""
+    row = Row(spell(reader, ASKED), *visual_row(grid.features, grid.shape, torch.arange(480)), [ANSWER])
+    with torch.no_grad():
+        return reader.language.attention(row)[layer - 1, -1]
+
+
 def test_fastv_ranks_first_what_attention_is_built_to_prefer(reader: NanoReader, volume: ImageVolume) -> None:
     grid = reader.encode(volume)
     favourite = 217
     with torch.no_grad():
-        plain = FastVSelector(reader, layer=1).attention(grid, ASKED, torch.arange(480))
+        plain = attention_of(reader, grid, 1)
         first = reader.language.lm.model.layers[0].self_attn
         kept = {name: getattr(first, name).weight.clone() for name in ("q_proj", "k_proj")}
         layer = reader.language.lm.model.layers[0]
@@ -283,7 +293,7 @@ def test_fastv_ranks_first_what_attention_is_built_to_prefer(reader: NanoReader,
                 first.k_proj.weight[rows] = 30 * target / target.norm()
                 first.q_proj.weight[rows] = 30 * ask / ask.norm()
             chosen = FastVSelector(reader, layer=1).select(grid, ASKED, 5)
-            attention = FastVSelector(reader, layer=1).attention(grid, ASKED, torch.arange(480))
+            attention = attention_of(reader, grid, 1)
         finally:
             for name, weight in kept.items():
                 getattr(first, name).weight.copy_(weight)
@@ -297,14 +307,14 @@ def test_fastv_attention_is_that_of_the_chosen_layer_and_leaves_the_model_as_it_
     reader: NanoReader, volume: ImageVolume
 ) -> None:
     grid = reader.encode(volume)
-    one, two = (FastVSelector(reader, layer).attention(grid, ASKED, torch.arange(480)) for layer in (1, 2))
+    one, two = (attention_of(reader, grid, layer) for layer in (1, 2))
     assert one.shape == (480,)
     assert 0 < one.sum() < 1
     assert not torch.allclose(one, two)
     for usual in ("sdpa", "eager"):  # what `hidden` left, without and with a gradient
         reader.language.lm.set_attn_implementation(usual)
-        assert torch.equal(FastVSelector(reader, 1).attention(grid, ASKED, torch.arange(480)), one)
-        assert reader.language.lm.config._attn_implementation == usual
+        assert torch.equal(attention_of(reader, grid, 1), one)
+        assert reader.language.lm.config._attn_implementation == "sdpa"  # what all reading uses
     for layer in (0, 3):
         with pytest.raises(ConfigError):
             FastVSelector(reader, layer)

@@ -65,6 +65,9 @@ class SeesOneToken:
     def check(self, question: Question, answer: str) -> None:
         pass
 
+    def attention(self, question: Question, grid: TokenGrid, selection: Selection, reasoning: str) -> Tensor | None:
+        return None
+
     def saliency(self, grid: TokenGrid) -> Tensor:
         return grid.features[:, 0]
 
@@ -289,8 +292,8 @@ def test_overlap_of_what_was_kept_with_what_the_finding_touches(reader: SeesOneT
     assert share is not None
     keep = np.sort(np.argsort(-share, kind="stable")[:4])
 
-    def judged(kept: Any, said: str = "yes") -> Any:
-        selection = Selection(kept, share, 0.0, "greedy", "s")
+    def judged(kept: Any, said: str = "yes", attention: Any = None) -> Any:
+        selection = Selection(kept, share, 0.0, "greedy", "s", attention=attention)
         posed = Posed("s", 0.1, "c", "g", "l", grid, QUESTION, "yes", selection, share=share)
         return judge(posed, Said(said, 0.9))
 
@@ -298,6 +301,9 @@ def test_overlap_of_what_was_kept_with_what_the_finding_touches(reader: SeesOneT
     away = np.flatnonzero(share == 0)[:4]
     assert (judged(away).iou, judged(away).recall, judged(away).pointing) == (0, 0, None)
     assert (judged(keep).missed, judged(keep, "no").missed) == (False, True)
+    elsewhere = np.where(share > 0, 1e-3, 1).astype(np.float32)  # the language stream looked beside what was kept first
+    beside = judged(keep, attention=elsewhere)
+    assert (beside.pointing, beside.own_pointing) == (False, True)
 
 
 def test_a_false_negative_needs_something_to_be_missed(reader: SeesOneToken) -> None:

@@ -61,6 +61,7 @@ selections = st.builds(
     st.sampled_from(["greedy", "sampled"]),
     texts,
     st.none() | st.integers(0, 2**63),
+    attention=st.none() | hnp.arrays(np.float32, st.integers(0, 20)),
 )
 answers = st.builds(Answer, texts, texts, numbers, st.booleans(), st.none() | st.integers(0, 9), timings)
 rechecks = st.builds(

@@ -81,6 +81,9 @@ class HFReader:
         mean = grid.features.mean(0, keepdim=True)
         return 1 - functional.cosine_similarity(grid.features, mean)
 
+    def attention(self, question: Question, grid: TokenGrid, selection: Selection, reasoning: str) -> None:
+        """None: fast attention gives no weights, and evidence is ranked by the policy alone."""
+
     def check(self, question: Question, answer: str) -> None:
         """Raise QuestionError where question, a choice or the answer has too many tokens, or a special one."""
         for what, text, most in (

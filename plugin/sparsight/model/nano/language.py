@@ -141,6 +141,23 @@ class NanoLanguage(nn.Module):
         states = self.hidden(Batch(ids, torch.zeros(1, 0, self.place.out_features), none.bool(), none))[0]
         return torch.cat([states.mean(0), states[-1]])
 
+    def attention(self, row: Row) -> Tensor:
+        """How much each place of a row's text attends to each visual token, mean over heads: (layers, T, K)."""
+        batch = self.pad([row])
+        self.lm.set_attn_implementation("eager")  # the only one that returns its weights
+        try:
+            output = self.lm.model(
+                inputs_embeds=self.embeds(batch),
+                attention_mask=batch.mask,
+                position_ids=batch.positions,
+                use_cache=False,
+                output_attentions=True,
+            )
+        finally:
+            self.lm.set_attn_implementation("sdpa")
+        start, stop = len(row.question), len(row.question) + len(row.visual)
+        return torch.stack([weights[0, :, stop:, start:stop].float().mean(0) for weights in output.attentions])
+
     def log_probs(self, rows: Sequence[Row]) -> Tensor:
         """Log-probability of the last `scored` ids of each row, one prefill each, many rows per forward: (R,)."""
         result = torch.empty(len(rows))

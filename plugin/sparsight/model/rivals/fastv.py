@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from sparsight.errors import ConfigError
 from sparsight.model.nano.language import Row, visual_row
@@ -32,32 +31,14 @@ class FastVSelector:
             )
         self._reader, self._layer = reader, layer
 
+    @torch.no_grad()
     def select(self, grid: TokenGrid, question: Question, k: int, *, seed: int | None = None) -> Selection:
         """Scores are log-attention; the seed changes nothing."""
         check_budget(k, grid.n)
         read = GridSelector().select(grid, question, min(grid.n, self._reader.max_tokens))
-        keep = torch.from_numpy(read.keep)
-        attention = self.attention(grid, question, keep).clamp_min(1e-12).log()
+        keep, ids = torch.from_numpy(read.keep), spell(self._reader, question)
+        row = Row(ids, *visual_row(grid.features, grid.shape, keep), [ANSWER])
+        attention = self._reader.language.attention(row)[self._layer - 1, -1].clamp_min(1e-12).log()
         scores = torch.full((grid.n,), float(attention.min()) - 1)
         scores[keep] = attention
         return ScoreSelector(scores.numpy(), self.id).select(grid, question, k, seed=seed)
-
-    @torch.no_grad()
-    def attention(self, grid: TokenGrid, question: Question, keep: Tensor) -> Tensor:
-        """Attention weight that each token of keep (K,) receives: (K,), sums to less than 1."""
-        ids, language = spell(self._reader, question), self._reader.language
-        batch = language.pad([Row(ids, *visual_row(grid.features, grid.shape, keep), [ANSWER])])
-        usual = language.lm.config._attn_implementation
-        language.lm.set_attn_implementation("eager")  # the only one that returns its weights
-        try:
-            output = language.lm.model(
-                inputs_embeds=language.embeds(batch),
-                attention_mask=batch.mask,
-                position_ids=batch.positions,
-                use_cache=False,
-                output_attentions=True,
-            )
-        finally:
-            language.lm.set_attn_implementation(usual)
-        weights: Tensor = output.attentions[self._layer - 1][0, :, -1, len(ids) : len(ids) + len(keep)]
-        return weights.float().mean(0)
