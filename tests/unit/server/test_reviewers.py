@@ -11,11 +11,11 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from issuer import Issuer
+from routes import serving
 from sparsight.config import Config, SiteConfig
-from sparsight.server import examples, problems, state
+from sparsight.server import examples
 from sparsight.server.access import Access
 from sparsight.server.entrance import Entrance
-from sparsight.server.routes import router
 from sparsight.server.watch import Watch
 from sparsight.service import Service
 
@@ -27,12 +27,8 @@ def app(tmp_path: Path, reader_folder: Path) -> Iterator[FastAPI]:
     voxels = np.random.default_rng(2).normal(0, 30, (40, 32, 5)).astype(np.float32)
     nibabel.save(nibabel.Nifti1Image(voxels, np.diag([-1.0, -1.0, 3.0, 1.0])), studies / "stack.nii.gz")
     service = Service(Config.load(home=tmp_path / "home", serve={"reader": str(reader_folder)}), studies)
-    app = FastAPI()
-    app.include_router(router)
-    problems.install(app)
-    state.use(service)
-    yield app
-    state.use(None)
+    with serving(service) as app:
+        yield app
     service.close()
 
 
