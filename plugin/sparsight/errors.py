@@ -12,6 +12,7 @@ SparsightError                 what was given, what was expected, what to do; a 
 ├── NotFoundError         404  study, episode or policy
 ├── ConflictError         409  the same key with other content, a second server on one store, nothing to roll back to
 │   └── BlindedError           an answer that is kept back until a reader has given their own
+├── ForbiddenError        403  another reviewer than who logged in
 ├── BusyError             423  the store is locked, the disk is full, the queue is full: try again
 ├── WeightsError          409  weights missing, altered (hash), or of another model
 ├── TrainingError         409  NaN loss, collapsed reward or entropy
@@ -124,6 +125,13 @@ class BlindedError(ConflictError):
     """The answer is kept back until a reader has given their own."""
 
     code = "blinded"
+
+
+class ForbiddenError(SparsightError):
+    """Who logged in may not do this, or not under that name."""
+
+    code = "forbidden"
+    status = 403
 
 
 class BusyError(SparsightError):

@@ -4,17 +4,14 @@ docs/operations.md has the table of faults and outcomes; other rooms' tests that
 """
 
 import datetime as dt
-import io
-import json
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -22,16 +19,15 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
+from pacs import Pacs, Reply, multipart, part10, running
+from routes import serving
 from sparsight.config import Config
 from sparsight.imaging.studies import DicomWebStudies
 from sparsight.rl.checkpoint import load_checkpoint, save_checkpoint
-from sparsight.server import problems, state
-from sparsight.server.routes import router
+from sparsight.server import state
 from sparsight.server.run import free_port, start, wait_until_ready
 from sparsight.service import Service
 from sparsight.store import Store
@@ -165,21 +161,14 @@ def test_more_questions_than_the_queue_holds_are_all_answered_in_the_end(config:
 @pytest.fixture
 def serve(config: Config) -> Iterator[Callable[[object], TestClient]]:
     """Our routes over a service with these studies."""
-    made: list[Service] = []
+    with ExitStack() as ends:
 
-    def begin(studies: object) -> TestClient:
-        made.append(Service(config))
-        made[-1].studies = made[-1]._encoded.source = studies  # type: ignore[assignment]
-        app = FastAPI()
-        app.include_router(router)
-        problems.install(app)
-        state.use(made[-1])
-        return TestClient(app, raise_server_exceptions=False)
+        def begin(studies: object) -> TestClient:
+            service = ends.enter_context(closing(Service(config)))
+            service.studies = service._encoded.source = studies  # type: ignore[assignment]
+            return TestClient(ends.enter_context(serving(service)), raise_server_exceptions=False)
 
-    yield begin
-    state.use(None)
-    for service in made:
-        service.close()
+        yield begin
 
 
 def ask(client: TestClient, study: str) -> httpx.Response:
@@ -217,103 +206,48 @@ def test_a_clock_that_jumps_changes_no_order_and_breaks_no_record(
     assert {feedback.key for feedback in state.service().store.unlearned([])} == {"k0", "k1", "k2"}
 
 
-_MULTIPART = 'multipart/related; type="application/dicom"; boundary=xx'
-
-
-@dataclass
-class Pacs:
-    """The routes of DICOMweb that we use, over two series; `how` says what is wrong with the first."""
-
-    how: str = ""
-    slow_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.objects = [dcmread(str(get_testdata_file(name))) for name in ("CT_small.dcm", "MR_small.dcm")]
-
-    def series(self, query: str) -> bytes:
-        rows = []
-        for ds in self.objects:
-            if f"SeriesInstanceUID={ds.SeriesInstanceUID}" in query or "InstanceUID" not in query:
-                row = {
-                    key: ds[key].to_json_dict(None, 1024)
-                    for key in ("StudyInstanceUID", "SeriesInstanceUID", "Modality")
-                }
-                rows.append({f"{ds[key].tag:08X}": value for key, value in row.items()})
-        return json.dumps(rows).encode()
-
-    def objects_of(self, uid: str) -> bytes:
-        parts = []
-        for ds in self.objects:
-            if uid == ds.SeriesInstanceUID:
-                file = io.BytesIO()
-                ds.save_as(file)
-                content = file.getvalue()
-                content = (
-                    content[: len(content) // 2] if self.how == "half an object" and ds is self.objects[0] else content
-                )
-                parts.append(b"--xx\r\nContent-Type: application/dicom\r\n\r\n" + content + b"\r\n")
-        return b"".join(parts) + b"--xx--"
-
-
 @pytest.fixture
 def pacs() -> Iterator[tuple[Pacs, str]]:
-    model = Pacs()
-    first = str(model.objects[0].SeriesInstanceUID)
+    with running(Path(str(get_testdata_file(name))) for name in ("CT_small.dcm", "MR_small.dcm")) as (model, url):
+        yield model, url
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            path, _, query = self.path.partition("?")
-            spoiled = path.endswith(first)
-            if path.endswith("/series"):
-                kind, body = "application/dicom+json", model.series(query)
-            else:
-                kind, body = (
-                    'multipart/related; type="application/dicom"; boundary=xx',
-                    model.objects_of(path.rsplit("/", 1)[-1]),
-                )
-            said = len(body)
-            if spoiled:
-                time.sleep(model.slow_s)
-                said = {"too short": said * 2, "too long": said // 2}.get(model.how, said)
-                if model.how == "html":
-                    kind, body = "text/html", b"<html>log in</html>"
-                    said = len(body)
-            self.send_response(200)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(said))
-            self.end_headers()
-            with suppress(OSError):  # the other side has left
-                self.wfile.write(body)
 
-        def log_message(self, *args: object) -> None:
-            pass
+def of_the_first(model: Pacs, how: str = "", slow_s: float = 0.0) -> Callable[[str], Reply | None]:
+    """What is sent in place of the first series."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield model, f"http://127.0.0.1:{server.server_port}/dicom-web"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    def spoiled(target: str) -> Reply | None:
+        if not target.endswith(str(model.objects[0].SeriesInstanceUID)) or "?" in target:
+            return None
+        time.sleep(slow_s)
+        sound, file = model.sound(target), part10(model.objects[0])
+        lies = {
+            "too short": sound._replace(said=len(sound.body) * 2),
+            "too long": sound._replace(said=len(sound.body) // 2),
+            "html": Reply(200, "text/html", b"<html>log in</html>"),
+            "half an object": multipart(file[: len(file) // 2]),
+        }
+        return lies.get(how, sound)
+
+    return spoiled
 
 
 @pytest.mark.parametrize("how", ["too short", "too long", "html", "half an object"])
 def test_a_pacs_that_lies_is_refused_and_the_next_study_is_answered(serve, pacs, how: str) -> None:
     model, url = pacs
     client = serve(DicomWebStudies(url, timeout_s=5))
-    model.how = how
+    model.spoil = of_the_first(model, how)
     lie, sound = (str(ds.SeriesInstanceUID) for ds in model.objects)
     reply = ask(client, lie)
     assert (reply.status_code, reply.json()["error"]["code"]) == (422, "bad_image"), reply.text
     assert ask(client, sound).status_code == 200
-    model.how = ""
+    model.spoil = of_the_first(model)
     assert ask(client, lie).status_code == 200  # nothing of the lie was kept
 
 
 def test_a_slow_pacs_holds_up_its_own_question_alone(serve, pacs) -> None:
     model, url = pacs
     client = serve(DicomWebStudies(url, timeout_s=30))
-    model.slow_s = 4.0
+    model.spoil = of_the_first(model, slow_s=4.0)
     slow, quick = (str(ds.SeriesInstanceUID) for ds in model.objects)
     replies = []
     thread = threading.Thread(target=lambda: replies.append(ask(client, slow)))
@@ -329,11 +263,11 @@ def test_a_pacs_that_takes_too_long_or_goes_away_is_busy(serve, pacs) -> None:
     model, url = pacs
     client = serve(DicomWebStudies(url, timeout_s=0.5))
     study = str(model.objects[0].SeriesInstanceUID)
-    model.slow_s = 3.0
+    model.spoil = of_the_first(model, slow_s=3.0)
     reply = ask(client, study)
     assert (reply.status_code, reply.json()["error"]["code"]) == (423, "busy")
     assert int(reply.headers["Retry-After"]) > 0
-    model.slow_s = 0.0
+    model.spoil = of_the_first(model)
     assert ask(client, study).status_code == 200
 
 

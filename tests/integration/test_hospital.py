@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import nibabel
+import numpy as np
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -112,6 +114,23 @@ def test_each_does_what_their_role_allows(hospital: Hospital) -> None:
         assert nobody.get("/info/").status_code == 403
     with hospital.as_("admin", exp=time.time() - 3600) as late:
         assert late.get("/info/").status_code == 401
+
+
+def test_a_label_of_a_stock_client_is_its_login_s_whatever_it_calls_itself(
+    hospital: Hospital, studies_folder: Path
+) -> None:
+    with hospital.as_("reviewer", sub="jane") as jane:
+        episode = jane.post("/sparsight/ask", json={"study": "head", "question": "Is there a nodule?"}).json()[
+            "episode"
+        ]
+        me = jane.get("/sparsight/me").json()["reviewer"]
+        label = nibabel.load(studies_folder / "head.nii.gz")
+        drawn = nibabel.Nifti1Image(np.ones(label.shape, np.uint8), label.affine).to_bytes()
+        query = {"image": "head", "params": json.dumps({"client_id": "joe"})}
+        saved = jane.put("/datastore/label", params=query, files={"label": ("drawn.nii", drawn)})
+        assert saved.json()["correction"]["episode"] == episode, saved.text
+        [given] = jane.get(f"/sparsight/episodes/{episode}/feedback").json()
+    assert given["reviewer"] == me
 
 
 def test_one_person_cannot_flood_the_others(hospital: Hospital) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
+from nibabel.openers import ImageOpener
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -28,6 +28,7 @@ NIFTI = (".nii", ".nii.gz")
 ITK = (".nrrd", ".mha")  # .nhdr and .mhd point to another file, which may be any file: not read
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+MAX_BEFORE_VOXELS = 2**24  # bytes of NIfTI header extensions, which nibabel unpacks before it tells the size
 MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}  # NIfTI xyzt_units
 
 
@@ -90,10 +91,7 @@ def to_display(voxels: Voxels, ijk_to_lps: FloatArray) -> tuple[Voxels, FloatArr
 
 
 def _nifti(path: Path) -> tuple[Voxels, FloatArray]:
-    try:
-        image: Any = nibabel.load(path)
-    except ImageFileError as error:
-        raise ImageError("a file that is not NIfTI", expected="a NIfTI file", todo="export it again") from error
+    image = _nifti_kind(path).from_filename(path)
     header, shape = image.header, image.shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -101,13 +99,31 @@ def _nifti(path: Path) -> tuple[Voxels, FloatArray]:
         raise not_3d(shape)
     shape = (*shape, 1)[:3]
     check_size((shape[2], shape[1], shape[0]))
-    if not isinstance(image, nibabel.Nifti1Pair) or not (int(header["qform_code"]) or int(header["sform_code"])):
+    if not (int(header["qform_code"]) or int(header["sform_code"])):
         raise no_orientation("NIfTI without an affine (qform_code and sform_code are 0)")
     if image.get_data_dtype().fields or image.get_data_dtype().kind == "c":
         raise ImageError("NIfTI of colour or complex values", expected="one number per voxel", todo="convert it")
     affine = RAS_TO_LPS @ np.diag([*[MM.get(header.get_xyzt_units()[0], 1.0)] * 3, 1.0]) @ image.affine
     voxels = np.asarray(image.dataobj, dtype=np.float32).reshape(shape, order="A")
     return voxels.transpose(2, 1, 0), _checked(affine)
+
+
+def _nifti_kind(path: Path) -> Any:
+    """Which NIfTI it is, by the first bytes alone. Raises ImageError."""
+    with ImageOpener(path) as file:
+        start = file.read(nibabel.Nifti2Header.sizeof_hdr)  # the longer one
+    kinds = (nibabel.Nifti1Image, nibabel.Nifti2Image)
+    kind: Any = next((one for one in kinds if one.header_class.may_contain_header(start)), None)
+    if kind is None:
+        raise ImageError("a file that is not NIfTI", expected="a NIfTI file", todo="export it again")
+    header = kind.header_class(start[: kind.header_class.sizeof_hdr], check=False)
+    if not header["vox_offset"] <= MAX_BEFORE_VOXELS:
+        raise ImageError(
+            "a NIfTI whose voxels begin far behind its header",
+            expected=f"at most {MAX_BEFORE_VOXELS} bytes of header extensions",
+            todo="save it without extensions",
+        )
+    return kind
 
 
 def read_picture(path: Path) -> tuple[Voxels, bool]:

@@ -1,6 +1,7 @@
 """NRRD and MetaImage volumes, read here: ITK's parsers end the process where a header is damaged (a line too long).
 
-What they promise is checked before it is unpacked, and no more is unpacked than they promise.
+What they promise is checked before it is unpacked, and no more is unpacked than they promise. (pynrrd 1.1.3 unpacks all
+that is there, and opens whatever data file a header names; of it only the parser of the header could be used.)
 https://teem.sourceforge.net/nrrd/format.html, https://itk.org/Wiki/ITK/MetaIO/Documentation
 """
 

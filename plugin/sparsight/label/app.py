@@ -70,7 +70,9 @@ def make_app(texts: Texts, service: Callable[[], Service]) -> type[MONAILabelApp
         def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
             return infer(self._infers[request["model"]], request, datastore or self.datastore())
 
-        def on_save_label(self, image_id: str, label_id: str, tag: str = "final") -> dict[str, Any]:
-            return submitted(service, self.datastore(), image_id, label_id, tag)
+        def on_save_label(
+            self, image_id: str, label_id: str, tag: str = "final", reviewer: str | None = None
+        ) -> dict[str, Any]:
+            return submitted(service, self.datastore(), image_id, label_id, tag, reviewer=reviewer)
 
     return App

@@ -34,10 +34,19 @@ class Labels(Protocol):
         ...
 
 
-def submitted(service: Callable[[], Service], labels: Labels, image_id: str, label_id: str, tag: str) -> dict[str, Any]:
+def submitted(
+    service: Callable[[], Service],
+    labels: Labels,
+    image_id: str,
+    label_id: str,
+    tag: str,
+    *,
+    reviewer: str | None = None,
+) -> dict[str, Any]:
     """Turn a saved label into a correction of the newest answer about its image, and return what the client is told.
 
     `params` may hold `episode`, to name another answer, and `answer`, the right one.
+    reviewer: who logged in; None: whom `params` name as `client_id`.
     Raises NotFoundError, FeedbackError, GeometryError; the label itself stays stored.
     """
     if tag != "final":
@@ -53,7 +62,7 @@ def submitted(service: Callable[[], Service], labels: Labels, image_id: str, lab
     if not newest:
         return {"correction": None, "why": "nothing was asked about this image yet; the label is kept"}
     path = Path(labels.get_label_uri(label_id, tag))
-    feedback = correction(served.reopen(newest[0].id), path, info)
+    feedback = correction(served.reopen(newest[0].id), path, info, reviewer or pseudonym(info.get("client_id")))
     reward = served.correct(feedback)
     return {
         "correction": {"key": feedback.key, "episode": feedback.episode, "verdict": feedback.verdict},
@@ -61,12 +70,11 @@ def submitted(service: Callable[[], Service], labels: Labels, image_id: str, lab
     }
 
 
-def correction(asked: Asked, label: Path, info: dict[str, Any]) -> Feedback:
-    """The feedback that a label file stands for. The same file on the same answer by the same client is the same."""
+def correction(asked: Asked, label: Path, info: dict[str, Any], reviewer: str) -> Feedback:
+    """The feedback that a label file stands for. The same file on the same answer by the same reviewer is the same."""
     mask, ijk_to_lps = read_mask(label)
     told = info.get("answer")
     answer = told if isinstance(told, str) and told.strip() else None
-    reviewer = pseudonym(info.get("client_id"))
     content = f"{asked.episode.id}:{reviewer}:{answer or ''}:".encode() + label.read_bytes()
     common: dict[str, Any] = {
         "key": f"label-{hashlib.sha256(content).hexdigest()[:32]}",

@@ -10,6 +10,7 @@ import hashlib
 import json
 import threading
 import time
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +19,7 @@ import httpx
 import jwt
 
 from sparsight.config import LOOPBACK, SiteConfig
-from sparsight.errors import BusyError
+from sparsight.errors import BusyError, ForbiddenError
 from sparsight.server.rules import Role
 
 _FRESH_S = 300.0  # a key that the issuer withdrew is refused after this at the latest
@@ -35,6 +36,32 @@ class Caller:
 
     name: str
     role: Role
+
+    @property
+    def pseudonym(self) -> str:
+        """What this person's corrections are recorded under: by it the log's lines of the same person are found."""
+        return f"user-{self.name}"
+
+
+CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)  # of the request; None: nobody logs in here
+ANONYMOUS = "anonymous"  # who names no pseudonym
+
+
+def reviewer(named: str) -> str:
+    """The pseudonym that a request is recorded under: of who logged in; where nobody does, the one that it names.
+
+    Raises ForbiddenError where it names somebody else.
+    """
+    caller = CALLER.get()
+    if caller is None:
+        return named
+    if named not in (ANONYMOUS, caller.pseudonym):
+        raise ForbiddenError(
+            "another reviewer than who logged in",
+            expected=caller.pseudonym,
+            todo="leave it out, or ask GET /sparsight/me for it",
+        )
+    return caller.pseudonym
 
 
 class RefusedError(Exception):

@@ -19,11 +19,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sparsight.config import LOOPBACK
 from sparsight.errors import InputError, SparsightError
 from sparsight.server import guard
-from sparsight.server.access import Access, RefusedError
+from sparsight.server.access import CALLER, Access, RefusedError
 from sparsight.server.problems import by_status, code_of, reply
 from sparsight.server.rules import Role, rule_of
-
-CALLER = "sparsight.caller"  # in a request's scope: who sent it, where they logged in
 
 _SAFE = {"GET", "HEAD", "OPTIONS"}
 _IDS = {"image", "id", "label", "session_id"}  # query parameters that stock code joins to a path
@@ -85,7 +83,7 @@ class Entrance:
             return None
         try:
             caller = await to_thread.run_sync(self._access.caller, headers.get("authorization"))
-            scope[CALLER] = caller
+            CALLER.set(caller)
             self._access.admit(caller, role, changes=scope["method"] not in _SAFE)
         except RefusedError as error:
             refused = reply(error.status, code_of(error.status), error.given, "a token with the role", error.todo)

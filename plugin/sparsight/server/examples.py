@@ -136,6 +136,7 @@ FEEDBACK_REPLY: dict[str, Any] = {
     "policy": POLICY_USED,
     "reward": REWARD,
 }
+ME: dict[str, Any] = {"reviewer": "user-0f3a9c27b1de", "role": "reviewer"}
 CHANGE_REQUEST: dict[str, Any] = {"change": "withdraw", "reviewer": "reader-1", "key": "chest-1-reader-1-withdrawn"}
 CHANGE_REPLY: dict[str, Any] = {"key": "chest-1-reader-1", "state": "withdrawn", "learned_by": ["p0001-1f0c3b7d"]}
 GIVEN: dict[str, Any] = {
@@ -260,7 +261,7 @@ FAILURES = {
     ),
     "forbidden": Failure(
         403,
-        "a token without the role, or another origin's page",
+        "a token without the role, another reviewer than who logged in, or another origin's page",
         "a token without the role",
         "a token with the role",
         "ask for the role reviewer or trainer or admin",

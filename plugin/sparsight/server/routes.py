@@ -20,6 +20,7 @@ from sparsight.errors import FeedbackError
 from sparsight.imaging.export import read_mask
 from sparsight.reply import ask_json, corrected_json, episode_json, feedback_json, policy_json, withheld_json
 from sparsight.server import examples, guard, picture, state, stream
+from sparsight.server.access import CALLER, reviewer
 from sparsight.server.jobs import LearningJob
 from sparsight.server.schemas import (
     AskReply,
@@ -34,6 +35,7 @@ from sparsight.server.schemas import (
     GeometryReply,
     GivenReply,
     LearnReply,
+    MeReply,
     NextCaseReply,
     NextCaseRequest,
     PolicyReply,
@@ -187,7 +189,7 @@ def _correct(service: Service, request: FeedbackRequest, *drawn: Mark) -> dict[s
     given = Feedback(
         key=request.key or uuid.uuid4().hex,
         episode=request.episode,
-        reviewer=request.reviewer,
+        reviewer=reviewer(request.reviewer),
         verdict=request.verdict,
         created=datetime.now(UTC),
         answer=request.answer,
@@ -208,7 +210,7 @@ def _correct(service: Service, request: FeedbackRequest, *drawn: Mark) -> dict[s
 )
 def change(key: str, request: ChangeRequest, service: Served) -> dict[str, Any]:
     """Submit a draft, withdraw a correction, or undo its last change; nothing is learned from what is withdrawn."""
-    state_now = service.revise(key, request.change, by=request.reviewer, change_key=request.key)
+    state_now = service.revise(key, request.change, by=reviewer(request.reviewer), change_key=request.key)
     return {"key": key, "state": state_now, "learned_by": list(service.learned_by(key))}
 
 
@@ -325,6 +327,13 @@ def dicom(episode: str, service: Served, request: DicomRequest | None = None) ->
         return results.results_json(made, results.write_results(service, made, folder))
 
 
+@router.get("/me", response_model=MeReply, responses=_errors(*_DOOR), tags=["Correct"])
+def me() -> dict[str, Any]:
+    """Who asks, as the token says: the pseudonym that corrections and signatures are recorded under."""
+    caller = CALLER.get()
+    return {"reviewer": caller and caller.pseudonym, "role": caller and caller.role.name.lower()}
+
+
 @router.get("/studies", response_model=list[StudyReply], responses=_errors(*_READS, "bad_image"), tags=["Ask"])
 def studies(service: Served) -> list[dict[str, Any]]:
     """The studies that can be asked about."""
@@ -362,7 +371,8 @@ def rollback(service: Served) -> dict[str, Any]:
 )
 def promote(policy: str, service: Served, request: PromoteRequest | None = None) -> dict[str, Any]:
     """Make a version live: one that passed the gate, one shipped with a newer release, or a retired one again."""
-    return policy_json(service.promote(policy, sign_off=request.sign_off if request else None))
+    signed = request.sign_off if request else None
+    return policy_json(service.promote(policy, sign_off=reviewer(signed) if signed else None))
 
 
 @router.post(

@@ -40,7 +40,7 @@ _TABLE: dict[Role, tuple[str, ...]] = {
         "GET /datastore/", "GET /datastore/image", "HEAD /datastore/image", "GET /datastore/image/info",
         "GET /datastore/label", "HEAD /datastore/label", "GET /datastore/label/info",
         "POST /activelearning/{strategy}", "POST /sparsight/next_case",
-        "POST /sparsight/ask", "GET /sparsight/studies", "GET /sparsight/policies",
+        "POST /sparsight/ask", "GET /sparsight/me", "GET /sparsight/studies", "GET /sparsight/policies",
         "GET /sparsight/episodes", "GET /sparsight/episodes/{episode}", "GET /sparsight/episodes/{episode}/geometry",
         "GET /sparsight/episodes/{episode}/tokens", "GET /sparsight/episodes/{episode}/overlay.png",
         "GET /sparsight/episodes/{episode}/slice.png", "GET /sparsight/episodes/{episode}/labelmap.nii.gz",

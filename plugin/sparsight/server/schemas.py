@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from sparsight.server import examples
+from sparsight.server.access import ANONYMOUS
 from sparsight.types import Change, Difficulty, Doubt, FeedbackState
 
 Point = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
@@ -14,6 +15,7 @@ Corners = tuple[Point, Point]
 Voxel = tuple[int, int, int]
 Identifier = Annotated[str, Field(min_length=1, max_length=256)]
 Pseudonym = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
+_BOUND = "where people log in it must be their own (GET /sparsight/me), or left out"
 
 
 def _shown(*bodies: dict[str, Any]) -> ConfigDict:
@@ -177,7 +179,7 @@ class FeedbackRequest(_Request):
     model_config = _shown(examples.FEEDBACK_REQUEST)
 
     episode: Identifier
-    reviewer: Pseudonym = Field("anonymous", description="a pseudonym, never a name")
+    reviewer: Pseudonym = Field(ANONYMOUS, description="a pseudonym, never a name; " + _BOUND)
     verdict: Literal["accept", "amend", "reject"]
     answer: str | None = Field(None, min_length=1, max_length=2000, description="the right answer")
     cannot_tell: bool = Field(False, description="this image does not answer the question")
@@ -195,8 +197,17 @@ class ChangeRequest(_Request):
     model_config = _shown(examples.CHANGE_REQUEST)
 
     change: Change
-    reviewer: Pseudonym = Field("anonymous", description="pseudonym of who changes it")
+    reviewer: Pseudonym = Field(ANONYMOUS, description="pseudonym of who changes it; " + _BOUND)
     key: Identifier | None = Field(None, description="makes a repeated request the same change")
+
+
+class MeReply(BaseModel):
+    """Who logged in."""
+
+    model_config = _shown(examples.ME)
+
+    reviewer: str | None = Field(description="this person's pseudonym; null where nobody logs in")
+    role: Literal["reader", "reviewer", "trainer", "admin"] | None
 
 
 class RewardReply(BaseModel):
@@ -333,7 +344,7 @@ class PromoteRequest(_Request):
 
     model_config = _shown(examples.PROMOTE_REQUEST)
 
-    sign_off: Pseudonym | None = None
+    sign_off: Pseudonym | None = Field(None, description="a pseudonym; " + _BOUND)
 
 
 class LearnReply(_Reply):

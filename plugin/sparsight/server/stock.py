@@ -51,6 +51,7 @@ from starlette.routing import BaseRoute
 
 from sparsight.errors import InputError, NotFoundError
 from sparsight.server import guard, jobs
+from sparsight.server.access import CALLER
 
 _WITH_FONTS = {"index.html": "text/html", "app.bundle.css": "text/css"}
 _OWN_ONLY = (  # what OHIF does: scripts in the page, workers of blobs, WebAssembly; of this machine alone
@@ -194,7 +195,9 @@ def _save_label(
         with path.open("wb") as target:
             shutil.copyfileobj(label.file, target)
         label_id = app.datastore().save_label(image, str(path), tag, info)
-    return {**(app.on_save_label(image, label_id, tag) or {}), "image": image, "label": label_id}
+    caller = CALLER.get()  # takes the place of `client_id`, which stock clients always send
+    told = app.on_save_label(image, label_id, tag, reviewer=caller and caller.pseudonym)
+    return {**(told or {}), "image": image, "label": label_id}
 
 
 def _checked_upload(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sparsight.server import logs, metrics
-from sparsight.server.entrance import CALLER
+from sparsight.server.access import CALLER
 from sparsight.server.rules import rule_of
 
 logger = logging.getLogger(logs.ACCESS)
@@ -41,7 +41,7 @@ class Watch:
             return
         given = Headers(scope=scope).get(HEADER, "")
         request = given if _ID.fullmatch(given) else secrets.token_hex(8)
-        before = logs.REQUEST.set(request)
+        before, nobody = logs.REQUEST.set(request), CALLER.set(None)
         start, status = time.perf_counter(), 0
 
         async def pass_on(message: Message) -> None:
@@ -61,6 +61,7 @@ class Watch:
         finally:
             _note(scope, status, time.perf_counter() - start)
             logs.REQUEST.reset(before)
+            CALLER.reset(nobody)
 
 
 def _note(scope: Scope, status: int, seconds: float) -> None:
@@ -68,7 +69,7 @@ def _note(scope: Scope, status: int, seconds: float) -> None:
     rule = rule_of(scope["method"], get_route_path(scope))
     method = scope["method"] if rule.method != "*" else "other"  # what a client makes up is no label
     metrics.REQUESTS.labels(method, rule.path, str(status)).observe(seconds)
-    caller = scope.get(CALLER)
+    caller = CALLER.get()
     fields = {
         "method": method,
         "route": rule.path,

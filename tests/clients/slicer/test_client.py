@@ -52,6 +52,7 @@ def test_learning_and_policies(client: Client) -> None:
 def test_a_question_from_the_first_look_to_the_reward(client: Client, server) -> None:
     state, studies = client.ready(), client.studies()
     fits(state, "StateReply")
+    fits(client.me(), "MeReply")
     assert {study["id"] for study in studies} >= {"head", "chest", "hand"}
     answer = client.ask({**QUESTION, "study": "head", "budget": 0.2})
     fits(answer, "AskReply")

@@ -263,6 +263,16 @@ def test_settings_are_kept_but_the_token_is_not(
     again.cleanup()
 
 
+def test_a_login_says_who_reviews(panel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ui = panel.ui
+    for known, shown in ((None, "reader-7"), ("user-0f3a9c27b1de", "user-0f3a9c27b1de")):
+        ui.reviewerEdit.write("reader-7")
+        monkeypatch.setattr("SparsightLib.client.Client.me", lambda *_, known=known: {"reviewer": known})
+        ui.connectButton.click()
+        assert done(panel).startswith("Connected")
+        assert (ui.reviewerEdit.text, ui.reviewerEdit.enabled) == (shown, known is None)
+
+
 def test_a_review_is_not_dropped_unasked(panel: Any, application: Slicer, head: Any) -> None:
     ask(panel, head)
     first = panel.logic.answer

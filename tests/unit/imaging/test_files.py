@@ -107,6 +107,49 @@ def test_a_header_that_promises_a_terabyte_is_refused_before_reading(tmp_path: P
         load(tmp_path / "bomb.nii.gz")
 
 
+def peak(path: Path) -> int:
+    """Bytes that were in use at a time while a file was refused."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageError):
+            load(path)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_a_nifti_at_the_limit_is_read_and_one_beyond_it_is_not_unpacked(
+    kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparsight.imaging.pixels.MAX_VOXELS", 2**21)
+    ramp = np.arange(2**21 + 2**14, dtype=np.uint16)
+    for depth, shape in ((128, (128, 128, 128)), (129, None)):
+        nibabel.save(kind(ramp[: depth * 2**14].reshape(128, 128, depth), np.eye(4)), tmp_path / f"{depth}.nii.gz")
+        if shape:
+            assert load(tmp_path / f"{depth}.nii.gz").shape == shape
+    with pytest.raises(ImageError, match=f"128 x 128 x 129 pixels; expected .*{2**21} in all"):
+        load(tmp_path / "129.nii.gz")
+    assert peak(tmp_path / "129.nii.gz") < 2**20
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_what_stands_before_the_voxels_is_bounded_too(kind: type, tmp_path: Path) -> None:
+    image = kind(RNG.integers(0, 99, (4, 5, 6), dtype=np.int16), np.eye(4))
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"a" * 100))
+    nibabel.save(image, tmp_path / "said.nii.gz")
+    assert load(tmp_path / "said.nii.gz").shape == (6, 5, 4)
+    for name, offset in (
+        ("extension", 2**27 + 1024),
+        ("gap", 1e12),
+        ("none", np.nan if kind is nibabel.Nifti1Image else 2**62),
+    ):
+        image.header["vox_offset"] = offset
+        start = image.header.binaryblock + b"\1\0\0\0" + np.array([2**27, 6], np.int32).tobytes()
+        (tmp_path / f"{name}.nii.gz").write_bytes(gzip.compress(start + bytes(2**27), 1))
+        assert peak(tmp_path / f"{name}.nii.gz") < 2**20
+
+
 def write_itk(
     path: Path, array: NDArray[np.generic], direction: NDArray[np.float64] | None = None, *, compressed: bool = True
 ) -> Path:

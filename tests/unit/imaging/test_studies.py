@@ -1,12 +1,9 @@
 """Folders and DICOMweb servers as sources of studies."""
 
-import json
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import pydicom
 import pytest
 from PIL import Image
 
+from pacs import Pacs, Reply, multipart, part10, running
 from sparsight.errors import BusyError, ConfigError, GeometryError, ImageError, NotFoundError
 from sparsight.imaging.studies import DicomWebStudies, FolderStudies, open_studies
 
@@ -133,77 +131,10 @@ def test_no_folder(tmp_path: Path) -> None:
     assert open_studies(tmp_path).list() == []
 
 
-class Pacs:
-    """The few routes of DICOMweb that we use, with replies that a test can spoil."""
-
-    def __init__(self) -> None:
-        self.objects = [pydicom.dcmread(p) for p in (CT, MR)]
-        self.spoil: Callable[[str], tuple[int, str, bytes] | None] = lambda _: None
-        self.pages, self.page = True, 1000
-        self.location: str | None = None
-        self.seen: list[tuple[str, str | None]] = []
-
-    def reply(self, target: str) -> tuple[int, str, bytes]:
-        spoiled = self.spoil(target)
-        if spoiled:
-            return spoiled
-        path, _, query = target.partition("?")
-        if path.endswith("/series") and "/studies/" not in path:
-            return 200, "application/dicom+json", json.dumps([self._row(ds) for ds in self._match(query)]).encode()
-        uid = path.rsplit("/", 1)[-1]
-        parts = [_part10(ds) for ds in self.objects if ds.SeriesInstanceUID == uid]
-        head = b"--xx\r\nContent-Type: application/dicom\r\n\r\n"
-        body = b"".join(head + part + b"\r\n" for part in parts) + b"--xx--"
-        return (200 if parts else 404), 'multipart/related; type="application/dicom"; boundary=xx', body
-
-    def _match(self, query: str) -> list[pydicom.Dataset]:
-        wanted = dict(p.split("=", 1) for p in query.split("&") if "=" in p)
-        keys = ("StudyInstanceUID", "SeriesInstanceUID")
-        found = [ds for ds in self.objects if all(wanted.get(k, ds[k].value) == ds[k].value for k in keys)]
-        start = int(wanted.get("offset", 0)) if self.pages else 0
-        return found[start : start + self.page]
-
-    @staticmethod
-    def _row(ds: pydicom.Dataset) -> dict[str, Any]:
-        row = pydicom.Dataset()
-        for key in ("StudyInstanceUID", "SeriesInstanceUID", "Modality"):
-            setattr(row, key, ds[key].value)
-        row.NumberOfSeriesRelatedInstances = 1
-        return row.to_json_dict()
-
-
-def _part10(ds: pydicom.Dataset) -> bytes:
-    buffer = pydicom.filebase.DicomBytesIO()
-    ds.save_as(buffer)
-    return buffer.getvalue()
-
-
 @pytest.fixture
 def pacs() -> Iterator[tuple[Pacs, str]]:
-    model = Pacs()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            model.seen.append((self.path, self.headers.get("Authorization")))
-            status, kind, body = model.reply(self.path)
-            self.send_response(302 if model.location else status)
-            if model.location:
-                self.send_header("Location", model.location)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield model, f"http://127.0.0.1:{server.server_port}/dicom-web"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with running((CT, MR)) as (model, url):
+        yield model, url
 
 
 def test_dicomweb_lists_and_loads(pacs: tuple[Pacs, str]) -> None:
@@ -241,15 +172,15 @@ def test_dicomweb_unknown_ids(pacs: tuple[Pacs, str], study_id: str) -> None:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda _: (500, "text/plain", b"stack trace with a name"), "HTTP status 500"),
-        (lambda _: (401, "text/plain", b""), "HTTP status 401"),
-        (lambda _: (200, "text/html", b"<html>log in</html>"), "not DICOMweb"),
-        (lambda _: (200, "application/dicom+json", b"{broken"), "not DICOMweb"),
-        (lambda _: (200, "application/dicom+json", b'[{"0020000E": 5}]'), "not one of series"),
-        (lambda t: (200, "application/json", b"{}") if "/studies/" in t else None, "not DICOMweb"),
+        (lambda _: Reply(500, "text/plain", b"stack trace with a name"), "HTTP status 500"),
+        (lambda _: Reply(401, "text/plain", b""), "HTTP status 401"),
+        (lambda _: Reply(200, "text/html", b"<html>log in</html>"), "not DICOMweb"),
+        (lambda _: Reply(200, "application/dicom+json", b"{broken"), "not DICOMweb"),
+        (lambda _: Reply(200, "application/dicom+json", b'[{"0020000E": 5}]'), "not one of series"),
+        (lambda t: Reply(200, "application/json", b"{}") if "/studies/" in t else None, "not DICOMweb"),
         (
             lambda t: (
-                (200, "multipart/related; boundary=xx", b"--xx\r\n\r\nnot dicom\r\n--xx--")
+                Reply(200, "multipart/related; boundary=xx", b"--xx\r\n\r\nnot dicom\r\n--xx--")
                 if "/studies/" in t
                 else None
             ),
@@ -298,10 +229,8 @@ def test_the_login_is_of_a_file_that_nobody_else_reads(
 def test_a_server_that_sends_another_series(pacs: tuple[Pacs, str]) -> None:
     model, url = pacs
     wanted = str(model.objects[0].SeriesInstanceUID)
-    other = _part10(model.objects[1])
-    body = b"--xx\r\nContent-Type: application/dicom\r\n\r\n" + other + b"\r\n--xx--"
-    kind = 'multipart/related; type="application/dicom"; boundary=xx'
-    model.spoil = lambda t: (200, kind, body) if "/studies/" in t else None
+    other = multipart(part10(model.objects[1]))
+    model.spoil = lambda t: other if "/studies/" in t else None
     with pytest.raises(ImageError, match="another series"):
         DicomWebStudies(url).load(wanted)
 

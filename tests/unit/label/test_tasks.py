@@ -189,23 +189,22 @@ def test_a_mask_on_the_evidence_is_relevant_and_one_beside_it_was_missed(asked, 
     for voxels, kind in (((slice(3, 5), slice(2, 4), 1), "relevant"), ((slice(9, 11), slice(7, 9), 3), "missed")):
         mask = np.zeros((12, 10, 4))
         mask[voxels] = 1
-        feedback = correction(asked, write(tmp_path / f"{kind}.nii.gz", mask, ras), {"client_id": "user-jane"})
+        feedback = correction(asked, write(tmp_path / f"{kind}.nii.gz", mask, ras), {}, "reader-1")
         assert (feedback.verdict, feedback.episode, feedback.answer) == ("amend", "e1", None)
         [mark] = feedback.marks
         assert mark.kind == kind
         assert mark.mask.sum() == mask.sum()
-        assert "jane" not in feedback.reviewer
 
 
 def test_the_same_label_is_the_same_correction(asked, tmp_path):
     path = write(tmp_path / "a.png", np.ones((10, 12)))
     asked.volume = asked.image = replace(asked.volume, voxels=np.zeros((1, 10, 12), np.float32))
     asked.labelmap = lambda: np.ones((1, 10, 12), np.uint8)
-    first, again = correction(asked, path, {}), correction(asked, path, {})
-    other = correction(asked, path, {"answer": "no"})
+    first, again = (correction(asked, path, {}, "reader-1") for _ in range(2))
+    other = correction(asked, path, {"answer": "no"}, "reader-1")
     assert first.key == again.key != other.key
-    colleague = correction(asked, path, {"client_id": "user-john"})
-    assert colleague.key == correction(asked, path, {"client_id": "user-john"}).key != first.key
+    colleague = correction(asked, path, {}, "reader-2")
+    assert colleague.key == correction(asked, path, {}, "reader-2").key != first.key
     assert other.answer == "no"
 
 
@@ -216,7 +215,7 @@ def test_the_same_label_is_the_same_correction(asked, tmp_path):
 def test_an_empty_mask(asked, tmp_path, kind, told, verdict, answer):
     asked.episode = replace(asked.episode, question=Question("q", kind))
     path = write(tmp_path / "empty.nii.gz", np.zeros((12, 10, 4)), AFFINE)
-    feedback = correction(asked, path, {"answer": told})
+    feedback = correction(asked, path, {"answer": told}, "reader-1")
     assert (feedback.verdict, feedback.answer, feedback.marks) == (verdict, answer, ())
 
 
@@ -232,6 +231,19 @@ def test_only_a_final_label_about_an_answer_is_a_correction(asked, tmp_path):
     silent = FakeService(asked, episodes=False)
     assert "nothing was asked" in submitted(lambda: silent, labels, "head", "head", "final")["why"]
     assert not silent.feedback
+
+
+def test_a_label_is_of_who_logged_in_or_of_its_client(asked, tmp_path):
+    path = write(tmp_path / "a.nii.gz", np.ones((12, 10, 4)), np.diag([-1, -1, 1, 1]) @ AFFINE)
+    labels = SimpleNamespace(get_label_info=lambda *_: {"client_id": "user-jane"}, get_label_uri=lambda *_: str(path))
+    service = FakeService(asked)
+    submitted(lambda: service, labels, "head", "head", "final")
+    submitted(lambda: service, labels, "head", "head", "final", reviewer="user-0f3a9c27b1de")
+    by_client, by_login = service.feedback
+    assert by_client.reviewer.startswith("client-")
+    assert "jane" not in by_client.reviewer
+    assert by_login.reviewer == "user-0f3a9c27b1de"
+    assert by_login.key != by_client.key
 
 
 def test_an_answer_about_another_image_is_not_corrected(asked, tmp_path):

@@ -10,16 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 from pydicom import Dataset, dcmread
 
+from routes import serving
 from sparsight.cli import main as program
 from sparsight.config import Config
 from sparsight.errors import BusyError
-from sparsight.server import problems, state
-from sparsight.server.routes import router
+from sparsight.server import state
 from sparsight.service import Service
 
 
@@ -41,12 +40,8 @@ def service(folder: Path, tmp_path: Path, reader_folder: Path) -> Iterator[Servi
 
 @pytest.fixture
 def client(service: Service) -> Iterator[TestClient]:
-    app = FastAPI()
-    app.include_router(router)
-    problems.install(app)
-    state.use(service)
-    yield TestClient(app, raise_server_exceptions=False)
-    state.use(None)
+    with serving(service) as app:
+        yield TestClient(app, raise_server_exceptions=False)
 
 
 @pytest.fixture

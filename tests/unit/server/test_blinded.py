@@ -9,13 +9,12 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from routes import serving
 from sparsight.config import Config
-from sparsight.server import examples, problems, state
-from sparsight.server.routes import router
+from sparsight.server import examples, state
 from sparsight.service import Service
 
 ASK = {"study": "stack", "question": "Is there a ring?", "blinded": True}
@@ -29,12 +28,8 @@ def client(tmp_path: Path, reader_folder: Path) -> Iterator[TestClient]:
     voxels = np.random.default_rng(2).normal(0, 30, (40, 32, 5)).astype(np.float32)
     nibabel.save(nibabel.Nifti1Image(voxels, np.diag([-1.0, -1.0, 3.0, 1.0])), studies / "stack.nii.gz")
     service = Service(Config.load(home=tmp_path / "home", serve={"reader": str(reader_folder)}), studies)
-    app = FastAPI()
-    app.include_router(router)
-    problems.install(app)
-    state.use(service)
-    yield TestClient(app)
-    state.use(None)
+    with serving(service) as app:
+        yield TestClient(app)
     service.close()
 
 

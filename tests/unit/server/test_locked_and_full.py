@@ -12,15 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from httpx import Response
 from PIL import Image
 
+from routes import serving
 from sparsight.config import Config
 from sparsight.errors import BusyError
-from sparsight.server import problems, state
-from sparsight.server.routes import router
 from sparsight.service import Service
 from sparsight.store import Store
 
@@ -50,12 +48,8 @@ def service(tmp_path: Path, reader_folder: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def client(service: Service) -> Iterator[TestClient]:
-    app = FastAPI()
-    app.include_router(router)
-    problems.install(app)
-    state.use(service)
-    yield TestClient(app, raise_server_exceptions=False)
-    state.use(None)
+    with serving(service) as app:
+        yield TestClient(app, raise_server_exceptions=False)
 
 
 @pytest.fixture

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from httpx import Response
 from PIL import Image
 
+from routes import serving
 from sparsight.config import Config
-from sparsight.server import problems, state
-from sparsight.server.routes import router
 from sparsight.server.stream import _Asking, _ClientLeftError
 from sparsight.service import Progress, Service
 from sparsight.service.turn import Priority
@@ -36,12 +34,8 @@ def service(tmp_path: Path, reader_folder: Path) -> Iterator[Service]:
 
 @pytest.fixture
 def client(service: Service) -> Iterator[TestClient]:
-    app = FastAPI()
-    app.include_router(router)
-    problems.install(app)
-    state.use(service)
-    yield TestClient(app)
-    state.use(None)
+    with serving(service) as app:
+        yield TestClient(app)
 
 
 @pytest.fixture

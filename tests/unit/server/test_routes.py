@@ -7,13 +7,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from routes import serving
 from sparsight.config import Config
-from sparsight.server import examples, problems, state
-from sparsight.server.routes import router
+from sparsight.server import examples, state
 from sparsight.service import Service
 
 
@@ -27,12 +26,8 @@ def client(tmp_path: Path, reader_folder: Path) -> Iterator[TestClient]:
     stack = np.random.default_rng(2).normal(0, 30, (40, 32, 5)).astype(np.float32)
     nibabel.save(nibabel.Nifti1Image(stack, np.diag([-1.0, -1.0, 3.0, 1.0])), studies / "stack.nii.gz")
     service = Service(Config.load(home=tmp_path / "home", serve={"reader": str(reader_folder)}), studies)
-    app = FastAPI()
-    app.include_router(router)
-    problems.install(app)
-    state.use(service)
-    yield TestClient(app)
-    state.use(None)
+    with serving(service) as app:
+        yield TestClient(app)
     service.close()
 
 

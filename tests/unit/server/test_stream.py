@@ -15,10 +15,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from routes import serving
 from sparsight.config import Config
 from sparsight.errors import BusyError
-from sparsight.server import problems, state, stream
-from sparsight.server.routes import router
+from sparsight.server import state, stream
 from sparsight.service import Service
 from sparsight.types import Answer
 
@@ -34,12 +34,8 @@ def app(tmp_path: Path, reader_folder: Path) -> Iterator[FastAPI]:
         pixels = np.random.default_rng(len(name)).integers(0, 255, (96, 120), dtype=np.uint8)
         Image.fromarray(pixels).save(studies / f"{name}.png")
     service = Service(Config.load(home=tmp_path / "home", serve={"reader": str(reader_folder)}), studies)
-    app = FastAPI()
-    app.include_router(router)
-    problems.install(app)
-    state.use(service)
-    yield app
-    state.use(None)
+    with serving(service) as app:
+        yield app
     service.close()
 
 

@@ -14,6 +14,7 @@ export type FeedbackRequest = Sent<Omit<Schemas['FeedbackRequest'], 'marks'>, 'b
 };
 export type Feedback = Schemas['FeedbackReply'];
 export type Given = Schemas['GivenReply'];
+export type Me = Schemas['MeReply'];
 export type Change = Schemas['ChangeRequest']['change'];
 export type NextCase = Schemas['NextCaseReply'];
 export type Case = Schemas['CaseReply'];
@@ -75,6 +76,11 @@ export class Client {
 
   studies(): Promise<Study[]> {
     return this.get('/studies');
+  }
+
+  /** Who logged in: the pseudonym that this reader's corrections are recorded under; null where nobody does. */
+  me(): Promise<Me> {
+    return this.get('/me');
   }
 
   /** Earlier answers about a study, newest first. */

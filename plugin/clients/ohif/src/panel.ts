@@ -186,8 +186,8 @@ export class Panel extends LitElement {
         <details>
           <summary>Keys and reviewer</summary>
           <div class="row">
-            <label for="reviewer">Pseudonym that reviews are recorded under, never a name</label>
-            <input id="reviewer" maxlength="64" pattern="[A-Za-z0-9._\\-]+" .value=${s.reviewer}
+            <label for="reviewer">Pseudonym that reviews are recorded under, ${s.known ? 'of your login' : 'never a name'}</label>
+            <input id="reviewer" maxlength="64" pattern="[A-Za-z0-9._\\-]+" .value=${s.reviewer} ?disabled=${s.known}
               @change=${(event: Event) => (s.reviewer = (event.target as HTMLInputElement).value)} />
           </div>
           <div class="row"><button id="light" aria-pressed=${this.light} @click=${() => this.shine()}>Light panel</button></div>

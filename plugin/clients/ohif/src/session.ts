@@ -49,6 +49,7 @@ export class Session extends EventTarget {
   private tokens: Tokens | null = null;
   private stop: AbortController | null = null;
   private studies: Study[] | null = null;
+  private self: string | null = null; // who logged in; null: nobody has to, and the reader chooses a pseudonym
   private readonly ends: (() => void)[] = [];
 
   constructor(
@@ -98,11 +99,16 @@ export class Session extends EventTarget {
   }
 
   get reviewer(): string {
-    return this.kept.getItem(REVIEWER) ?? 'anonymous';
+    return this.self ?? this.kept.getItem(REVIEWER) ?? 'anonymous';
   }
   set reviewer(name: string) {
     if (PSEUDONYM.test(name)) this.kept.setItem(REVIEWER, name);
     this.changed();
+  }
+
+  /** Whether the server says who this reader is. */
+  get known(): boolean {
+    return this.self !== null;
   }
 
   /** Another series came on screen: its suggestions, its earlier answers, and the newest of them. */
@@ -114,7 +120,10 @@ export class Session extends EventTarget {
     this.stop?.abort();
     this.leave();
     await this.attempt('', async () => {
-      this.studies ??= await this.client.studies();
+      if (!this.studies) {
+        const [me, studies] = await Promise.all([this.client.me(), this.client.studies()]);
+        [this.self, this.studies] = [me.reviewer, studies];
+      }
       const study = this.study();
       this.earlier = await this.client.episodes(study);
       const wanted = this.cases.wanted(study);

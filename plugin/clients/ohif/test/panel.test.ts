@@ -44,6 +44,13 @@ test('every reader\'s review is listed; only one\'s own can be changed', async (
   expect(other!.textContent).toContain('learned by p1');
 });
 
+test('a pseudonym that the login gives cannot be typed over', async () => {
+  for (const known of [false, true]) {
+    const field = (await shown({ known, reviewer: 'reader-1' })).querySelector<HTMLInputElement>('#reviewer')!;
+    expect([field.value, field.disabled]).toEqual(['reader-1', known]);
+  }
+});
+
 test('a text is shown as it is, never as markup', async () => {
   const text = '<img src=x onerror=alert(1)>';
   const root = await shown({

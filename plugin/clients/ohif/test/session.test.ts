@@ -38,6 +38,7 @@ function setUp() {
     erase: vi.fn((id: string): void => screen.drawn.removed(id)), // as the viewer says of whatever is erased
   };
   const client = {
+    me: vi.fn(async () => ({ reviewer: null as string | null, role: null })),
     studies: vi.fn(async () => STUDIES),
     episodes: vi.fn(async (_: string) => [] as (typeof answer)[]),
     geometry: vi.fn(async () => geometry),
@@ -96,6 +97,17 @@ test('an answer comes word by word and is then shown with its evidence', async (
   expect(it.screen.jump).toHaveBeenCalledWith(answer.evidence[0], expect.anything());
   it.session.step(-1);
   expect(it.session.chosen).toBe(1);
+});
+
+test('where people log in, the server says who reviews, whatever was typed before', async () => {
+  it.kept.setItem('sparsight:reviewer', 'reader-1');
+  expect([it.session.reviewer, it.session.known]).toEqual(['reader-1', false]);
+  it.client.me.mockResolvedValue({ reviewer: 'user-0f3a9c27b1de', role: null });
+  const session = it.make();
+  session.start();
+  await vi.waitFor(() => expect(session.known).toBe(true));
+  session.reviewer = 'reader-2';
+  expect(session.reviewer).toBe('user-0f3a9c27b1de');
 });
 
 test('stopping ends it at once, without a word of trouble', async () => {

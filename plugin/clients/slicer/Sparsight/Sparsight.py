@@ -217,12 +217,16 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _refresh(self) -> None:
         def work(client, cancel):
-            return client.ready(cancel), client.studies(cancel), client.learning(cancel), client.policies(cancel)
+            lists = client.studies(cancel), client.learning(cancel), client.policies(cancel)
+            return client.ready(cancel), client.me(cancel)["reviewer"], *lists
 
         self._start("Connecting", work, self._show_lists)
 
     def _show_lists(self, found) -> None:
-        state, self._studies, job, policies = found
+        state, known, self._studies, job, policies = found
+        if known:  # by the login: another's is refused
+            self.ui.reviewerEdit.text = known
+        self.ui.reviewerEdit.enabled = not known
         self._learning.show(job, policies)
         fill(self.ui.studyBox, [f"{study['modality']}  {study['id']}" for study in self._studies])
         self._suggest()

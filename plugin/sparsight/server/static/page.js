@@ -4,13 +4,13 @@ import { COLOURS, drawn, inWords, paint, toMillimetres } from "./marks.js";
 import { item } from "./reviews.js";
 
 const $ = (id) => document.getElementById(id);
-const REVIEWER = "page";
 const TOOLS = ["box", "stroke", "point"];
 const PICTURES = location.pathname.endsWith("/reader");  // the page for images without DICOM
 const [THING, THINGS] = PICTURES ? ["image", "images"] : ["study", "studies"];
 
 // withheld: the answer is kept back by the server until the reader's own one came. drag: points of what is being drawn.
 const state = {
+  reviewer: "page",  // or who logged in
   answer: null, withheld: false, geometry: null, slice: 0, evidence: true, marks: [], kind: null, tool: "box", drag: null, picture: null,
   sent: null, cannotTell: false,
 };
@@ -244,7 +244,7 @@ async function correct(verdict, draft = false) {
     return;
   }
   const marks = withheld ? [] : state.marks.map((mark) => toMillimetres(mark, state.geometry));
-  const request = { episode: state.answer.episode, verdict, marks, reviewer: REVIEWER, comment: $("comment").value.trim(), blinded: withheld, draft };
+  const request = { episode: state.answer.episode, verdict, marks, reviewer: state.reviewer, comment: $("comment").value.trim(), blinded: withheld, draft };
   if ($("difficulty").value) request.difficulty = $("difficulty").value;
   if (answer && verdict !== "accept") request.answer = answer;
   if (cannotTell && verdict !== "accept") request.cannot_tell = true;
@@ -274,11 +274,11 @@ async function reviews() {
   const given = state.withheld ? [] : (await attempt(() => call(`episodes/${episode}/feedback`))) ?? [];
   if (state.answer.episode !== episode) return;  // another answer is shown by now
   const change = async (key, name) => {
-    if (await sending(() => call(`feedback/${encodeURIComponent(key)}/change`, { change: name, reviewer: REVIEWER, key: crypto.randomUUID() }))) {
+    if (await sending(() => call(`feedback/${encodeURIComponent(key)}/change`, { change: name, reviewer: state.reviewer, key: crypto.randomUUID() }))) {
       await reviews();
     }
   };
-  $("reviews").replaceChildren(...given.map((one) => item(one, REVIEWER, change)));
+  $("reviews").replaceChildren(...given.map((one) => item(one, state.reviewer, change)));
 }
 
 async function sending(work) {
@@ -416,6 +416,7 @@ async function begin() {
   if (PICTURES) inPictures();
   listen();
   const link = new URLSearchParams(location.search);  // ?study=…&question=… asks at once
+  state.reviewer = (await attempt(() => call("me")))?.reviewer ?? state.reviewer;
   const served = (await attempt(() => call("studies"))) ?? [];
   const studies = PICTURES ? served.filter((study) => !study.study_uid) : served;
   $("study").replaceChildren(...studies.map(({ id, modality }) => element("option", PICTURES ? short(id) : `${modality} ${short(id)}`, { value: id, title: id })));

@@ -125,6 +125,10 @@ class Client:
         """State and counts; raises RefusedError (503) while weights load, or where they do not."""
         return self._object("GET", "/sparsight/health/ready", needs=("state",), cancel=cancel)
 
+    def me(self, cancel: Cancel | None = None) -> Json:
+        """Who logged in: `reviewer`, the pseudonym that corrections are recorded under; None where nobody does."""
+        return self._object("GET", "/sparsight/me", needs=("reviewer",), cancel=cancel)
+
     def studies(self, cancel: Cancel | None = None) -> list[Json]:
         """What can be asked about, with a first question for each."""
         return self._list("/sparsight/studies", cancel)
