@@ -24,6 +24,7 @@ export class Overlay {
   visible = true;
   opacity = 1;
   private drawing: Drawing | null = null;
+  private painted: unknown[] = [];
   private heat: { body: Vec3[]; weight: number }[] = [];
   private readonly heard = (event: Event) => {
     const id = (event as CustomEvent<{ viewportId?: string }>).detail?.viewportId;
@@ -35,7 +36,11 @@ export class Overlay {
     document.addEventListener(RENDERED, this.heard, true); // it does not bubble
   }
 
+  /** Painted anew only where something of it is new: where there is no GPU each painting costs frames. */
   show(drawing: Drawing | null): void {
+    const now = [drawing?.place, drawing?.regions, drawing?.tokens, drawing?.chosen, drawing?.marks, this.visible, this.opacity];
+    if (this.painted.length && now.every((part, n) => part === this.painted[n])) return;
+    this.painted = now;
     if (drawing?.tokens !== this.drawing?.tokens) this.heat = drawing?.tokens ? bodies(drawing.tokens) : [];
     this.drawing = drawing;
     this.repaint();

@@ -5,7 +5,7 @@ import { Cases } from './cases';
 import { Recorded } from './given';
 import { Lessons } from './lessons';
 import type { Drawing } from './overlay';
-import { Review, type Difficulty, type Keeper, type Kind, type Verdict } from './review';
+import { Review, type Difficulty, type Drawn, type Keeper, type Kind, type Verdict } from './review';
 import type { Place, Shown, Tool, Viewer } from './viewer';
 import { Unread } from './unread';
 import * as words from './words';
@@ -17,6 +17,7 @@ interface Picture {
   show(drawing: Drawing | null): void;
 }
 
+const NO_MARKS: readonly Drawn[] = [];
 const REVIEWER = 'sparsight:reviewer';
 const NEXT_TOOL: Record<Tool, Tool> = { box: 'stroke', stroke: 'point', point: 'box' };
 const PSEUDONYM = /^[A-Za-z0-9._-]{1,64}$/;
@@ -402,7 +403,7 @@ export class Session extends EventTarget {
     const regions = read?.regions ?? this.answer?.evidence ?? this.asking?.kept?.regions;
     if (!regions || !this.place) return null;
     const tokens = read ? null : this.tokens;
-    return { place: this.place, regions, tokens, chosen: this.chosen, marks: this.review?.marks ?? [] };
+    return { place: this.place, regions, tokens, chosen: this.chosen, marks: this.review?.marks ?? NO_MARKS };
   }
 
   private edit(change: (review: Review) => void): void {
