@@ -258,6 +258,7 @@ class Episode:
     recheck: Recheck | None = None
     prior: str | None = None  # the id of the study it was compared with; slice 0 is then the prior, slice 1 the study
     slices: int | None = None  # how many were encoded, chosen by a first look at all; None: all of them
+    modality: str = ""  # as ImageVolume's; empty: answers of before it was recorded
     blinded: bool = False  # the answer is kept back until a reader has given their own (service/blinded.py)
 
 

@@ -185,8 +185,8 @@ def decide_by(config: GateConfig) -> rounds.Decide:
     def decide(live: Measured, candidate: Measured, held: np.ndarray, look: int) -> gate.Decision:
         groups = np.arange(300) // 4
         return gate.decide(
-            sentinel=Paired(live.sentinel, candidate.sentinel, groups, ("all",) * 300),
-            held_out=Paired(live.held_out[held], candidate.held_out[held], np.arange(len(held)), ("a",) * len(held)),
+            sentinel=Paired(live.sentinel, candidate.sentinel, groups, (("all",),) * 300),
+            held_out=Paired(live.held_out[held], candidate.held_out[held], np.arange(len(held)), (("a",),) * len(held)),
             config=config,
             look=look,
         )

@@ -155,6 +155,7 @@ def episode_of(line: Any, arrays: Arrays) -> Episode:
             _RECHECK.validate_python(record["recheck"])
         _CREATED.validate_python(record["created"])
         texts = all(isinstance(record[name], str) and len(record[name]) <= 256 for name in _TEXTS)
+        texts = texts and isinstance(modality := record.get("modality", ""), str) and len(modality) <= 16
         keep, scores = arrays["keep"], arrays["scores"]
         attention = arrays.get("attention", np.zeros_like(scores))
         total = int(np.prod(record["grid_shape"]))

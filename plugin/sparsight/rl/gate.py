@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,13 +19,14 @@ from sparsight.rl.statistics import Interval, bootstrap_mean
 class Paired:
     """The same questions answered by the live policy and by the candidate; all arrays (n,).
 
-    group: cases of one study (or patient) share it and are resampled together. stratum: modality or question kind.
+    group: cases of one study (or patient) share it and are resampled together. strata: what each is counted under, of
+    simulated questions their kind, of corrections kind, modality and site.
     """
 
     live: NDArray[np.float64]
     candidate: NDArray[np.float64]
     group: NDArray[np.int64]
-    stratum: tuple[str, ...]
+    strata: tuple[tuple[str, ...], ...]
 
     @property
     def gain(self) -> NDArray[np.float64]:
@@ -87,19 +89,15 @@ def decide(*, sentinel: Paired, held_out: Paired, config: GateConfig, look: int 
 
     look: 1 for the first candidate that is measured against this live policy, 2 for the second, ... (level_of).
 
-    sentinel: 0/1 correct on the frozen set. Overall, the lower bound of the gain must not be below -margin; a stratum
-    of at least 20 questions, whose interval is wide, must not be shown to be worse (mean below -margin and high < 0).
+    sentinel: 0/1 correct on the frozen set. Overall, the lower bound of the gain must not be below -margin.
     held_out: reward of new corrections that were kept out of training: the lower bound of the gain must exceed
-    `min_gain`, on at least `min_feedback` corrections.
+    `min_gain`, on at least `min_feedback` corrections. A stratum of at least 20 cases of either, whose interval is
+    wide, must not be shown to be worse (mean below -margin and high < 0).
     """
     level = level_of(look)
-    checks = [_non_inferior(sentinel, config, level)]
-    checks += [
-        _stratum(sentinel, name, config, level)
-        for name in sorted(set(sentinel.stratum))
-        if sentinel.stratum.count(name) >= _MIN_STRATUM
-    ]
+    checks = [_non_inferior(sentinel, config, level), *_strata(sentinel, "", config, level)]
     checks += [_enough(held_out, config), _gain(held_out, config, level)]
+    checks += _strata(held_out, "held-out ", config, level)
     means = {
         f"{name}_{which}": float(values.mean())
         for name, pair in (("sentinel", sentinel), ("held_out", held_out))
@@ -128,12 +126,19 @@ def _non_inferior(sentinel: Paired, config: GateConfig, level: float) -> Check:
     return Check("sentinel_non_inferior", passed, reason, got.mean, got.low, got.high, got.n)
 
 
-def _stratum(sentinel: Paired, name: str, config: GateConfig, level: float) -> Check:
-    chosen = np.array([s == name for s in sentinel.stratum])
-    got = _interval(sentinel.gain[chosen], sentinel.group[chosen], config, level)
+def _strata(pair: Paired, of: str, config: GateConfig, level: float) -> list[Check]:
+    counts = Counter(name for names in pair.strata for name in names)
+    return [_stratum(pair, name, of, config, level) for name in sorted(counts) if counts[name] >= _MIN_STRATUM]
+
+
+def _stratum(pair: Paired, name: str, of: str, config: GateConfig, level: float) -> Check:
+    chosen = np.array([name in names for names in pair.strata])
+    got = _interval(pair.gain[chosen], pair.group[chosen], config, level)
     passed = got.mean >= -config.margin or got.high >= 0  # not shown to be worse
-    reason = f"stratum {name}: gain {got.mean:+.3f} [{got.low:+.3f}, {got.high:+.3f}], n={got.n}"
-    return Check(f"stratum_{name}", passed, reason, got.mean, got.low, got.high, got.n)
+    reason = f"{of}stratum {name}: gain {got.mean:+.3f} [{got.low:+.3f}, {got.high:+.3f}], n={got.n}"
+    return Check(
+        f"{of.replace('-', '_').replace(' ', '_')}stratum_{name}", passed, reason, got.mean, got.low, got.high, got.n
+    )
 
 
 def _enough(held_out: Paired, config: GateConfig) -> Check:

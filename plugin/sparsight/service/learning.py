@@ -157,7 +157,9 @@ class Learner:
                 question = replace(question, choices=(*question.choices, answer))
             weight = trust.weights.get(feedback.reviewer, 1.0)
             example = Example(grid, question, answer, marks, weight, rejected=rejected)
-            found.append(Correction(feedback.key, episode.volume_sha256, question.kind, example))
+            site = feedback.reviewer.partition("@")[2] or "here"
+            strata = (f"kind {question.kind}", f"modality {episode.modality or 'unknown'}", f"site {site}")
+            found.append(Correction(feedback.key, episode.volume_sha256, strata, example))
         return found, unused
 
     def _looks(self, live: PolicyVersion) -> int:

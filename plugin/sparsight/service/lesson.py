@@ -34,11 +34,14 @@ _REPLAY_SEED = 7
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """A correction that can be replayed. study groups corrections that must stay on one side of the split."""
+    """A correction that can be replayed. study groups corrections that must stay on one side of the split.
+
+    strata: question kind, modality and site, which the gate looks at apart.
+    """
 
     key: str
     study: str
-    stratum: str
+    strata: tuple[str, ...]
     example: Example
 
 
@@ -163,9 +166,9 @@ def _measure(reader: Reader, lesson: Lesson, candidate: TokenPolicy, adapter: Ar
         on_held.append(np.array([served_reward(reader, stream, c.example, lesson.budget) for c in held], np.float64))
     return gate.decide(
         sentinel=Paired(
-            on_sentinel[0], on_sentinel[1], groups([p.group for p in probes]), tuple(p.stratum for p in probes)
+            on_sentinel[0], on_sentinel[1], groups([p.group for p in probes]), tuple((p.stratum,) for p in probes)
         ),
-        held_out=Paired(on_held[0], on_held[1], groups([c.study for c in held]), tuple(c.stratum for c in held)),
+        held_out=Paired(on_held[0], on_held[1], groups([c.study for c in held]), tuple(c.strata for c in held)),
         config=settings,
         look=lesson.look,
     )

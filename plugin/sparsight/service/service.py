@@ -159,6 +159,7 @@ class Service:
             timings_ms=timings,
             recheck=reading.recheck,
             prior=study_.prior,
+            modality=volume.modality,
             slices=None if grid.encoded is None else int(grid.encoded.sum()),
             blinded=blinded,
         )

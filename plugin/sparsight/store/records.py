@@ -74,6 +74,8 @@ def episode_to_record(episode: Episode) -> tuple[Json, Arrays]:
         record["prior"] = episode.prior
     if episode.slices is not None:
         record["slices"] = episode.slices
+    if episode.modality:
+        record["modality"] = episode.modality
     if episode.blinded:
         record["blinded"] = True
     arrays: Arrays = {"keep": np.asarray(selection.keep, np.int64), "scores": np.asarray(selection.scores, np.float32)}
@@ -107,6 +109,7 @@ def episode_from_record(record: Json, arrays: Arrays) -> Episode:
         recheck=Recheck(**{**recheck, "first": _answer(recheck["first"])}) if recheck else None,
         prior=record.get("prior"),
         slices=record.get("slices"),
+        modality=record.get("modality", ""),
         blinded=bool(record.get("blinded")),
         **{name: record[name] for name in _EPISODE_TEXTS},
     )

@@ -12,7 +12,7 @@ CONFIG = GateConfig()
 
 def paired(live: list[float], candidate: list[float], stratum: str = "exists") -> Paired:
     n = len(live)
-    return Paired(np.array(live), np.array(candidate), np.arange(n), (stratum,) * n)
+    return Paired(np.array(live), np.array(candidate), np.arange(n), ((stratum,),) * n)
 
 
 def sentinel(lost: int = 0, won: int = 0, n: int = 200) -> Paired:
@@ -43,10 +43,22 @@ def test_one_stratum_that_got_worse_holds_it_back() -> None:
         np.concatenate([good.live, bad.live]),
         np.concatenate([good.candidate, bad.candidate]),
         np.arange(200),
-        ("exists",) * 150 + ("count",) * 50,
+        (("exists",),) * 150 + (("count",),) * 50,
     )
     decision = decide(sentinel=both, held_out=paired([0.2] * 10, [0.9] * 10), config=CONFIG)
     assert [c.name for c in decision.checks if not c.passed] == ["stratum_count"]
+
+
+def test_a_site_that_got_worse_holds_back_what_is_better_on_the_whole() -> None:
+    rng = np.random.default_rng(0)
+    gain = np.concatenate([rng.normal(0.5, 0.1, 80), rng.normal(-0.3, 0.1, 20)])
+    strata = (("kind yes_no", "site here"),) * 80 + (("kind yes_no", "site b"),) * 20
+    held = Paired(np.zeros(100), gain, np.arange(100), strata)
+    decision = decide(sentinel=sentinel(), held_out=held, config=CONFIG)
+    assert [c.name for c in decision.checks if not c.passed] == ["held_out_stratum_site b"]
+    assert any(reason.startswith("held-out stratum site b: gain -0.3") for reason in decision.reasons)
+    few = Paired(held.live[:99], held.candidate[:99], held.group[:99], held.strata[:99])
+    assert decide(sentinel=sentinel(), held_out=few, config=CONFIG).promote  # 19 of it say nothing
 
 
 def test_too_few_corrections_are_not_proof() -> None:
@@ -68,7 +80,7 @@ def test_no_gain_is_no_reason(gain: float) -> None:
 
 def test_many_corrections_on_one_study_count_as_one_study() -> None:
     """Twelve corrections that all come from one study prove nothing about the next study."""
-    held = Paired(np.zeros(12), np.ones(12), np.zeros(12, np.int64), ("x",) * 12)
+    held = Paired(np.zeros(12), np.ones(12), np.zeros(12, np.int64), (("x",),) * 12)
     decision = decide(sentinel=sentinel(), held_out=held, config=CONFIG)
     assert "held_out_gain" in [c.name for c in decision.checks if not c.passed]
 
@@ -113,7 +125,7 @@ def test_looking_often_at_candidates_that_are_no_better_hardly_ever_promotes_one
             wrong[name] += any(
                 decide(
                     sentinel=sentinel(n=20),
-                    held_out=Paired(np.zeros(20), gain, np.arange(20), ("exists",) * 20),
+                    held_out=Paired(np.zeros(20), gain, np.arange(20), (("exists",),) * 20),
                     config=config,
                     look=at(n),
                 ).promote

@@ -16,7 +16,7 @@ STUDIES = st.lists(st.integers(0, 30), max_size=60)
 
 def corrections(studies: list[int]) -> list[Correction]:
     example = Example(GRID, Question("q"), "a")
-    return [Correction(f"k{n}", f"s{study}", "free", example) for n, study in enumerate(studies)]
+    return [Correction(f"k{n}", f"s{study}", ("free",), example) for n, study in enumerate(studies)]
 
 
 @given(STUDIES, st.floats(0, 0.9))

@@ -87,10 +87,13 @@ class Gauge:
                 live.sentinel,
                 candidate.sentinel,
                 np.unique([p.group for p in probes], return_inverse=True)[1].astype(np.int64),
-                tuple(p.stratum for p in probes),
+                tuple((p.stratum,) for p in probes),
             ),
             held_out=Paired(
-                live.held_out[held], candidate.held_out[held], np.arange(len(held)), tuple(self.strata[i] for i in held)
+                live.held_out[held],
+                candidate.held_out[held],
+                np.arange(len(held)),
+                tuple((self.strata[i],) for i in held),
             ),
             config=self.config.gate,
             look=look,

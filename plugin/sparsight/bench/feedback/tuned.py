@@ -28,7 +28,7 @@ def tuned(reader: NanoReader, policy: TokenPolicy, cases: Sequence[Case], config
         Correction(
             case.id,
             case.volume.sha256,
-            case.question.kind,
+            (),
             Example(reader.encode(case.volume), case.question, case.answer),
         )
         for case in cases
