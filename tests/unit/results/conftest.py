@@ -18,11 +18,13 @@ from pydicom.uid import (
 )
 from scipy.spatial.transform import Rotation
 
+from reports import NEEDED, SECRET
 from sparsight.config import Config
-from sparsight.service import Service
+from sparsight.imaging.dicom import read_header
+from sparsight.imaging.results import Images
+from sparsight.service import Service, parse_question
+from sparsight.types import Episode
 
-SECRET = "Geheim"  # part of every text that is nobody else's business
-NEEDED = {"PatientName": "Doe^Jane", "PatientID": "MRN-77", "AccessionNumber": "A-4711", "StudyID": "S-12"}
 _CLASSES = {
     "ct": CTImageStorage,
     "mr": MRImageStorage,
@@ -149,3 +151,21 @@ def served(
     service = Service(Config.load(home=home, serve={"reader": str(reader_folder)}), kinds[0])
     yield service
     service.close()
+
+
+@pytest.fixture(scope="module")
+def episodes(served: Service, kinds: tuple[Path, dict[str, str]]) -> dict[str, Episode]:
+    """An answer about each kind."""
+    question = parse_question("Is there a nodule in the left half?")
+    return {kind: served.ask(uid, question, budget=0.1).episode for kind, uid in kinds[1].items()}
+
+
+@pytest.fixture
+def images(kinds: tuple[Path, dict[str, str]]) -> Callable[..., Images]:
+    def images(kind: str = "mr", change: Callable[[Dataset], object] = lambda ds: None) -> Images:
+        headers = [read_header(path) for path in sorted((kinds[0] / kind).iterdir())]
+        for header in headers:
+            change(header)
+        return Images.of(headers)
+
+    return images

@@ -1,6 +1,5 @@
 """Scores of visual streams, on a reader that is right exactly when the finding's token is among those it was given."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,104 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
+from one_token import QUESTION, SeesOneToken, cases
 from sparsight.errors import InputError, QuestionError
-from sparsight.imaging.grid import prepare, token_coverage
-from sparsight.model import (
-    GridSelector,
-    PolicySelector,
-    ScoreRequest,
-    ScoreSelector,
-    TokenPolicy,
-    load_base_policy,
-    load_reader,
-)
+from sparsight.imaging.grid import token_coverage
+from sparsight.model import GridSelector, PolicySelector, ScoreSelector, TokenPolicy, load_base_policy, load_reader
 from sparsight.model.rivals import LABELLED, RIVALS
 from sparsight.rl.acquisition import acquire
 from sparsight.rl.evaluate import SELECTORS, evaluate, finding_share, fits, selectors_by_name
-from sparsight.rl.evidence_tests import (
-    Outcome,
-    area,
-    complement,
-    curve,
-    deletion,
-    insertion,
-    only_kept,
-    run_tests,
-    sensitivity,
-    summarise_tests,
-    without_kept,
-)
 from sparsight.rl.scoring import Posed, Said, by_choices, by_reading, judge
 from sparsight.rl.sentinel import correct, simulated
 from sparsight.rl.tables import areas, by_kind, compare, compare_evidence, signed, summarise, value
-from sparsight.types import Answer, Case, ImageVolume, Question, Selection, TokenGrid
-
-QUESTION = Question("Is there a nodule?", "yes_no", ("yes", "no"))
-
-
-class SeesOneToken:
-    """Says yes if a kept token is brighter than the threshold, else no."""
-
-    id, sha256, max_tokens = "fake", "0" * 64, 10_000
-    encoded = 0
-
-    def encode(self, volume: ImageVolume, where: object = None) -> TokenGrid:
-        self.encoded += 1
-        made = prepare(volume, long_side=64, patch=8)
-        d, h, w = made.pixels.shape
-        mean = made.pixels.reshape(d, h // 8, 8, w // 8, 8).mean((2, 4)).reshape(-1, 1)
-        at = made.geometry
-        return TokenGrid(torch.from_numpy(mean), at.shape, at.patch, at.uvw_to_ijk, at.uvw_to_lps, self.id)
-
-    def embed(self, question: Question) -> Tensor:
-        return torch.zeros(4)
-
-    def check(self, question: Question, answer: str) -> None:
-        pass
-
-    def attention(self, question: Question, grid: TokenGrid, selection: Selection, reasoning: str) -> Tensor | None:
-        return None
-
-    def saliency(self, grid: TokenGrid) -> Tensor:
-        return grid.features[:, 0]
-
-    def read(self, question: Question, grid: TokenGrid, selection: Selection, *, on_token: Any = None) -> Answer:
-        seen = grid.features[selection.keep].max() > 0.5
-        return Answer("yes" if seen else "no", "", 0.9)
-
-    def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
-        out = []
-        for r in requests:
-            seen = (r.grid.features[r.keeps, 0] > 0.5).any(1)  # (G,)
-            out.append(torch.where(seen == (r.answer == "yes"), 0.9, 0.1).log())
-        return out
-
-
-def cases(n: int) -> list[Case]:
-    """Half with one bright token at a random place."""
-    rng = np.random.default_rng(0)
-    made = []
-    for i in range(n):
-        voxels = np.zeros((1, 64, 64), np.float32)
-        mask = np.zeros((1, 64, 64), bool)
-        if i % 2:
-            v, u = rng.integers(0, 8, 2) * 8
-            mask[0, v : v + 8, u : u + 8] = True
-            voxels[mask] = 255
-        voxels[0, 0, 0] += 1e-3 * i  # every volume its own hash
-        volume = ImageVolume(voxels, np.eye(4), "OT", (127.5, 255.0))
-        answer = "yes" if i % 2 else "no"
-        made.append(
-            Case(f"a-long-name-{i}", volume, QUESTION, answer, f"g{i}", "exists", finding=mask if i % 2 else None)
-        )
-    return made
-
-
-@pytest.fixture(scope="module")
-def reader() -> SeesOneToken:
-    return SeesOneToken()
+from sparsight.types import Case, Question, Selection, TokenGrid
 
 
 def rows(reader: SeesOneToken, names: str, n: int = 200) -> dict[tuple[str, float], dict[str, Any]]:
@@ -343,106 +256,6 @@ def test_recall_is_compared_in_pairs(reader: SeesOneToken) -> None:
     assert pointed is not None
     assert pointed["pointing"][0] == 1
     assert pointed["difference"] == pytest.approx(1 - pointed["pointing"][1])
-
-
-def test_blanking_spares_what_it_should_and_leaks_nothing(reader: SeesOneToken) -> None:
-    case = cases(2)[1]
-    assert case.finding is not None
-    grid = reader.encode(case.volume)
-    keep = np.flatnonzero(token_coverage(grid, case.finding))
-    only, without = only_kept(case.volume, grid, keep), without_kept(case.volume, grid, keep)
-    assert np.array_equal(only.voxels[case.finding], case.volume.voxels[case.finding])
-    assert np.array_equal(without.voxels[~case.finding], case.volume.voxels[~case.finding])
-    for blank in (only.voxels[~case.finding], without.voxels[case.finding]):
-        assert np.abs(blank).max() < 1  # of 255: what surrounds the bright patch, not the patch
-    everything = np.arange(grid.n)
-    assert np.ptp(without_kept(case.volume, grid, everything).voxels) == 0
-    assert np.array_equal(only_kept(case.volume, grid, everything).voxels, case.volume.voxels)
-
-
-def test_insertion_deletion_and_complement_part_the_tokens() -> None:
-    scores = np.random.default_rng(0).permutation(50).astype(np.float32)
-    best = np.sort(np.argsort(-scores)[:5])
-    selection = Selection(best, scores, 0.0, "greedy", "s")
-    assert np.array_equal(insertion(selection, 0.1).keep, best)
-    assert len(insertion(selection, 0).keep) == 0
-    for share in (0.0, 0.1, 0.5, 1.0):
-        both = [insertion(selection, share).keep, deletion(selection, share, 50).keep]
-        assert np.array_equal(np.sort(np.concatenate(both)), np.arange(50))
-    assert np.array_equal(complement(selection, 50).keep, deletion(selection, 0.1, 50).keep)
-    assert np.array_equal(complement(selection, 3).keep, np.sort(np.argsort(-scores)[5:8]))  # the best of the rest
-
-
-class Beside:
-    """Keeps the token beside the finding: what leaked through a receptive field would look like."""
-
-    id = "beside"
-
-    def __init__(self, case: Case) -> None:
-        self.case = case
-
-    def select(self, grid: TokenGrid, question: Question, k: int, *, seed: int | None = None) -> Selection:
-        finding = self.case.finding
-        coverage = np.zeros(grid.n, np.float32) if finding is None else token_coverage(grid, finding)
-        scores = np.roll(coverage, 1).astype(np.float32)
-        return ScoreSelector(scores).select(grid, question, k)
-
-
-def outcomes_of(reader: SeesOneToken, name: str, *, curves: bool = False) -> list[Outcome]:
-    some = [(case, reader.encode(case.volume)) for case in cases(40)]
-    make: Any = (lambda case, grid: Beside(case)) if name == "beside" else _stream(name, reader)
-    return run_tests(reader, some, name, make, 1 / 64, curves=curves)
-
-
-def _stream(name: str, reader: SeesOneToken) -> Any:
-    return selectors_by_name([name], reader, GridSelector())[name]
-
-
-def table(outcomes: list[Outcome]) -> dict[tuple[str, str], dict[str, Any]]:
-    findings = {case.id for case in cases(40) if case.finding is not None}
-    return {(row["test"], row["questions"]): row for row in summarise_tests(outcomes, findings)}
-
-
-def test_evidence_that_is_seen_where_it_is_kept_passes_the_pixel_tests(reader: SeesOneToken) -> None:
-    row = table(outcomes_of(reader, "oracle"))
-    assert row["pixel sufficiency", "evidence"]["ratio"] == 1
-    assert row["pixel necessity", "positive"]["accuracy"] == 0
-    assert row["complement", "evidence"]["accuracy"] == 0
-    assert row["no image", "evidence"]["n"] == 20
-    assert row["shuffled image", "evidence"]["changed"] == 1  # the next study is one without a finding
-    assert row["blank image", "positive"]["accuracy"] == 0  # nothing bright: it says no
-    assert row["blank image", "all"]["accuracy"] == 0.5
-    assert row["kept", "all"]["changed"] == 0
-    assert row["kept", "all"]["chance"] == 0.5
-
-
-def test_evidence_beside_the_finding_fails_them(reader: SeesOneToken) -> None:
-    row = table(outcomes_of(reader, "beside"))
-    assert row["pixel sufficiency", "evidence"]["accuracy"] == 0
-    assert row["pixel necessity", "positive"]["accuracy"] == 1  # it blanked what the answer does not rest on
-    assert row["complement", "evidence"]["accuracy"] == 1
-
-
-def test_sensitivity_is_the_share_of_answers_that_another_study_changes(reader: SeesOneToken) -> None:
-    outcomes = outcomes_of(reader, "oracle") + outcomes_of(reader, "beside")
-    oracle, beside = sensitivity(outcomes, "oracle")
-    assert (oracle["selector"], oracle["n"]) == ("oracle", 40)
-    assert oracle["changed"] == 21 / 40  # each yes; and one no, for its neighbour's first token is bright
-    assert oracle["ours_minus"] is None
-    assert beside["changed"] == 1 / 40  # it never sees the finding
-    assert beside["ours_minus"] == 0.5
-    assert 0.2 < beside["ours_minus_ci"][0] < 0.5 < beside["ours_minus_ci"][1] < 0.8
-
-
-def test_a_right_ranking_inserts_early_and_deletes_early(reader: SeesOneToken) -> None:
-    findings = {case.id for case in cases(40) if case.finding is not None}
-    found = {}
-    for name in ("oracle", "random"):
-        rows = summarise_tests(outcomes_of(reader, name, curves=True), findings)
-        found[name] = {way: area(curve(rows, name, way)) for way in ("insertion", "deletion")}
-    assert found["oracle"]["insertion"] > found["random"]["insertion"] + 0.2
-    assert found["oracle"]["deletion"] < found["random"]["deletion"] - 0.2
-    assert curve(summarise_tests(outcomes_of(reader, "oracle"), findings), "oracle", "insertion") == []
 
 
 def test_closed_and_open_questions_are_reported_apart(reader: SeesOneToken) -> None:

@@ -2,32 +2,14 @@
 
 import math
 from dataclasses import replace
-from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 import pytest
 
+from pictures import QUESTION, feedback, lessons, make_picture
 from sparsight.errors import ConflictError, FeedbackError, GeometryError
-from sparsight.service import Service, corrections, parse_question
-from sparsight.types import Episode, Feedback, ImageVolume, Mark, Verdict
-
-QUESTION = parse_question("Is there a nodule?")
-
-
-def make_picture(seed: int) -> ImageVolume:
-    voxels = np.random.default_rng(seed).uniform(0, 200, (1, 96, 120)).astype(np.float32)
-    return ImageVolume(voxels, np.diag([0.5, 0.5, 1, 1]), "DX", (127.5, 255.0))
-
-
-def feedback(episode: Episode, key: str = "k", verdict: Verdict = "amend", **more: Any) -> Feedback:
-    return Feedback(key, episode.id, "reader-1", verdict, datetime.now(UTC), **more)
-
-
-def lessons(service: Service, n: int) -> None:
-    for seed in range(n):
-        episode = service.ask(make_picture(seed), QUESTION).episode
-        service.correct(feedback(episode, f"k{seed}", answer="yes" if seed % 2 else "no"))
+from sparsight.service import Service, corrections
+from sparsight.types import ImageVolume, Mark
 
 
 def test_a_click_and_a_stroke_mark_the_tokens_they_lie_in(service: Service, picture: ImageVolume) -> None:

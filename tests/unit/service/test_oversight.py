@@ -8,17 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsight.service import Service, oversight, parse_question
+from pictures import QUESTION, make_picture
+from sparsight.service import Service, oversight
 from sparsight.service.learning import Trust
 from sparsight.service.oversight import Oversight
 from sparsight.types import Episode, Feedback, ImageVolume
-
-QUESTION = parse_question("Is there a nodule?")
-
-
-def make_picture(seed: int) -> ImageVolume:
-    voxels = np.random.default_rng(seed).uniform(0, 200, (1, 32, 40)).astype(np.float32)
-    return ImageVolume(voxels, np.diag([0.5, 0.5, 1, 1]), "DX", (127.5, 255.0))
 
 
 def say(service: Service, episode: Episode, reader: str, answer: str, **more: object) -> None:
@@ -29,7 +23,7 @@ def say(service: Service, episode: Episode, reader: str, answer: str, **more: ob
 def test_readers_of_the_same_cases_are_compared_and_the_odd_one_teaches_nothing(service: Service) -> None:
     rng = np.random.default_rng(0)
     for n in range(24):
-        episode = service.ask(make_picture(n), QUESTION, recheck=False).episode
+        episode = service.ask(make_picture(n, 32, 40), QUESTION, recheck=False).episode
         right = "yes" if rng.random() < 0.5 else "no"
         for reader in ("a", "b", "c"):
             say(service, episode, reader, right)
@@ -46,7 +40,7 @@ def test_readers_of_the_same_cases_are_compared_and_the_odd_one_teaches_nothing(
 
 
 def test_a_reader_of_many_corrections_is_capped_in_training(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = [service.ask(make_picture(n), QUESTION, recheck=False).episode for n in range(80)]
+    asked = [service.ask(make_picture(n, 32, 40), QUESTION, recheck=False).episode for n in range(80)]
     for n, episode in enumerate(asked):
         say(service, episode, "busy" if n % 4 else "other", "yes" if n % 3 else "no")
     seen: dict[str, list[float]] = {}
@@ -71,7 +65,7 @@ def test_a_reader_of_many_corrections_is_capped_in_training(service: Service, mo
 
 def test_blinded_readings_are_compared_with_sighted_ones(service: Service) -> None:
     for n in range(8):
-        episode = service.ask(make_picture(n), QUESTION, recheck=False).episode
+        episode = service.ask(make_picture(n, 32, 40), QUESTION, recheck=False).episode
         said = "cannot" if episode.answer.abstained else episode.answer.text
         say(service, episode, "a", "something else", blinded=True)
         if not episode.answer.abstained:

@@ -8,17 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pictures import QUESTION, make_picture
 from sparsight.config import Config
 from sparsight.errors import NotFoundError
-from sparsight.service import Service, parse_question, shadow
-from sparsight.types import Episode, Feedback, ImageVolume
-
-QUESTION = parse_question("Is there a nodule?")
-
-
-def make_picture(seed: int) -> ImageVolume:
-    voxels = np.random.default_rng(seed).uniform(0, 200, (1, 32, 40)).astype(np.float32)
-    return ImageVolume(voxels, np.diag([0.5, 0.5, 1, 1]), "DX", (127.5, 255.0))
+from sparsight.service import Service, shadow
+from sparsight.types import Episode, Feedback
 
 
 def on(config: Config, **trial: Any) -> Config:
@@ -42,7 +36,7 @@ def candidate(service: Service, scale: float = -1.5, *, passed: bool = True) -> 
 
 
 def ask(service: Service, n: int) -> list[Episode]:
-    asked = [service.ask(make_picture(seed), QUESTION, recheck=False).episode for seed in range(n)]
+    asked = [service.ask(make_picture(seed, 32, 40), QUESTION, recheck=False).episode for seed in range(n)]
     service._rest.submit(lambda: None).result(60)  # what nobody waits for has been done
     return asked
 

@@ -1,0 +1,126 @@
+"""Corrections: the reward each earns, what is refused, and what a repeated one is."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pictures import QUESTION, feedback
+from sparsight.errors import ConflictError, FeedbackError, GeometryError, NotFoundError, QuestionError
+from sparsight.service import Service, corrections
+from sparsight.types import ImageVolume, Mark, Reward, Verdict
+
+
+class TestCorrect:
+    def test_accept_amend_reject(self, service: Service, picture: ImageVolume) -> None:
+        episode = service.ask(picture, QUESTION).episode
+        other = "no" if episode.answer.text == "yes" else "yes"
+        totals = [
+            service.correct(feedback(episode, key, verdict, answer=answer)).total
+            for key, verdict, answer in (("a", "accept", None), ("b", "amend", other), ("c", "reject", None))
+        ]
+        assert totals == [1, -1, -1]
+
+    def test_marks_on_what_was_kept_are_good_and_elsewhere_bad(self, service: Service, picture: ImageVolume) -> None:
+        asked = service.ask(picture, QUESTION)
+        kept = asked.labelmap().astype(bool)
+        on = Mark("relevant", mask=kept, mask_ijk_to_lps=picture.ijk_to_lps)
+        off = Mark("missed", mask=~kept, mask_ijk_to_lps=picture.ijk_to_lps)
+        unwanted = Mark("irrelevant", mask=kept, mask_ijk_to_lps=picture.ijk_to_lps)
+        rewards = [
+            service.correct(feedback(asked.episode, key, marks=(mark,))).parts["grounding"]
+            for key, mark in (("on", on), ("off", off), ("unwanted", unwanted))
+        ]
+        assert rewards == [pytest.approx(1), pytest.approx(0, abs=0.02), pytest.approx(-1)]  # some tokens hold both
+
+    def test_a_mask_on_another_grid_is_resampled(self, service: Service, picture: ImageVolume) -> None:
+        asked = service.ask(picture, QUESTION)
+        kept = asked.labelmap().astype(bool)
+        finer = np.repeat(np.repeat(kept, 2, axis=1), 2, axis=2)
+        affine = picture.ijk_to_lps @ np.diag([0.5, 0.5, 1, 1])
+        affine[:2, 3] -= 0.125
+        reward = service.correct(feedback(asked.episode, marks=(Mark("relevant", mask=finer, mask_ijk_to_lps=affine),)))
+        assert reward.parts["grounding"] == pytest.approx(1, abs=0.02)
+
+    def test_a_mark_elsewhere_is_refused_and_not_recorded(self, service: Service, picture: ImageVolume) -> None:
+        episode = service.ask(picture, QUESTION).episode
+        far = ((500.0, 500.0, 500.0), (510.0, 510.0, 510.0))
+        affine = picture.ijk_to_lps.copy()
+        affine[:3, 3] = 900
+        for mark in (Mark("missed", box_mm=far), Mark("missed", mask=np.ones((1, 5, 5), bool), mask_ijk_to_lps=affine)):
+            with pytest.raises(GeometryError):
+                service.correct(feedback(episode, marks=(mark,)))
+        assert service.status()["corrections"] == 0
+
+    @pytest.mark.parametrize("verdict", ["accept", "reject"])
+    def test_a_verdict_that_contradicts_its_answer_is_refused(
+        self, service: Service, picture: ImageVolume, verdict: Verdict
+    ) -> None:
+        episode = service.ask(picture, QUESTION).episode
+        said = episode.answer.text
+        answer = said if verdict == "reject" else ("no" if said == "yes" else "yes")
+        with pytest.raises(FeedbackError, match=verdict):
+            service.correct(feedback(episode, verdict=verdict, answer=answer))
+
+    def test_an_answer_longer_than_the_reader_takes_never_enters_the_queue(
+        self, service: Service, picture: ImageVolume
+    ) -> None:
+        episode = service.ask(picture, QUESTION).episode
+        with pytest.raises(QuestionError):
+            service.correct(feedback(episode, answer="mass and nodule " * 60))
+        assert service.status()["corrections"] == 0
+
+    @pytest.mark.parametrize("size", [(48, 60), (96, 110), (200, 120)])
+    def test_a_picture_mask_of_another_size_is_refused(
+        self, service: Service, picture: ImageVolume, size: tuple[int, int]
+    ) -> None:
+        episode = service.ask(picture, QUESTION).episode
+        with pytest.raises(GeometryError):
+            service.correct(feedback(episode, marks=(Mark("missed", mask=np.ones((1, *size), bool)),)))
+        exact = Mark("missed", mask=np.ones((1, 96, 120), bool))
+        assert service.correct(feedback(episode, marks=(exact,))).parts["grounding"] is not None
+
+    @pytest.mark.parametrize("end", [float("nan"), float("inf"), -40.0])
+    def test_a_box_that_is_none_is_refused_and_not_stored(
+        self, service: Service, picture: ImageVolume, end: float
+    ) -> None:
+        episode = service.ask(picture, QUESTION).episode
+        mark = Mark("relevant", box_mm=((0.0, 0.0, 0.0), (end, 20.0, 1.0)))
+        with pytest.raises(FeedbackError, match="finite"):
+            service.correct(feedback(episode, "k", marks=(mark,)))
+        assert service.store.unlearned([service.live_selector().id]) == []
+
+    def test_contradictory_marks_are_refused(self, service: Service, picture: ImageVolume) -> None:
+        episode = service.ask(picture, QUESTION).episode
+        box = ((5.0, 5.0, -1.0), (30.0, 30.0, 1.0))
+        with pytest.raises(FeedbackError, match=r"same region"):
+            service.correct(feedback(episode, marks=(Mark("relevant", box_mm=box), Mark("irrelevant", box_mm=box))))
+
+    @pytest.mark.parametrize("more", [{}, {"answer": " "}, {"answer": "x" * 10_000}, {"marks": (Mark("missed"),)}])
+    def test_nothing_said(self, service: Service, picture: ImageVolume, more: dict[str, Any]) -> None:
+        episode = service.ask(picture, QUESTION).episode
+        with pytest.raises(FeedbackError):
+            service.correct(feedback(episode, **more))
+
+    def test_a_repeated_key_is_one_correction(self, service: Service, picture: ImageVolume) -> None:
+        episode = service.ask(picture, QUESTION).episode
+        first = service.correct(feedback(episode, answer="no"))
+        assert service.correct(feedback(episode, answer="no")) == first
+        with pytest.raises(ConflictError):
+            service.correct(feedback(episode, answer="yes"))
+        assert service.status()["corrections"] == 1
+
+    def test_a_repeated_key_tells_the_first_reward_whatever_the_rules_are_by_now(
+        self, service: Service, picture: ImageVolume, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        episode = service.ask(picture, QUESTION).episode
+        first = service.correct(feedback(episode, answer="no"))
+        monkeypatch.setattr(corrections, "reward_of", lambda *_: Reward(0.5, {"answer": 0.5}, "a later version"))
+        assert service.correct(feedback(episode, answer="no")) == first
+        assert service.correct(feedback(episode, "another", answer="no")).version == "a later version"
+
+    def test_an_unknown_episode(self, service: Service, picture: ImageVolume) -> None:
+        episode = service.ask(picture, QUESTION).episode
+        with pytest.raises(NotFoundError):
+            service.correct(replace(feedback(episode, answer="no"), episode="e0"))
