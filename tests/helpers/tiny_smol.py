@@ -42,7 +42,7 @@ def save_base(folder: Path) -> Path:
 
 
 def save_trained(folder: Path, base: Path) -> Path:
-    """A trained part for it, of random numbers that do something."""
+    """A trained part for a converted folder, of random numbers that do something."""
     from sparsight.config import ModelConfig
 
     reader = load_base(base, ModelConfig(**SETTINGS))
@@ -52,5 +52,6 @@ def save_trained(folder: Path, base: Path) -> Path:
     }
     writer = reader.writer(2)
     adapter = {n: a + 0.01 for n, a in writer.to_arrays().items()}
-    save_smol(folder, base, vision, TokenPolicy(64, 128, prior=7, normed=True).to_arrays() | adapter)
+    hidden = reader.model.config.get_text_config().hidden_size
+    save_smol(folder, base, vision, TokenPolicy(hidden, 2 * hidden, prior=7, normed=True).to_arrays() | adapter)
     return folder
