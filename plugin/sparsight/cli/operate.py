@@ -69,8 +69,12 @@ def doctor(
         if tiny or reader is not None or weights is not None:
             from sparsight.config import ModelConfig
             from sparsight.doctor_models import examine_model, examine_tiny
+            from sparsight.model import model_config
 
-            config = ModelConfig() if reader is None else ModelConfig.read(reader)
+            if reader is not None and weights is not None:
+                config = ModelConfig.read(reader)
+            else:
+                config = ModelConfig() if reader is None else model_config(reader)
             if weights is not None:
                 config = config.model_copy(update={"weights": weights})
             report = examine_tiny(advance) if tiny else examine_model(config, advance)

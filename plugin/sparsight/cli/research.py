@@ -81,7 +81,10 @@ def train(
     context: typer.Context,
     what: Annotated[
         str,
-        typer.Argument(help="nano: all from scratch. policy: another for the reader. rivals: those labels teach."),
+        typer.Argument(
+            help="nano: all from scratch. smol: what is ours of it. policy: another for the reader. "
+            "rivals: those labels teach."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and log; of nano also learning curves, weights.")],
     data: Annotated[
@@ -96,11 +99,10 @@ def train(
     json: Json = False,
 ) -> None:
     """Train the shipped weights again, another policy for a reader, or its rivals; a second call resumes."""
-    if what not in ("nano", "policy", "rivals") or size not in ("full", "small"):
-        raise InputError(
-            f"train {what} --size {size}", expected="train nano|policy|rivals --size full|small", todo="check the words"
-        )
-    from sparsight.recipe import train_another, train_nano, train_rivals
+    if what not in ("nano", "smol", "policy", "rivals") or size not in ("full", "small"):
+        words = "train nano|smol|policy|rivals --size full|small"
+        raise InputError(f"train {what} --size {size}", expected=words, todo="check the words")
+    from sparsight.recipe import train_another, train_nano, train_rivals, train_smol
 
     session: Session = context.obj
     reader = session.config().serve.reader
@@ -114,6 +116,8 @@ def train(
         with progress_bar("train", quiet=json) as tell:
             if what == "nano":
                 report = train_nano(out, data, seed=seed, size=size, threads=threads, on_progress=tell)
+            elif what == "smol":
+                report = train_smol(out, data, seed=seed, size=size, on_progress=tell)
             elif what == "policy":
                 report = train_another(
                     reader, out, data, seed=seed, size=size, threads=threads, on_progress=tell, ranks=ranks
@@ -242,11 +246,11 @@ def quantization(
 ) -> None:
     """What int8 and NF4 cost a model's answers at 100, 25 and 10 % of the tokens, against it as published."""
     from sparsight.bench.quantization import Asked, card, measure
-    from sparsight.config import ModelConfig
     from sparsight.datasets import load_folder
+    from sparsight.model import model_config
 
     check_targets(out, kinds=(".json",))
-    config = ModelConfig.read(reader)
+    config = model_config(reader)
     cases = _drawn(load_folder(data, split), limit, seed)
     asked = [Asked(case.volume, case.question, case.answer, case.group) for case in cases]
     with progress_bar("bench quantization", quiet=json) as tell:

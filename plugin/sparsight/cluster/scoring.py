@@ -40,7 +40,7 @@ def scored_by(settings: PoolConfig, name: str, reader: Reader, ranks: Ranks = AL
         return
     if ranks.size > 1:
         raise ConfigError("workers, and several processes", expected="one of them", todo="set workers to 0")
-    place = str(Path(name).resolve()) if Path(name).exists() and name != "nano" else name
+    place = str(Path(name).resolve()) if Path(name).exists() and name not in {"nano", "smol"} else name
     with Pool(settings, partial(held_by_worker, place, reader.sha256)) as pool:
         yield cast(Reader, PooledReader(reader, pool))
 

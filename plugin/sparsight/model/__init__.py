@@ -16,8 +16,10 @@ from sparsight.errors import ConfigError, WeightsError
 from sparsight.model.policy import PolicySelector, TokenPolicy
 from sparsight.model.protocols import Reader, ScoreRequest, Selector
 from sparsight.model.selectors import AllSelector, GridSelector, RandomSelector, ScoreSelector
+from sparsight.model.smol import SETTINGS, SHIPPED, cached, is_smol
 
 if TYPE_CHECKING:
+    from sparsight.model.hf.reader import HFReader
     from sparsight.model.nano.reader import NanoReader
 
 __all__ = [
@@ -32,9 +34,12 @@ __all__ = [
     "TokenPolicy",
     "base_policy",
     "load_base_policy",
+    "load_configured",
     "load_nano",
     "load_policy",
     "load_reader",
+    "model_config",
+    "model_folder",
     "reader_files",
 ]
 
@@ -42,16 +47,51 @@ __all__ = [
 def load_reader(name: str | Path) -> Reader:
     """Load a reader. Raises WeightsError, ConfigError.
 
-    name: `nano`; the folder of a nano reader trained elsewhere; a model configuration (configs/model/*.yaml), or the
-    folder of a vision-language model of transformers, as it was published.
+    name: `nano` or `smol`; the folder of one of these trained elsewhere; a model configuration (configs/model/*.yaml),
+    or the folder of a vision-language model of transformers, as it was published.
     """
     place = _place(name)
-    if _is_nano(place):
-        return load_nano(place)
-    from sparsight.model.hf.load import load_model
+    return load_nano(place) if _is_nano(place) else load_configured(model_config(place))
 
-    weights, config = _model(place)
-    return load_model(weights, config)
+
+def load_configured(config: ModelConfig, *, smaller: bool = True) -> HFReader:
+    """Load the model that a configuration names, smol or one of transformers. Raises WeightsError, ConfigError.
+
+    smaller: the next smaller quantization where the device's memory does not hold it.
+    """
+    from sparsight.model.hf.load import load_model
+    from sparsight.model.smol.load import load_smol
+
+    weights = config.weights or Path()
+    return (load_smol if is_smol(weights) else load_model)(weights, config, smaller=smaller)
+
+
+def model_config(name: str | Path) -> ModelConfig:
+    """How a model other than nano is to be loaded: smol, a folder, or a file that says more.
+
+    Raises ConfigError, WeightsError.
+    """
+    place = _place(name)
+    if is_smol(place):
+        return ModelConfig(weights=place, **SETTINGS)
+    if place.is_dir():
+        return ModelConfig(weights=place)
+    config = ModelConfig.read(place)
+    if config.weights == place.parent / "smol" and not config.weights.exists():
+        return ModelConfig(**{**SETTINGS, **config.model_dump(exclude_unset=True), "weights": SHIPPED})
+    if config.weights is None:
+        raise ConfigError(
+            "a model configuration without weights",
+            expected="weights: the folder of the model",
+            todo=f"name it in {place.name}",
+        )
+    return config
+
+
+def model_folder(config: ModelConfig) -> Path:
+    """The folder with the whole model of a configuration: of smol the converted one in the user's cache."""
+    weights = config.weights or Path()
+    return cached() if is_smol(weights) else weights
 
 
 def load_nano(name: str | Path) -> NanoReader:
@@ -72,8 +112,12 @@ def base_policy(name: str | Path) -> bytes:
 
         return read_policy(place)
     from sparsight.model.hf.load import policy_of
+    from sparsight.model.smol.load import read_policy as policy_of_smol
 
-    return policy_of(*_model(place))
+    config = model_config(place)
+    weights = config.weights or Path()
+    own = config.policy is None and is_smol(weights)
+    return policy_of_smol(weights) if own else policy_of(weights, config)
 
 
 def reader_files(name: str | Path) -> dict[str, bytes]:
@@ -106,14 +150,16 @@ def load_policy(weights: str | Path | Mapping[str, NDArray[np.float32]]) -> Toke
 
 def _place(name: str | Path) -> Path:
     if str(name) == "nano":
-        from sparsight.model.nano.weights import SHIPPED
+        from sparsight.model.nano.weights import SHIPPED as NANO
 
+        return NANO
+    if str(name) == "smol":
         return SHIPPED
     place = Path(name)
     if not (place.is_dir() or place.suffix in {".yaml", ".yml"}):
         raise ConfigError(
             "an unknown reader",
-            expected="nano, a folder of weights, or one of configs/model/*.yaml",
+            expected="nano, smol, a folder of weights, or one of configs/model/*.yaml",
             todo="set reader in serve.yaml",
         )
     return place
@@ -129,18 +175,4 @@ def _nano_place(name: str | Path) -> Path:
 
 
 def _is_nano(place: Path) -> bool:
-    return place.is_dir() and not (place / "config.json").is_file()
-
-
-def _model(place: Path) -> tuple[Path, ModelConfig]:
-    """The folder of a model of transformers, and how it is to be loaded."""
-    if place.is_dir():
-        return place, ModelConfig()
-    config = ModelConfig.read(place)
-    if config.weights is None:
-        raise ConfigError(
-            "a model configuration without weights",
-            expected="weights: the folder of the model",
-            todo=f"name it in {place.name}",
-        )
-    return config.weights, config
+    return place.is_dir() and not (place / "config.json").is_file() and not is_smol(place)

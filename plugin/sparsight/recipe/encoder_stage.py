@@ -53,15 +53,15 @@ class WeakHeads(nn.Module):
         return total
 
     @torch.no_grad()
-    def fold_into(self, encoder: LocalEncoder) -> None:
-        """Write what was learned to `encoder.logits`: what a token alone says for each finding, in nats of log-odds.
+    def fold_into(self, logits: nn.Linear) -> None:
+        """Write what was learned to an encoder's logits: what a token alone says for each finding, in nats of log-odds.
 
         Sharpness and bias are folded in; edge, brightness and size come last, as they are.
         """
         folded = torch.cat([_SHARPNESS * self.findings.weight, self.attributes.weight])
         bias = torch.cat([_SHARPNESS * self.findings.bias - self.bias, self.attributes.bias])
-        encoder.logits.weight.copy_(folded)
-        encoder.logits.bias.copy_(bias)
+        logits.weight.copy_(folded)
+        logits.bias.copy_(bias)
 
     def loss(self, features: Tensor, shape: tuple[int, int, int], asked: Sequence[tuple[int, Weak]]) -> Tensor:
         """Mean cross-entropy of weak labels. features: (B, N, C); asked: (row of the batch, label)."""

@@ -30,10 +30,12 @@ def fit(
     on_step: OnStep,
     muon: float = 0.0,
     hidden: nn.Module | None = None,
+    save_every: int = _SAVE_EVERY,
 ) -> None:
     """Minimise a loss in place: AdamW, linear warm-up, cosine to 2 %, gradients clipped at 1.
 
     muon: peak learning rate of Muon (Jordan et al. 2024) for the hidden matrices, all but embeddings; 0: AdamW for all.
+    save_every: steps between checkpoints.
     Random draws depend on (seed, step) only. The checkpoint stays when done: the same run then returns at once.
     Raises TrainingError for a loss or a gradient that is not a number, before it reaches the weights: those in place
     and the last checkpoint are the last good ones.
@@ -56,7 +58,7 @@ def fit(
             raise _stopped("a gradient", step)
         for optimizer in optimizers:
             optimizer.step()
-        if (step + 1) % _SAVE_EVERY == 0 or step + 1 == steps:
+        if (step + 1) % save_every == 0 or step + 1 == steps:
             save_checkpoint(checkpoint, run, module, optimizers, step + 1)
         on_step(step + 1, steps, float(loss.detach()))
     module.eval()

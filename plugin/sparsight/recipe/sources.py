@@ -100,19 +100,27 @@ def simulated(
     asked: questions of each; 12, or 4 where they score. The image is the same whatever is asked.
     varied: see SceneConfig.
     """
+    pool = Pool()
+    asked = asked or (_SCORED if scoring else QUESTIONS)
+    for preset, cases in scenes(split, first, n, seed, data, tell, asked=asked, varied=varied):
+        pool.add(cases, f"sim {preset}", scoring=scoring)
+    return pool
+
+
+def scenes(
+    split: Split, first: int, n: int, seed: int, data: Path | None, tell: Tell, *, asked: int, varied: float = 0.0
+) -> Iterator[tuple[str, Sequence[Case]]]:
+    """Draw images as `simulated` does, one by one: the preset, and the cases of one image."""
     backgrounds = standard(data)
     turns = [name for name, times in _MIX for _ in range(times)]
-    asked = asked or (_SCORED if scoring else QUESTIONS)
     simulators = {
         name: Simulator(replace(PRESETS[name], questions=asked, varied=varied), backgrounds)
         for name in dict.fromkeys(turns)
     }
-    pool = Pool()
     for index in range(first, first + n):
         preset = turns[index % len(turns)]
-        pool.add(simulators[preset].scene(split, index, seed).cases, f"sim {preset}", scoring=scoring)
+        yield preset, simulators[preset].scene(split, index, seed).cases
         tell(f"draw {split} scenes", index + 1 - first, n)
-    return pool
 
 
 def easy(split: Split, first: int, n: int, seed: int, tell: Tell) -> Pool:
@@ -185,7 +193,7 @@ def real(
     pool = Pool()
     folders = [data / name for name in (*REAL, *PUBLISHED) if (data / name).is_dir()] if data else []
     for number, folder in enumerate(folders):
-        for cases in _by_image(real_cases(folder, split)):
+        for cases in by_image(real_cases(folder, split)):
             wanted = [case for case in cases if keep is None or keep(folder.name, case.group)]
             pool.add(wanted, folder.name, scoring=scoring)
         tell(f"read {split} rows", number + 1, len(folders))
@@ -218,7 +226,7 @@ def _is_short(asked: Asked) -> bool:
     )
 
 
-def _by_image(cases: Sequence[Case]) -> Iterator[list[Case]]:
+def by_image(cases: Sequence[Case]) -> Iterator[list[Case]]:
     """Cases that share an image. A published set has them together, so that one image at a time is held."""
     if isinstance(cases, FolderCases):
         yield from (list(same) for _, same in groupby(cases, key=lambda case: case.volume.sha256))

@@ -196,7 +196,7 @@ class _Recipe:
             if todo:
                 with self.seconds.of("encoder"):
                     self._fit_encoder(encoder, heads, both, findings, real)
-        heads.fold_into(encoder)
+        heads.fold_into(encoder.logits)
 
     def _fit_encoder(
         self, encoder: LocalEncoder, heads: WeakHeads, both: nn.Module, findings: tuple[str, ...], real: Pool

@@ -9,6 +9,7 @@ asked, does not learn in some hundred steps which finding is meant (docs/lab-log
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,7 +17,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparsight.errors import TrainingError
-from sparsight.model.nano.reader import NanoReader
 from sparsight.model.policy import TokenPolicy
 from sparsight.recipe.supervision import read_answer, region_masks
 from sparsight.rl.trainer import Example
@@ -26,7 +26,24 @@ _TOKENS = 36_864  # in a step: 64 images
 _LR = 3e-3
 
 
-def warm_start(policy: TokenPolicy, reader: NanoReader, examples: Sequence[Example], *, steps: int, seed: int) -> None:
+class Seeing(Protocol):
+    """A reader whose encoder says which tokens look like findings."""
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """Their names."""
+        ...
+
+    def odds(self, features: Tensor) -> Tensor:
+        """Log-odds of each finding by token, in nats: (..., C) to (..., findings)."""
+        ...
+
+    def embed(self, question: Question) -> Tensor:
+        """As Reader.embed."""
+        ...
+
+
+def warm_start(policy: TokenPolicy, reader: Seeing, examples: Sequence[Example], *, steps: int, seed: int) -> None:
     """Fit `policy` in place to what answers and encoder say together: Adam, warm-up, cosine down to a twentieth.
 
     Each step takes questions about studies of one shape; only examples with an answer are used. Raises TrainingError
@@ -49,8 +66,7 @@ def warm_start(policy: TokenPolicy, reader: NanoReader, examples: Sequence[Examp
         batch = [same[i] for i in rng.integers(len(same), size=max(1, _TOKENS // int(np.prod(shape))))]
         features = torch.stack([e.grid.features for e in batch])
         with torch.no_grad():
-            odds = reader.encoder.odds(features, len(reader.spec.findings))
-            kinds = reader.spec.findings
+            odds, kinds = reader.odds(features), reader.findings
             target = torch.stack(
                 [
                     tokens_meant(e.question, e.answer or "", z, parts[shape], kinds)

@@ -50,7 +50,7 @@ def test_the_encoder_says_the_log_odds_that_the_loss_is_taken_of() -> None:
     heads, encoder = WeakHeads(4, 3, 2), LocalEncoder(4, 3 + ATTRIBUTES)
     with torch.no_grad():
         heads.findings.bias.normal_(generator=torch.Generator().manual_seed(0))
-        heads.fold_into(encoder)
+        heads.fold_into(encoder.logits)
         tokens = encoder(torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(1)))  # (1, 1, 1, 4 + 6)
         odds = encoder.odds(tokens, 2)[0, 0, 0]
         loss = heads.loss(tokens[0, :, :, :4], (1, 1, 1), [(0, Weak("present", (1,), 1))])

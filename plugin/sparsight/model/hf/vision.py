@@ -159,14 +159,23 @@ class Vision:
 
     def _look(self, pixels: NDArray[np.float32]) -> tuple[Tensor, list[Tensor]]:
         """Feature rows of some slices (d, h, w), one after the other: (R, C), and of each deeper level."""
-        given = self._process(pixels)
-        moved = {name: given[name].to(self.model.device) for name in _VISION if name in given}
-        moved["pixel_values"] = moved["pixel_values"].to(self.model.dtype)
+        moved = self._given(pixels)
         out = self.model.get_image_features(**moved, return_dict=True)
         pooled = out.pooler_output
         rows = pooled.flatten(0, 1) if isinstance(pooled, Tensor) else torch.cat(list(pooled))
         deep = [torch.cat(list(level)) for level in getattr(out, "deepstack_features", None) or ()]
         return rows.float().cpu(), [level.to("cpu", torch.float32) for level in deep]
+
+    def pixels(self, volume: ImageVolume) -> tuple[dict[str, Tensor], tuple[int, int, int]]:
+        """What the vision tower is given of a study, on the model's device, and the shape of its grid."""
+        prepared = self._prepare(volume, self.pace)
+        return self._given(prepared.pixels), prepared.geometry.shape
+
+    def _given(self, pixels: NDArray[np.float32]) -> dict[str, Tensor]:
+        given = self._process(pixels)
+        moved = {name: given[name].to(self.model.device) for name in _VISION if name in given}
+        moved["pixel_values"] = moved["pixel_values"].to(self.model.dtype)
+        return moved
 
     def _process(self, pixels: NDArray[np.float32], text: str | None = None) -> Any:
         """What the family's processor makes of slices (d, h, w) in [0, 1] and of a text, which names each once."""

@@ -150,8 +150,17 @@ class NanoReader:
     @torch.inference_mode()
     def saliency(self, grid: TokenGrid) -> Tensor:
         """How much each token looks like any finding the encoder learned from answers, whatever is asked: (N,)."""
-        scores: Tensor = self.encoder.odds(grid.features, len(self.spec.findings)).logsumexp(-1)
+        scores: Tensor = self.odds(grid.features).logsumexp(-1)
         return scores
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """Names of what the encoder learned to see."""
+        return self.spec.findings
+
+    def odds(self, features: Tensor) -> Tensor:
+        """The encoder's log-odds of each finding by token, in nats: (..., C) to (..., findings)."""
+        return self.encoder.odds(features, len(self.spec.findings))
 
     def check(self, question: Question, answer: str) -> None:
         """Raise QuestionError where question or answer has too many word pieces."""
