@@ -13,7 +13,7 @@ OHIF := plugin/clients/ohif
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sparsight
 VIEWER := plugin/sparsight/server/static/ohif/extension.mjs
 
-.PHONY: demo test test-viewers check setup smol wheel wheelhouse clean
+.PHONY: demo test test-viewers test-smol check setup smol wheel wheelhouse clean
 
 demo: setup  ## start the server on sample studies; ONCE=1: the whole loop once, print JSON, exit
 	@$(BIN)/sparsight demo --port $(PORT) $(if $(ONCE),--once)
@@ -26,6 +26,9 @@ test-viewers: setup $(VIEWERS)  ## clients of viewers: OHIF; 3D Slicer in a proc
 	if command -v npm >/dev/null; then cd $(OHIF) && npm run --silent check && npm test --silent; fi
 	$(BIN)/python -m pytest tests/clients/ohif
 	$(BIN)/python -m pytest tests/clients/slicer
+
+test-smol: smol  ## the reader smol on the real parts that it is made of: minutes
+	$(BIN)/python -m pytest tests/smol
 
 check: $(READY)
 	$(BIN)/ruff check .

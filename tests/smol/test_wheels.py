@@ -1,4 +1,4 @@
-"""smol on the real parts that `make smol` fetched and converted: CI has them."""
+"""smol on the real parts that `make smol` fetched and converted: `make test-smol`."""
 
 import sys
 import zipfile
