@@ -27,7 +27,7 @@ test-viewers: setup $(VIEWERS)  ## clients of viewers: OHIF; 3D Slicer in a proc
 	$(BIN)/python -m pytest tests/clients/ohif
 	$(BIN)/python -m pytest tests/clients/slicer
 
-test-smol: smol  ## the reader smol on the real parts that it is made of: minutes
+test-smol: smol  ## the reader smol on the real parts that it is made of; its proofs: sparsight doctor --reader DIR/smol
 	$(BIN)/python -m pytest tests/smol
 
 check: $(READY)

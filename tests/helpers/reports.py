@@ -46,7 +46,7 @@ def said(report: Dataset) -> dict[str, list[str]]:
 
 
 def review(episode: Episode, verdict: str = "accept", key: str = "k", **given: Any) -> Review:
-    feedback = Feedback(key, episode.id, "reader-1", verdict, NOON, **given)  # type: ignore[arg-type]
+    feedback = Feedback(key, episode.id, "reader-1", verdict, NOON, **given)  # type: ignore[arg-type] # a verdict as text
     return Review(feedback, 1)
 
 

@@ -165,7 +165,7 @@ def serve(config: Config) -> Iterator[Callable[[object], TestClient]]:
 
         def begin(studies: object) -> TestClient:
             service = ends.enter_context(closing(Service(config)))
-            service.studies = service._encoded.source = studies  # type: ignore[assignment]
+            service.studies = service._encoded.source = studies  # type: ignore[assignment] # a stand-in
             return TestClient(ends.enter_context(serving(service)), raise_server_exceptions=False)
 
         yield begin

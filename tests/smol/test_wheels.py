@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 from sparsight.cli.main import app
 from sparsight.config import ModelConfig
-from sparsight.model.hf.proofs import pattern, prove
+from sparsight.model.hf.proofs import pattern
 from sparsight.model.hf.reader import HFReader
 from sparsight.model.smol import MANIFEST, SETTINGS, SHIPPED, cached
 from sparsight.model.smol.convert import SUMS, folded
-from sparsight.model.smol.load import load_base, load_smol
+from sparsight.model.smol.load import load_base
 from sparsight.model.smol.tower import LiteConfig, LiteTower
 from tiny_smol import save_trained
 
@@ -103,11 +103,6 @@ def test_smollm2_came_through_its_conversion(reader: HFReader) -> None:
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
         )
     assert "Paris" in reader.processor.tokenizer.decode(out[0, ids.shape[1] :])
-
-
-def test_proofs_hold_on_its_weights(trained: Path) -> None:
-    found = prove(load_smol(trained, ModelConfig(dtype="float32", **SETTINGS)))
-    assert {proof.name for proof in found if not proof.passed} <= {"a bright patch is where its token is"}
 
 
 @pytest.mark.realdata

@@ -40,7 +40,7 @@ def _common(
         Path | None, typer.Option(help="Folder with serve.yaml, learn.yaml, …", envvar="SPARSIGHT_CONFIGS")
     ] = None,
     reader: Annotated[
-        str | None, typer.Option(help="nano, one of configs/model/*.yaml, or a folder of weights.")
+        str | None, typer.Option(help="nano, smol, one of configs/model/*.yaml, or a folder of weights.")
     ] = None,
     _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:

@@ -337,7 +337,7 @@ class _Recipe:
 
 
 def probed(features: Tensor, odds: Tensor) -> tuple[nn.Linear, float]:
-    """The linear map from tokens (n, C) to log-odds (n, findings) that errs least, and the R2 of it."""
+    """The linear map from tokens (n, C) to log-odds (n, findings) that errs least, and its R2 on these tokens."""
     ones = torch.cat([features, torch.ones(len(features), 1)], 1).double()
     gram = ones.T @ ones
     gram += 1e-6 * gram.diagonal().mean() * torch.eye(len(gram))

@@ -38,7 +38,7 @@ class Taught:
 class Picture:
     """One image. seen: (1, 152, h, w) float16, what EfficientNet sees; shape: of its grid, which may be smaller.
 
-    grid: tokens of the tower in place of the connector's; odds: (N, findings). Both once `name_tokens` ran.
+    grid: tokens of the tower in place of the connector's; odds: (N, findings). Both once `tokens_of` ran.
     """
 
     seen: Tensor

@@ -92,8 +92,8 @@ class Answering:
         selection, answer = self._read(selection)
         selection, attention_ms = timed(lambda: self._attended(selection, answer))
         necessity, necessity_ms = timed(lambda: self._necessity(answer, selection, selection))
-        timings = {"select": select_ms, **answer.timings_ms, "attention": attention_ms, "necessity": necessity_ms}
-        timings["recheck"] = 0.0
+        timings = {"select": select_ms, **answer.timings_ms}
+        timings |= {"attention": attention_ms, "necessity": necessity_ms, "recheck": 0.0}
         first = Reading(selection, answer, necessity, None, timings)
         doubt = self.doubt(first) if recheck else None
         wide = self._k(self.config.recheck_budget or 0.0)

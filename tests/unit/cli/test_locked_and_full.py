@@ -28,22 +28,11 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def run(
-    tmp_path: Path, reader_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Any:
+def run(run_at: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Call `sparsight ARGS --json` in this process: (exit code, parsed stdout)."""
     monkeypatch.setattr("sparsight.service.service.Store", partial(Store, busy_timeout_s=0.2))
 
-    def call(*args: str) -> tuple[int, dict[str, Any]]:
-        common = ["--home", str(tmp_path / "home"), "--reader", str(reader_folder)]
-        monkeypatch.setattr(sys, "argv", ["sparsight", *common, *args, "--json"])
-        with pytest.raises(SystemExit) as left:
-            program()
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return int(left.value.code or 0), json.loads(said.out)
-
-    return call
+    return partial(run_at, "home")
 
 
 @contextmanager

@@ -12,10 +12,8 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from routes import serving
-from sparsight.config import Config
+from routes import stack_served
 from sparsight.server import examples, state
-from sparsight.service import Service
 
 ASK = {"study": "stack", "question": "Is there a ring?", "blinded": True}
 EVENTS = {"Accept": "text/event-stream"}
@@ -23,14 +21,8 @@ EVENTS = {"Accept": "text/event-stream"}
 
 @pytest.fixture
 def client(tmp_path: Path, reader_folder: Path) -> Iterator[TestClient]:
-    studies = tmp_path / "studies"
-    studies.mkdir()
-    voxels = np.random.default_rng(2).normal(0, 30, (40, 32, 5)).astype(np.float32)
-    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([-1.0, -1.0, 3.0, 1.0])), studies / "stack.nii.gz")
-    service = Service(Config.load(home=tmp_path / "home", serve={"reader": str(reader_folder)}), studies)
-    with serving(service) as app:
+    with stack_served(tmp_path, reader_folder) as app:
         yield TestClient(app)
-    service.close()
 
 
 @pytest.fixture

@@ -11,25 +11,18 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from issuer import Issuer
-from routes import serving
-from sparsight.config import Config, SiteConfig
+from routes import stack_served
+from sparsight.config import SiteConfig
 from sparsight.server import examples
 from sparsight.server.access import Access
 from sparsight.server.entrance import Entrance
 from sparsight.server.watch import Watch
-from sparsight.service import Service
 
 
 @pytest.fixture
 def app(tmp_path: Path, reader_folder: Path) -> Iterator[FastAPI]:
-    studies = tmp_path / "studies"
-    studies.mkdir()
-    voxels = np.random.default_rng(2).normal(0, 30, (40, 32, 5)).astype(np.float32)
-    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([-1.0, -1.0, 3.0, 1.0])), studies / "stack.nii.gz")
-    service = Service(Config.load(home=tmp_path / "home", serve={"reader": str(reader_folder)}), studies)
-    with serving(service) as app:
+    with stack_served(tmp_path, reader_folder) as app:
         yield app
-    service.close()
 
 
 @pytest.fixture

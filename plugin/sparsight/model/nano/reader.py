@@ -261,7 +261,7 @@ class NanoReader:
     def attention(self, question: Question, grid: TokenGrid, selection: Selection, reasoning: str) -> Tensor:
         """Mean over layers, heads and the reasoning's words: (K,). One prefill of what was kept."""
         visual, at = visual_row(grid.features, grid.shape, torch.from_numpy(selection.keep), selection.context)
-        text = [THINK, *encode_text(self.tokenizer, reasoning), END_THINK][:MAX_TEXT] if reasoning else [ANSWER]
+        text = [THINK, *encode_text(self.tokenizer, reasoning), END_THINK] if reasoning else [ANSWER]
         by_place = self.language.attention(Row(self._question(question), visual, at, text))
         return by_place[:, 1 if reasoning else 0 :, : len(selection.keep)].mean((0, 1))
 
