@@ -99,7 +99,7 @@ def test_a_policy_learns_from_answers_alone_from_scratch(seed: int) -> None:
 
 
 def test_twenty_corrections_are_learned_and_the_rest_is_kept() -> None:
-    """Of three trainings together: what one gains hangs on how a CPU rounds (seed 1: .002 on one, over .01 on another)."""
+    """Of three trainings together: what one gains hangs on how a CPU rounds (seed 1: .002, elsewhere over .01)."""
     learned, kept = zip(*map(_twenty, SEEDS), strict=True)
     gains = np.concatenate(learned)
     assert lower_bound(gains) > 0.01
