@@ -25,6 +25,7 @@ _USES = {  # of extras no server needs
     "demo": "`sparsight demo` and training",
     "cluster": "workers of pool.yaml",
     "postgresql": "stores on PostgreSQL",
+    "smol": "`make smol`",
 }
 _MIN_FREE_BYTES = 2 * 2**30
 
