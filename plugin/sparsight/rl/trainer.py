@@ -35,6 +35,7 @@ _CLIP = 0.2, 0.28  # low and high (DAPO's clip-higher)
 _SLICES = 12  # of a volume, scored with gradients in one step
 _MAX_K = 256  # tokens in one training subset; a policy learned at one budget ranks well at others
 _SAVE_EVERY = 10  # steps
+_LEARNED = 0.01  # of a reward, by which it is more than at the start
 _PATIENCE = 10  # steps in a row before a collapse is called one
 _FLAT_REWARD = 1e-5  # largest spread within any group of the batch
 _FLAT_ENTROPY = 0.01  # share of log N
@@ -124,7 +125,7 @@ def train_policy(
         for step in range(start, config.steps):
             done = run.step(step, began)
             history.append(done)
-            finished = watch.finished(done, run.largest_spread, run.log_n)
+            finished = watch.finished(done, run.largest_spread, run.log_n, run.learned)
             if (step + 1) % _SAVE_EVERY == 0 and watch.calm:  # what may prove to be a collapse is not kept
                 good = deepcopy(policy.state_dict())
                 if checkpoint:
@@ -172,6 +173,8 @@ class _Run:
         self.questions = {text: reader.embed(question) for text, question in distinct.items()}
         self.ranked: dict[int, Tensor] = {}  # id of a grid and question: its slices, most promising first
         self.largest_spread, self.log_n = 0.0, 1.0
+        self.earned: dict[int, tuple[float, float, int]] = {}  # by id of an example: first, latest, at which step
+        self.learned = False
         self.fingerprint = _fingerprint(policy, examples, config, seed, reader)
 
     def step(self, step: int, began: float) -> Step:
@@ -189,6 +192,10 @@ class _Run:
         if not torch.isfinite(norm):
             raise _stopped("a gradient that is not a number", "lower lr in learn.yaml")
         self.optimizer.step()
+        for one in seen:
+            key, latest = id(batch[one.number]), float(one.rewards.mean())
+            self.earned[key] = self.earned.get(key, (latest,))[0], latest, step
+        self.learned = self._has_learned(step)
         spreads = torch.stack([one.rewards.std(correction=0) for one in seen])
         self.largest_spread = float(spreads.max())
         self.log_n = float(np.mean([np.log(max(len(d.tokens), 2)) for d in drawn]))
@@ -202,6 +209,13 @@ class _Run:
             float(np.mean([one.kl for one in seen])),
             time.perf_counter() - began,
         )
+
+    def _has_learned(self, step: int) -> bool:
+        """Whether what was drawn lately earns more than when it was first drawn, by more than chance (two errors)."""
+        lately = ((first, last) for first, last, at in self.earned.values() if at > step - _PATIENCE)
+        gains = np.array([last - first for first, last in lately])
+        error = float(gains.std(ddof=1)) / np.sqrt(len(gains)) if len(gains) > 1 else 0.0
+        return bool(gains.mean() > max(_LEARNED, 2 * error))
 
     def _learn(self, batch: list[Example], drawn: list[_Draw]) -> list[_Seen]:
         """Add the gradients of this process's share of a batch."""
@@ -368,14 +382,11 @@ class _Watch:
     def __init__(self) -> None:
         self.calm = True
         self._flat = self._sure = 0
-        self._first: float | None = None
 
-    def finished(self, step: Step, largest_spread: float, log_n: float) -> bool:
+    def finished(self, step: Step, largest_spread: float, log_n: float, learned: bool) -> bool:
         """True once every subset is worth the same and more than at the start. Raises TrainingError on a collapse."""
-        self._first = step.reward if self._first is None else self._first
         self._flat = self._flat + 1 if largest_spread < _FLAT_REWARD else 0
         self._sure = self._sure + 1 if step.entropy < _FLAT_ENTROPY * log_n else 0
-        learned = step.reward > self._first + 0.01
         self.calm = self._sure == 0 and (self._flat == 0 or learned)
         if self._flat >= _PATIENCE and learned:
             return True

@@ -277,3 +277,17 @@ def test_what_cannot_be_learned_from_is_refused() -> None:
         train_policy(fresh(), KeyReader(), [wrong], config=CONFIG)
     with pytest.raises(DataError, match="no new"):
         train_policy(fresh(), KeyReader(), [example(0, is_replay=True)], config=CONFIG)
+
+
+class Fickle(KeyReader):
+    """A few questions are worth something, the image never is: batches differ in reward, subsets do not."""
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[torch.Tensor]:
+        easy = [int(1_000 * float(r.grid.features.sum())) % 2 for r in requests]
+        return [torch.full((len(r.keeps),), -0.1 if e else -3.0) for r, e in zip(requests, easy, strict=True)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_batches_that_happen_to_earn_more_are_not_taken_for_learning(seed: int) -> None:
+    with pytest.raises(TrainingError, match="same for every subset"):
+        train_policy(fresh(), Fickle(), [example(n) for n in range(40)], config=CONFIG, seed=seed)
