@@ -96,7 +96,7 @@ class LearnConfig(_Strict):
     """How corrections become a candidate policy. configs/learn.yaml."""
 
     steps: int = Field(40, ge=1, description="policy-gradient steps; more where `passes` asks for them")
-    passes: float = Field(6, ge=0, le=1000, description="times that each correction is drawn, on average and at least")
+    passes: float = Field(4, ge=0, le=1000, description="times that each correction is drawn, on average and at least")
     batch: int = Field(12, ge=1, description="questions per step, corrections and replay together")
     group: int = Field(8, ge=2, description="G, subsets sampled per question")
     replay: float = Field(0.5, ge=0, lt=1, description="share of a batch that replays earlier cases")
@@ -108,6 +108,7 @@ class LearnConfig(_Strict):
     entropy: float = Field(0.003, ge=0, description="weight of the entropy bonus")
     rewards: RewardsConfig = Field(RewardsConfig(), description="weights of the parts of a subset's reward")
     held_out: float = Field(0.3, ge=0, lt=1, description="share of corrections never trained on: the gate's test")
+    held_out_early: int = Field(25, ge=0, description="every other study is held out until this many are")
     reader_share: float = Field(
         0.5, gt=0, le=1, description="the most of all corrections' weight that is one reader's, where there are others"
     )

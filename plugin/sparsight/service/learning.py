@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsight.config import Config
+from sparsight.config import Config, LearnConfig
 from sparsight.errors import SparsightError
 from sparsight.model import PolicySelector, TokenPolicy
 from sparsight.model.completions import Arrays
@@ -90,7 +90,7 @@ class Learner:
         if not pending:
             return _nothing("no new correction with an answer, a rejection or a mark for this reader", *said)
         known, _ = self._corrections(earlier, trust)
-        train, held = split(pending, self.config.learn.held_out, never_held={c.study for c in known})
+        train, held = split(pending, self.config.learn, never_held={c.study for c in known})
         if not train:
             return _nothing(f"{len(held)} corrections, all kept out of training: more studies are needed")
         keys = {c.key for c in pending}
@@ -215,17 +215,24 @@ class Learner:
 
 def split(
     corrections: Sequence[Correction],
-    share: float,
+    config: LearnConfig,
     *,
     never_held: set[str] = frozenset(),  # type: ignore[assignment]
 ) -> tuple[list[Correction], list[Correction]]:
-    """(train, held out): every study on one side, about `share` of the new studies held out, the same at every run.
+    """(train, held out): every study on one side, the same at every run.
 
-    Studies alternate in order of arrival, so a correction that comes later never moves an earlier one to the other
-    side. A study that the live policy has learned from can no longer test it.
+    Every other new study is held out until there are `held_out_early`, which few corrections need to show anything;
+    later ones are trained on until `held_out` of all are held out, then that share is. It goes by order of arrival, so
+    a correction that comes later never moves an earlier one to the other side. A study that the live policy has learned
+    from can no longer test it.
     """
+
+    def due(n: int) -> int:
+        """Of the first n studies."""
+        return max(min(n // 2, config.held_out_early), int(n * config.held_out + 1e-9))
+
     studies = [study for study in dict.fromkeys(c.study for c in corrections) if study not in never_held]
-    held = {study for i, study in enumerate(studies) if int((i + 1) * share + 1e-9) > int(i * share + 1e-9)}
+    held = {study for i, study in enumerate(studies) if due(i + 1) > due(i)}
     return [c for c in corrections if c.study not in held], [c for c in corrections if c.study in held]
 
 

@@ -174,7 +174,7 @@ def test_two_that_learn_at_once_make_one_candidate(
         run("correct", episode, "--answer", "no", "--key", f"k{n}")
     configs = tmp_path / "configs"
     configs.mkdir()
-    (configs / "learn.yaml").write_text("steps: 2\nbatch: 4\ngroup: 2\nheld_out: 0\n")
+    (configs / "learn.yaml").write_text("steps: 2\nbatch: 4\ngroup: 2\nheld_out: 0\nheld_out_early: 0\n")
     (configs / "gate.yaml").write_text("sentinel: 20\n")
     home = str(tmp_path / "home")
     command = [sys.executable, "-m", "sparsight.cli", "--home", home, "--configs", str(configs)]

@@ -115,7 +115,7 @@ class TestLearn:
         lessons(service, 7)
         learned = service.learn()
         assert learned.candidate is not None
-        assert (learned.corrections, learned.held_out) == (5, 2)
+        assert (learned.corrections, learned.held_out) == (4, 3)
         assert learned.candidate.state == ("live" if learned.promoted else "held")
         assert learned.reasons
         if not learned.promoted:
@@ -160,7 +160,7 @@ class TestLearn:
             service.promote(second)
 
     def test_one_study_held_out_still_makes_json(self, service: Service) -> None:
-        lessons(service, 4)
+        lessons(service, 3)
         learned = service.learn()
         assert learned.held_out == 1
         json.loads(json.dumps(learn_json(learned), allow_nan=False))

@@ -33,7 +33,7 @@ def tuned(reader: NanoReader, policy: TokenPolicy, cases: Sequence[Case], config
         )
         for case in cases
     ]
-    train, _ = split(corrections, config.learn.held_out)
+    train, _ = split(corrections, config.learn)
     batch = min(TuningConfig.batch, len(train))
     settings = TuningConfig(
         steps=math.ceil(_PASSES * len(train) / batch),
