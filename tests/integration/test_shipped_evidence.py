@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sparsight.bench.evidence import BUDGETS, LONG_BUDGETS, SIZES
+from sparsight.bench.evidence import LONG_BUDGETS, SIZES
 from sparsight.rl.evaluate import ONCE, SELECTORS
 
 READER = "nano"
@@ -53,7 +53,7 @@ def test_every_suite_has_every_stream_at_every_budget(
     for suite, n in QUESTIONS.items():
         assert report["suites"][suite]["n"] == n
         once = [*ONCE.items(), ("no image", 0.0), ("majority", 0.0)]
-        budgets = LONG_BUDGETS if suite == "sim_long" else BUDGETS
+        budgets = list(LONG_BUDGETS) if suite == "sim_long" else report["budgets"]
         streams = [name for name in STREAMS if name != "foveated" or suite == "sim_long"]
         wanted = once + [(name, budget) for name in streams for budget in budgets]
         assert all(rows[suite, name, budget]["n"] == n for name, budget in wanted)
@@ -76,16 +76,16 @@ def test_figures_are_shares_inside_their_intervals_and_budgets_are_kept(report: 
 
 
 def test_the_oracle_finds_most_and_more_tokens_hold_more_of_the_finding(
-    rows: dict[tuple[str, str, float], dict[str, Any]],
+    report: dict[str, Any], rows: dict[tuple[str, str, float], dict[str, Any]]
 ) -> None:
     """True whatever the weights are: a stream above the oracle would have seen the mask, or been counted wrongly."""
     recall = {key: row["evidence_recall"] for key, row in rows.items()}
     for suite in ("sim_2d", "sim_ood"):
-        for budget in BUDGETS:
+        for budget in report["budgets"]:
             most = recall[suite, "oracle", budget]
             assert all(r is None or r <= most + 1e-6 for (s, _, b), r in recall.items() if (s, b) == (suite, budget))
         for name in ("ours", "saliency", "random", "oracle"):
-            found = [recall[suite, name, budget] for budget in BUDGETS]
+            found = [recall[suite, name, budget] for budget in report["budgets"]]
             assert found == pytest.approx(sorted(found), abs=0.12 if name == "random" else 1e-6)
     assert recall["sim_2d", "oracle", 0.1] > 0.9
     assert recall["sim_2d", "oracle", 0.1] > recall["sim_2d", "random", 0.1] + 0.5

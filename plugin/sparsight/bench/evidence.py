@@ -41,7 +41,6 @@ from sparsight.rl.evaluate import SELECTORS, selectors_by_name
 
 PARTS = "parts"  # in the folder of a report that is not written yet
 _PART = TypeAdapter(Part)
-BUDGETS = (0.02, 0.05, 0.1, 0.25)
 Tell = Callable[[str, int, int], None]
 
 
@@ -115,7 +114,9 @@ def run(
         parts[part.suite].append(part)
         tell(part.suite, done, len(tasks))
     units = {task.suite.name: task.suite.unit for task in tasks}
-    suites = {name: figures_of(name, own, setup.seed) | {"unit": units[name]} for name, own in parts.items()}
+    suites = {
+        name: figures_of(name, own, setup.seed, setup.reinforced) | {"unit": units[name]} for name, own in parts.items()
+    }
     reader, ours = loaded(setup)
     slices, rounds = size.looked
     report: dict[str, Any] = {

@@ -14,9 +14,8 @@ from sparsight.bench.served import summarise_served
 from sparsight.bench.suites import CHOSEN_ON, MASKED, tested_at
 from sparsight.recipe.sources import calibrates
 from sparsight.rl.confidence import calibration_error, reliability, risk_coverage
-from sparsight.rl.evidence_tests import area, curve, sensitivity, summarise_tests
+from sparsight.rl.evidence_tests import Outcome, area, curve, sensitivity, summarise_tests
 from sparsight.rl.scoring import Result
-from sparsight.rl.statistics import bootstrap_mean
 from sparsight.rl.tables import ALWAYS, areas, compare, compare_evidence, summarise
 
 _REPEATED = 10  # a question asked so often in the same words has a majority answer of its own
@@ -24,8 +23,11 @@ _AGAINST = ("all", "random", "saliency")  # what further policies are compared w
 _AREAS = (0.0, 0.001, 0.003, 0.01, 1.0)  # strata of evidence, share of the slice
 
 
-def figures_of(name: str, parts: list[Part], seed: int) -> dict[str, Any]:
-    """Tables of a suite: rows and paired as `sparsight evaluate` prints them, areas, evidence, strata, tests, more."""
+def figures_of(name: str, parts: list[Part], seed: int, reinforced: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+    """Tables of a suite: rows and paired as `sparsight evaluate` prints them, areas, evidence, strata, tests, more.
+
+    reinforced: names of policies after and before reinforcement (bench.parts.Setup).
+    """
     parts = sorted(parts, key=lambda part: min(part.facts, default=""))
     facts = {case: fact for part in parts for case, fact in part.facts.items()}
     results = [r for part in parts for r in part.results]
@@ -57,10 +59,10 @@ def figures_of(name: str, parts: list[Part], seed: int) -> dict[str, Any]:
         "evidence": _evidence(name, results, rivals, facts, seed),
         "pointing": _pointing(results, rivals, tested_at(name), seed),
         "strata": _strata(results, facts, rivals, tested_at(name), seed),
-        "false_negatives": _false_negatives(results, seed),
         "served": summarise_served([s for part in parts for s in part.served], tested_at(name), seed),
         "tests": tested,
         "sensitivity": sensitivity(tests, "ours", seed=seed),
+        "reinforced": [_reinforced(results, tests, *pair, tested_at(name), seed) for pair in reinforced],
         "curves": _curves(tested),
         "read": _read(name, results, read, tested_at(name), seed),
         "seconds": spent,
@@ -146,7 +148,7 @@ def _strata(
             members.setdefault(stratum, []).append(r)
     rows = []
     for (by, value), own in sorted(members.items()):
-        chosen = [r for r in own if r.budget in (1.0, budget)]
+        chosen = [r for r in own if r.budget in (1.0, budget) or by == "source"]
         rows.append(
             {
                 "by": by,
@@ -159,32 +161,19 @@ def _strata(
     return rows
 
 
-def _false_negatives(results: list[Result], seed: int) -> list[dict[str, Any]]:
-    """How much more often ours says that nothing is there where something is, than all tokens: paired, by budget."""
-    whole = {r.case: r for r in results if r.selector == "all" and r.missed is not None}
-    merged: dict[tuple[str, float], list[Result]] = {}
-    for r in results:
-        if r.selector.startswith("ours") and r.case in whole:
-            merged.setdefault((r.selector, r.budget), []).append(r)
-    out = []
-    for (selector, budget), own in merged.items():
-        groups = np.unique([r.group for r in own], return_inverse=True)[1].astype(np.int64)
-        more = bootstrap_mean(
-            [float(bool(r.missed)) - float(bool(whole[r.case].missed)) for r in own], groups=groups, seed=seed
-        )
-        out.append(
-            {
-                "selector": selector,
-                "budget": budget,
-                "n": len(own),
-                "rate": float(np.mean([bool(r.missed) for r in own])),
-                "rate_all": float(np.mean([bool(whole[r.case].missed) for r in own])),
-                "difference": more.mean,
-                "difference_ci": [more.low, more.high],
-                "fraction": float(np.mean([r.kept / r.of for r in own])),
-            }
-        )
-    return out
+def _reinforced(
+    results: list[Result], tests: list[Outcome], after: str, before: str, budget: float, seed: int
+) -> dict[str, Any]:
+    """What reinforcement changed, paired: accuracy by budget, evidence and image sensitivity at the test budget."""
+    changed = [row for row in sensitivity(tests, after, seed=seed) if row["selector"] == before]
+    return {
+        "first": after,
+        "second": before,
+        "accuracy": compare(results, after, before, seed=seed),
+        "recall": compare_evidence(results, after, before, budget, seed=seed),
+        "pointing": compare_evidence(results, after, before, budget, of="pointing", seed=seed),
+        "sensitivity": changed[0] if changed else None,
+    }
 
 
 def _curves(tested: list[dict[str, Any]]) -> list[dict[str, Any]]:

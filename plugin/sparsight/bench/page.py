@@ -66,7 +66,8 @@ def _head(report: Report) -> list[str]:
         "where they are there, and nothing else (docs/rivals.md). *evidence recall*: share of the "
         "finding in kept tokens; *pointing*: the heaviest token of the evidence touches it, weighed as the product "
         "does by what the reader looks at and by the stream's own ranking (docs/method.md), beside it *own*: the "
-        "stream's own best token; *IoU*: of kept tokens with those it touches; "
+        "stream's own best token (how far apart a rival's scores lie sets how much its ranking counts beside what "
+        "the reader looks at); *IoU*: of kept tokens with those it touches; "
         "*area*: under the curve of accuracy over the kept share, linear and (log) over its logarithm; *false "
         "negatives*: share of the questions whose answer a no, none or 0 would deny that are answered so.",
         "",
@@ -96,8 +97,14 @@ def _again(report: Report) -> list[str]:
         words += [f"--selectors {','.join(report['selectors'])}"]
     words += ["--data DATA"] if report["sets"] else []
     words += [f"--policy {policy['name'].removeprefix('ours ')}.safetensors" for policy in report["policies"]]
+    if report["policies"]:
+        seeds = sorted({policy["seed"] for policy in report["policies"]})
+        again = "; ".join(f"`sparsight train policy --seed {seed} --data DATA --out OUT`" for seed in seeds)
+        held_by = f" The further policies are made by {again}."
+    else:
+        held_by = ""
     held = f" DATA holds {', '.join(report['sets'])}, and lends anatomy to simulated scenes." if report["sets"] else ""
-    return [f"Again: `{' '.join(words)}`.{held}", ""]
+    return [f"Again: `{' '.join(words)}`.{held_by}{held}", ""]
 
 
 def _missing(report: Report) -> list[str]:
@@ -130,6 +137,7 @@ def _suite(report: Report, name: str, suite: dict[str, Any], pictures: dict[str,
     lines += _evidence(suite, tested_at(name))
     lines += ["Ours minus, in accuracy:", "", *_differences(paired, called), ""]
     lines += _others(suite.get("others", []), called)
+    lines += _reinforced(suite.get("reinforced", []), tested_at(name))
     lines += _strata(suite, tested_at(name), called)
     file = f"retention-{name}.png"
     return [*lines, f"![{pictures[file]}](results/{file})", ""] if file in pictures else lines
@@ -203,9 +211,8 @@ def _where(rows: Rows) -> list[str]:
     cells = []
     for stream in dict.fromkeys(row["selector"] for row in rows if row["selector"] not in ALWAYS):
         own = {row["budget"]: row for row in rows if row["selector"] == stream}
-        if "," not in stream:
-            by = [" / ".join(number(own[b][key]) for key in _WHERE) if b in own else "" for b in budgets]
-            cells.append([stream, *by])
+        by = [" / ".join(number(own[b][key]) for key in _WHERE) if b in own else "" for b in budgets]
+        cells.append([stream, *by])
     head = "evidence recall / pointing / own / IoU / false negatives"
     return table((head, *map(share, budgets)), cells)
 
@@ -258,12 +265,29 @@ def _others(rows: Rows, called: Names) -> list[str]:
     return lines
 
 
+def _reinforced(pairs: Rows, budget: float) -> list[str]:
+    """What reinforcement added to the warm start of the same training seed."""
+    lines = []
+    for pair in pairs:
+        cells = [
+            *((f"accuracy at {share(row['budget'])}", row) for row in pair["accuracy"]),
+            *((f"{key} at {share(budget)}", pair[key]) for key in ("pointing", "recall") if pair[key]),
+        ]
+        rows = [(what, str(row["n"]), signed(row["difference"], row["difference_ci"])) for what, row in cells]
+        if moved := pair["sensitivity"]:
+            said = signed(moved["ours_minus"], moved["ours_minus_ci"] or ())
+            rows.append(("answers that change with another study", str(moved["n"]), said))
+        head = (f"{pair['first']} - {pair['second']}: what reinforcement changed", "n", "difference")
+        lines += [*table(head, rows), ""]
+    return lines
+
+
 def _strata(suite: dict[str, Any], budget: float, called: Names) -> list[str]:
     """By preset, question, anatomy and size of the evidence, at the test budget."""
     cells = []
     for stratum in suite["strata"]:
-        own = {row["selector"]: row for row in stratum["rows"]}
-        gains = {row["second"]: row for row in stratum["paired"]}
+        own = {row["selector"]: row for row in stratum["rows"] if row["budget"] in (1.0, budget)}
+        gains = {row["second"]: row for row in stratum["paired"] if row["budget"] == budget}
         if "ours" in own and "all" in own:
             cells.append(
                 [

@@ -51,6 +51,13 @@ class Setup:
     seed: int
     others: tuple[Other, ...] = ()
 
+    @property
+    def reinforced(self) -> list[tuple[str, str]]:
+        """Names of policies after and before reinforcement, of the same training seed: what it changed."""
+        by_seed = {other.seed: other.name for other in self.others if other.stage == "warm"}
+        after = (other for other in self.others if other.stage == "reinforced" and other.seed in by_seed)
+        return [(other.name, by_seed[other.seed]) for other in after]
+
 
 @dataclass(frozen=True)
 class Task:
@@ -123,7 +130,7 @@ def measure_part(setup: Setup, task: Task) -> Part:
         free = [case for case in group if not _has_choices(case)]
         part.read += _read_open(reader, streams, free, grid, tested_at(suite.name))
         clock.lap("read")
-    tested = (*TESTED, *(other.name for other in setup.others if other.stage == "warm"))  # what reinforcement changed
+    tested = tested_streams(setup)
     _tests(part, task, reader, {name: streams[name] for name in tested if name in streams}, closed)
     clock.lap("evidence tests")
     if isinstance(reader, NanoReader):
@@ -143,6 +150,11 @@ def loaded(setup: Setup) -> tuple[Reader, PolicySelector]:
     """Reader and policy of this process."""
     reader = load_reader(setup.reader)
     return reader, PolicySelector(load_policy(setup.policy), reader, setup.policy_id)
+
+
+def tested_streams(setup: Setup) -> list[str]:
+    """Names of the streams that the evidence tests are run on."""
+    return list(dict.fromkeys((*TESTED, *(name for pair in setup.reinforced for name in pair))))
 
 
 def spread(n: int, items: Sequence[_T]) -> list[_T]:

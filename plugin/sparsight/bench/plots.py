@@ -40,7 +40,7 @@ def draw_plots(report: dict[str, Any], out: Path) -> dict[str, str]:
 
 def _retention(rows: list[dict[str, Any]], name: str) -> Figure:
     figure, axes = drawing(name, "share of the tokens kept", "accuracy")
-    streams = [s for s in dict.fromkeys(row["selector"] for row in rows) if "," not in s]
+    streams = list(dict.fromkeys(row["selector"] for row in rows))
     several = [s for s in streams if len([r for r in rows if r["selector"] == s]) > 1]
     for stream in several:
         own = sorted((row for row in rows if row["selector"] == stream), key=lambda row: row["budget"])

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from sparsight.bench.suites import tested_at
 from sparsight.rl.tables import EVERY, signed, value
 
 Verdict = Literal["met", "not met", "not measured"]
@@ -54,7 +55,7 @@ def targets(report: Report) -> list[dict[str, str]]:
         _at_least(report, "evidence recall at 10 %", "evidence_recall", 0.95),
         _pixels(report, "pixel sufficiency", "evidence", "ratio", "at least 0.95"),
         _pixels(report, "pixel necessity", "positive", "accuracy", "at most 0.20"),
-        _false_negatives(report),
+        *(_false_negatives(report, suite) for suite in ("sim_2d", "sim_pair", "sim_long")),
         *_real(report, "platelets (bccd)", "bccd", "Platelets"),
         *_real(report, "MS lesions (ms_flair), a patient not trained on", "ms_flair", ""),
         *_first_token(report),
@@ -181,9 +182,20 @@ def _above(report: Report, label: str, start: str) -> Target:
 
 
 def _not_below(report: Report, label: str, start: str) -> Target:
+    """On sim_2d, which has the most questions, shown not to be below; in every other suite not shown to be below."""
     rows = _against(report, start, (0.02, 0.05, 0.1, 0.25, 0.5))
-    wanted = f"nowhere below: each interval above {-_SLACK:g}"
-    return _judged(f"against {label}", wanted, rows, all(above(row["difference_ci"], -_SLACK) for row in rows), 5)
+    below = [
+        row
+        for row in report["paired"]
+        if row["suite"] != "sim_2d" and plain(row["second"]).startswith(start) and _below(row["difference_ci"])
+    ]
+    wanted = f"nowhere below: on sim_2d each interval above {-_SLACK:g}, elsewhere none wholly below 0"
+    met = not below and all(above(row["difference_ci"], -_SLACK) for row in rows)
+    elsewhere = [
+        f"{row['suite']} at {row['budget']:.3g} {signed(row['difference'], row['difference_ci'])}" for row in below
+    ]
+    line = _judged(f"against {label}", wanted, rows, met, 5)
+    return replace(line, measured=f"{line.measured}; elsewhere below: {', '.join(elsewhere) or 'nowhere'}")
 
 
 def _above_many(report: Report, label: str, start: str) -> Target:
@@ -193,11 +205,11 @@ def _above_many(report: Report, label: str, start: str) -> Target:
         for stratum in report["suites"].get("sim_2d", {}).get("strata", ())
         if (stratum["by"], stratum["value"]) == ("source", "many")
         for row in stratum["paired"]
-        if plain(row["second"]).startswith(start) and row["budget"] == report["test_budget"]
+        if plain(row["second"]).startswith(start) and row["budget"] in (0.02, 0.05, 0.1)
     ]
     name = f"against {label}, where relevance depends on the question (preset many)"
     met = all(above(row["difference_ci"], 0.0) for row in rows)
-    return _judged(name, "difference above 0 at 10 %, with its interval", rows, met, 1)
+    return _judged(name, "difference above 0 at 2, 5, 10 %, with its interval", rows, met, 3)
 
 
 def _at_least(report: Report, name: str, key: str, wanted: float, beside: str = "") -> Target:
@@ -232,17 +244,25 @@ def _pixels(report: Report, test: str, questions: str, key: str, wanted: str) ->
     return Target(name, wanted, f"{value(rows[0][key], rows[0][f'{key}_ci'])}, n = {rows[0]['n']}", _verdict(met))
 
 
-def _false_negatives(report: Report) -> Target:
-    """As the product answers: what is shown after any re-check, against its answers from all tokens."""
-    name, wanted = "false negatives at 10 %, after the re-check", "at most 0.5 points more than with all tokens"
-    served = report["suites"].get("sim_2d", {}).get("served")
+def _false_negatives(report: Report, suite: str) -> Target:
+    """As the product answers: what is shown after any re-check, against its answers from all tokens.
+
+    Where one prompt holds all tokens, a negative answer is read again from just these: what is shown can then not be
+    wrong where all tokens are right, and the price is what there is to see.
+    """
+    name = f"false negatives of {suite} at {tested_at(suite):.0%}, after the re-check"
+    wanted = "at most 0.5 points more than with all tokens"
+    served = report["suites"].get(suite, {}).get("served")
     if not served:
         return Target(name, wanted, "-", "not measured")
     rows = {row["answers"]: row for row in served["rows"]}
     shown, again = rows["shown"], sum(served["doubts"].values())
     measured = f"{shown['rate']:.3f} against {rows['all']['rate']:.3f}, difference "
     measured += f"{signed(shown['difference'], shown['difference_ci'])}, n = {served['n']} answered as the product "
-    measured += f"answers; {again} read again, {served['changed']} changed; before it {rows['first']['rate']:.3f}"
+    measured += f"answers; {again} read again, {served['changed']} changed; before it {rows['first']['rate']:.3f}; "
+    measured += f"{served['tokens']:.0%} of the tokens spent, both readings together"
+    if suite == "sim_2d":
+        measured += "; a re-check reads all tokens here, so it cannot deny more than they do"
     return Target(name, wanted, measured, _verdict(shown["difference"] <= 0.005))
 
 
@@ -264,6 +284,10 @@ def _real(report: Report, what: str, suite: str, label: str) -> list[Target]:
         verdict: Verdict = "not measured" if low is None else _verdict(low >= bound)  # one patient has no interval
         lines.append(Target(name, wanted, f"{measured}, n = {own[0]['n']}", verdict))
     return lines
+
+
+def _below(ends: Sequence[float | None]) -> bool:
+    return ends[1] is not None and ends[1] < 0
 
 
 def above(ends: Sequence[float | None], bound: float) -> bool:
