@@ -1,4 +1,4 @@
-"""The embedded reader: a local-token encoder and a small language model, about a million parameters, on any CPU."""
+"""The embedded reader: a local-token encoder and a small language model, 1.8 million parameters, on any CPU."""
 
 from __future__ import annotations
 
