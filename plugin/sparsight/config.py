@@ -144,9 +144,13 @@ class GateConfig(_Strict):
 
     sentinel: int = Field(300, ge=20, description="frozen simulated questions that must not get worse")
     sentinel_seed: int = Field(20261122, description="of the sentinel set; changing it makes another set")
+    sentinel_version: str = Field(
+        "", description="that the sentinel set must have; empty: as it is, and it is recorded"
+    )
     margin: float = Field(0.03, ge=0, description="accuracy that may be lost on the sentinel set (lower 95 % bound)")
     min_feedback: int = Field(6, ge=1, description="held-out corrections needed before anything is promoted")
     min_gain: float = Field(0.01, description="lower 95 % bound of the reward gained on held-out corrections is above")
+    exact: bool = Field(True, description="exact tests must agree: seven studies are the least that can")
     bootstrap: int = Field(2000, ge=100, description="resamples of the paired intervals")
     sign_off: bool = Field(False, description="a person must confirm each promotion")
     shadow: bool = Field(False, description="the candidate that waits for its signature answers silently, too")

@@ -152,6 +152,7 @@ def policy_json(policy: PolicyVersion) -> dict[str, Any]:
         "metrics": finite(policy.metrics),
         "reasons": list(policy.reasons),
         "sign_off": policy.sign_off,
+        "sentinel": policy.sentinel or None,
         "origin": None if origin is None else asdict(origin) | {"imported": origin.imported.isoformat()},
     }
 

@@ -346,6 +346,7 @@ class PolicyVersion:
     reasons: tuple[str, ...] = ()  # why the gate promoted or held it
     sign_off: str | None = None
     origin: Origin | None = None  # of a policy of another site; it has no parent here
+    sentinel: str = ""  # version of the sentinel set that it was measured on (rl.sentinel)
 
 
 @dataclass(frozen=True, eq=False)

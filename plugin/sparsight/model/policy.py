@@ -30,8 +30,8 @@ _CHUNK = 8_192  # tokens scored at a time: bounds the memory of a volume
 class TokenPolicy(nn.Module):
     """FiLM network: what a token shows and where it is, modulated by the question, becomes one score.
 
-    About 120,000 parameters, always float32. What the network adds is averaged over 3 x 3 neighbours of a slice: without
-    it RL likes tokens beside the finding, to which the encoder's receptive field leaks (the answer is right, the
+    About 120,000 parameters, always float32. What the network adds is averaged over 3 x 3 neighbours of a slice: else
+    RL likes tokens beside the finding, to which the encoder's receptive field leaks (the answer is right, the
     evidence is off). `prior` (0: none) is the number of logits whose log-sum-exp is added as it is: where the encoder
     has learned what findings look like, a policy may start there (`begin_at`) instead of uniform. `meant` is what the
     question adds to each of these logits and to each part of a token's position: which finding it is about, and where.

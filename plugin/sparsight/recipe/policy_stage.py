@@ -1,8 +1,9 @@
 """The policy, from answers alone: a warm start, reinforcement, both streams in turns; then its budget head.
 
 It begins at what the encoder's answer-trained logits take for a finding, so tokens are drawn at once; blocks first
-(model.coarse), which a uniform start was trained with, cover more of a finding and drop others at 2 % (docs/lab-log.md). The warm
-start teaches it which finding a question means; reinforcement then moves it to what the reader answers best from.
+(model.coarse), which a uniform start was trained with, cover more of a finding and drop others at 2 %
+(docs/lab-log.md). The warm start teaches it which finding a question means; reinforcement then moves it to what the
+reader answers best from.
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ def model_card(service: Service, version: PolicyVersion) -> str:
             "",
             "## How it was measured",
             "",
-            f"Against its parent, paired: on {gate.sentinel} frozen simulated questions (seed {gate.sentinel_seed}),",
+            f"Against its parent, paired: on {gate.sentinel} frozen simulated questions (seed {gate.sentinel_seed}"
+            f"{', version ' + version.sentinel if version.sentinel else ''}),",
             "and on corrections of studies that were kept out of training (every other one until",
             f"there are {learn.held_out_early}, then a share of {learn.held_out:g}). Bounds are",
             "bootstrap over studies, at a level that counts the looks (docs/method.md).",

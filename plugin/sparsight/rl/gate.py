@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t
+from scipy.stats import binomtest, permutation_test, t
 
 from sparsight.config import GateConfig
 from sparsight.rl.statistics import Interval, bootstrap_mean
@@ -71,6 +71,7 @@ class Decision:
         return {"promote": self.promote, "look": self.look, "level": self.level, "checks": checks}
 
 
+_FLIPS = 9_999
 _MIN_STRATUM = 20  # below this a stratum's interval says nothing
 
 
@@ -92,11 +93,15 @@ def decide(*, sentinel: Paired, held_out: Paired, config: GateConfig, look: int 
     sentinel: 0/1 correct on the frozen set. Overall, the lower bound of the gain must not be below -margin.
     held_out: reward of new corrections that were kept out of training: the lower bound of the gain must exceed
     `min_gain`, on at least `min_feedback` corrections. A stratum of at least 20 cases of either, whose interval is
-    wide, must not be shown to be worse (mean below -margin and high < 0).
+    wide, must not be shown to be worse (mean below -margin and high < 0): a guard against large losses.
+
+    Two exact tests stand beside the intervals, for what few cases do to a bootstrap, at the same error in one tail.
     """
     level = level_of(look)
     checks = [_non_inferior(sentinel, config, level), *_strata(sentinel, "", config, level)]
     checks += [_enough(held_out, config), _gain(held_out, config, level)]
+    if config.exact:
+        checks += [_not_worse(sentinel, level), _gain_exact(held_out, config, level)]
     checks += _strata(held_out, "held-out ", config, level)
     means = {
         f"{name}_{which}": float(values.mean())
@@ -124,6 +129,14 @@ def _non_inferior(sentinel: Paired, config: GateConfig, level: float) -> Check:
         f"{'within' if passed else 'beyond'} the margin of -{config.margin}"
     )
     return Check("sentinel_non_inferior", passed, reason, got.mean, got.low, got.high, got.n)
+
+
+def _not_worse(sentinel: Paired, level: float) -> Check:
+    """McNemar's exact test, one-sided: also a loss within the margin must not be shown."""
+    lost, won = int((sentinel.gain < 0).sum()), int((sentinel.gain > 0).sum())
+    p = float(binomtest(lost, lost + won, alternative="greater").pvalue) if lost + won else 1.0
+    reason = f"sentinel answers: {lost} lost, {won} won; exact p of no loss {p:.3f}, {(1 - level) / 2:.3f} shows one"
+    return Check("sentinel_exact", p > (1 - level) / 2, reason, p, p, p, sentinel.gain.size)
 
 
 def _strata(pair: Paired, of: str, config: GateConfig, level: float) -> list[Check]:
@@ -159,3 +172,33 @@ def _gain(held_out: Paired, config: GateConfig, level: float) -> Check:
         f"lower bound {'above' if passed else 'not above'} {config.min_gain}"
     )
     return Check("held_out_gain", passed, reason, got.mean, got.low, got.high, got.n)
+
+
+def _gain_exact(held_out: Paired, config: GateConfig, level: float) -> Check:
+    """Permutation test of the gain above `min_gain`: signs of whole studies are flipped (10,000 draws of many)."""
+    n = len(held_out.live)
+    if n == 0:
+        return Check("held_out_exact", False, "no correction was kept out of training", 1.0, 1.0, 1.0, 0)
+    study = np.unique(held_out.group, return_inverse=True)[1]
+    by_study: NDArray[np.float64] = np.bincount(study, held_out.gain - config.min_gain).astype(np.float64)
+    p = _sign_flips(by_study, config.sentinel_seed)
+    least = (1 - level) / 2
+    reason = f"held-out corrections: exact p of no gain above {config.min_gain} is {p:.4f}, at most {least:.4f} wanted"
+    return Check("held_out_exact", p <= least, reason, p, p, p, n)
+
+
+def _sign_flips(gains: NDArray[np.float64], seed: int) -> float:
+    """One-sided p of a sum, all signs being as likely: exact up to 13 gains, of 9,999 draws beyond."""
+    if len(gains) < 2:  # scipy wants two
+        return 0.5 if gains.sum() > 0 else 1.0
+    return float(
+        permutation_test(
+            (gains,),
+            lambda x, axis: x.sum(axis=axis),
+            permutation_type="samples",
+            alternative="greater",
+            n_resamples=_FLIPS,
+            vectorized=True,
+            rng=np.random.default_rng(seed),
+        ).pvalue
+    )

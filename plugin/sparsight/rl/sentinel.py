@@ -1,10 +1,12 @@
 """The sentinel set: frozen simulated questions on which a candidate policy must not get worse, and replay beside it.
 
-Both need no data folder: synthetic anatomy only, so every site has the same set (its id names generator and seed).
+Both need no data folder: synthetic anatomy only, so every site has the same set, as long as its software draws the same
+(`version`).
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from sparsight.model.protocols import Reader, ScoreRequest, Selector
+from sparsight.model.selectors import tokens_at
 from sparsight.sim import SceneConfig, Simulator, Split
 from sparsight.types import Case, Question, TokenGrid
 
@@ -29,6 +32,15 @@ class Probe:
     answer: str
     group: str
     stratum: str
+    image: str  # sha256 of its voxels
+
+
+def version(probes: Sequence[Probe]) -> str:
+    """Name a set by what is in it, 12 hexadecimal digits: another question, answer or voxel is another version."""
+    digest = hashlib.sha256()
+    for probe in probes:
+        digest.update(repr((probe.question, probe.answer, probe.group, probe.stratum, probe.image)).encode())
+    return digest.hexdigest()[:12]
 
 
 def simulated(reader: Reader, split: Split, n: int, seed: int, on_step: Step) -> list[Probe]:
@@ -62,7 +74,7 @@ def correct(
 
 
 def _requests(reader: Reader, selector: Selector, probe: Probe, budget: float) -> list[ScoreRequest]:
-    k = max(1, min(round(budget * probe.grid.n), reader.max_tokens))
+    k = tokens_at(budget, probe.grid, reader)
     keep = torch.from_numpy(selector.select(probe.grid, probe.question, k).keep)[None]
     return [ScoreRequest(probe.grid, probe.question, choice, keep) for choice in _choices(probe.question)]
 
@@ -72,4 +84,4 @@ def _choices(question: Question) -> tuple[str, ...]:
 
 
 def _probe(case: Case, grid: TokenGrid, group: str) -> Probe:
-    return Probe(grid, case.question, case.answer, group, case.label)
+    return Probe(grid, case.question, case.answer, group, case.label, case.volume.sha256)

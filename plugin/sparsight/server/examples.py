@@ -176,6 +176,7 @@ POLICY: dict[str, Any] = {
         "held-out corrections: reward +0.104 -> +0.314, gain +0.210 [+0.062, +0.371], n=12: lower bound above 0.01"
     ],
     "sign_off": "reader-1",
+    "sentinel": "5f0e1a2b3c4d",
     "origin": None,
 }
 ORIGIN: dict[str, Any] = {

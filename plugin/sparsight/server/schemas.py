@@ -336,6 +336,7 @@ class PolicyReply(_Reply):
     metrics: dict[str, float]
     reasons: list[str]
     sign_off: str | None = None
+    sentinel: str | None = Field(None, description="version of the sentinel set that it was measured on")
     origin: OriginReply | None = Field(None, description="of a policy of another site")
 
 

@@ -97,17 +97,20 @@ class Learner:
         if tried := self._tried(live, keys):
             return _nothing(f"these corrections were learned already: policy {tried.id} is {tried.state}")
         config, share = self.config, self.config.serve.share
-        look = self._looks(live) + 1
+        look = self._looks(live, keys) + 1
         lesson = Lesson(train, known, held, live_policy, adapter, self.rank, config.learn, config.gate, share, look)
         taught = self.ranks.lead(teach, self.reader, lesson, on_step=self.on_step)
         assert taught is not None  # in the first process
         decision, said = taught.decision, (*said, *taught.said)
+        if live.sentinel and live.sentinel != taught.sentinel:
+            said += (f"the sentinel set is another: {taught.sentinel}, not {live.sentinel} as the live policy's was",)
         verdicts = self._verdicts(new, taught.candidate)
         version = self.registry.add(
             {**taught.candidate.to_arrays(), **taught.adapter},
             parent=live.id,
             reader=self.reader.id,
             metrics=_metrics(decision, len(train), len(held)),
+            sentinel=taught.sentinel,
             record=lambda policy: self.store.mark_learned(
                 policy, train=[c.key for c in train], heldout=[c.key for c in held]
             ),
@@ -120,8 +123,11 @@ class Learner:
         return Learned(version, promoted, reasons, len(train), len(held), seconds, decision.as_dict() | verdicts)
 
     def _tried(self, live: PolicyVersion, keys: set[str]) -> PolicyVersion | None:
-        """The child of the live policy that learned exactly these corrections and was held back or rolled back."""
-        tried = (v for v in self.registry.list() if v.parent == live.id and v.state in ("held", "retired"))
+        """The child of the live policy that learned exactly these corrections, and of which it was decided.
+
+        Held back, rolled back, or waiting for its signature; not one whose learning was killed before the decision.
+        """
+        tried = (v for v in self.registry.list() if v.parent == live.id and (v.state != "candidate" or v.reasons))
         return next((v for v in tried if self.store.learned_keys([v.id]) == keys), None)
 
     def _corrections(self, recorded: Sequence[Feedback], trust: Trust) -> tuple[list[Correction], Counter[str]]:
@@ -131,7 +137,8 @@ class Learner:
         """
         found: list[Correction] = []
         unused: Counter[str] = Counter()
-        for feedback in recorded:
+        for n, feedback in enumerate(recorded):
+            self.on_step("corrections", n + 1, len(recorded))
             if feedback.blinded:  # kept apart: they measure what seeing the answer does to a verdict
                 continue
             if why := trust.left_out.get(feedback.key):
@@ -162,9 +169,10 @@ class Learner:
             found.append(Correction(feedback.key, episode.volume_sha256, strata, example))
         return found, unused
 
-    def _looks(self, live: PolicyVersion) -> int:
-        """How many candidates were measured against this live policy before."""
-        return sum(v.parent == live.id for v in self.registry.list())
+    def _looks(self, live: PolicyVersion, keys: set[str]) -> int:
+        """How many candidates of other corrections were measured against this live policy before."""
+        children = (v for v in self.registry.list() if v.parent == live.id)
+        return sum(self.store.learned_keys([v.id]) != keys for v in children)
 
     def _verdicts(self, recorded: Sequence[Feedback], candidate: TokenPolicy) -> dict[str, Any]:
         """Off-policy estimates of the share that would be accepted, from bare verdicts. They decide nothing.
@@ -173,7 +181,8 @@ class Learner:
         """
         selector = PolicySelector(candidate, self.reader)
         seen: list[tuple[float, float, float, str]] = []
-        for feedback in recorded:
+        for n, feedback in enumerate(recorded):
+            self.on_step("verdicts", n + 1, len(recorded))
             bare = feedback.answer is None and not feedback.marks and not feedback.cannot_tell
             if not bare or feedback.blinded or feedback.verdict == "amend":
                 continue

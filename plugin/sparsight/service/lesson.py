@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sparsight.config import GateConfig, LearnConfig
-from sparsight.errors import TrainingError
+from sparsight.errors import ConfigError, TrainingError
 from sparsight.model import PolicySelector, TokenPolicy
 from sparsight.model.completions import Arrays
 from sparsight.model.protocols import Reader, ScoreRequest
@@ -23,6 +23,7 @@ from sparsight.rl import gate, rewards, sentinel
 from sparsight.rl.gate import Paired
 from sparsight.rl.language import LanguageConfig, train_language
 from sparsight.rl.ranks import Ranks
+from sparsight.rl.sentinel import Probe
 from sparsight.rl.trainer import Example, train_policy
 from sparsight.rl.tuning import TuningConfig, tune_language
 from sparsight.types import Question
@@ -72,20 +73,25 @@ class Taught:
     candidate: TokenPolicy
     adapter: Arrays
     decision: gate.Decision
+    sentinel: str  # version of the set that it was measured on
     said: tuple[str, ...]
 
 
 def teach(reader: Reader, ranks: Ranks, lesson: Lesson, on_step: Step = lambda *_: None) -> Taught | None:
     """Train a candidate, in all processes, and measure it, in the first one; None in the others.
 
-    It ends with the candidate's adapter on the reader.
+    It ends with the candidate's adapter on the reader. Raises ConfigError, before anything is trained, where the
+    sentinel set is another than gate.yaml names.
     """
     reader.adapt(lesson.adapter)
+    measures = not ranks.rank or ranks.in_step
+    probes = sentinel.simulated(reader, "val", lesson.gate.sentinel, lesson.gate.sentinel_seed, on_step)
+    named = _frozen(probes, lesson.gate)
     candidate = _train(reader, ranks, lesson, on_step)
     adapter, said = _write(reader, ranks, lesson, candidate, on_step)
-    if ranks.rank and not ranks.in_step:
+    if not measures:
         return None
-    return Taught(candidate, adapter, _measure(reader, lesson, candidate, adapter, on_step), said)
+    return Taught(candidate, adapter, _measure(reader, lesson, candidate, adapter, probes, on_step), named, said)
 
 
 def read(reader: Reader, ranks: Ranks, question: Question) -> None:  # noqa: ARG001 - as `lead` calls it
@@ -154,16 +160,38 @@ def _write(
     return writer.to_arrays(), said
 
 
-def _measure(reader: Reader, lesson: Lesson, candidate: TokenPolicy, adapter: Arrays, on_step: Step) -> gate.Decision:
+def _frozen(probes: Sequence[Probe], config: GateConfig) -> str:
+    """The version of the sentinel set. Raises ConfigError where gate.yaml names another."""
+    found = sentinel.version(probes)
+    if config.sentinel_version and found != config.sentinel_version:
+        raise ConfigError(
+            f"the sentinel set changed: it is version {found}",
+            expected=f"version {config.sentinel_version}, as gate.yaml says",
+            todo="set back sentinel and sentinel_seed, or the software; or name the new version in sentinel_version",
+        )
+    return found
+
+
+def _measure(
+    reader: Reader,
+    lesson: Lesson,
+    candidate: TokenPolicy,
+    adapter: Arrays,
+    probes: Sequence[Probe],
+    on_step: Step,
+) -> gate.Decision:
     """Live and candidate, each with its own adapter, on the sentinel set and on what was kept out of training."""
     settings, held = lesson.gate, lesson.held
-    probes = sentinel.simulated(reader, "val", settings.sentinel, settings.sentinel_seed, on_step)
     on_sentinel, on_held = [], []
     for policy, own in ((lesson.live, lesson.adapter), (candidate, adapter)):
         reader.adapt(own)
         stream = PolicySelector(policy, reader)
         on_sentinel.append(sentinel.correct(reader, stream, probes, lesson.budget, on_step))
-        on_held.append(np.array([served_reward(reader, stream, c.example, lesson.budget) for c in held], np.float64))
+        rewards_held = np.zeros(len(held))
+        for n, correction in enumerate(held):
+            rewards_held[n] = served_reward(reader, stream, correction.example, lesson.budget)
+            on_step("held-out corrections", n + 1, len(held))
+        on_held.append(rewards_held)
     return gate.decide(
         sentinel=Paired(
             on_sentinel[0], on_sentinel[1], groups([p.group for p in probes]), tuple((p.stratum,) for p in probes)

@@ -62,6 +62,7 @@ class PolicyRegistry:
         parent: str | None,
         reader: str,
         metrics: Mapping[str, float] | None = None,
+        sentinel: str = "",
         record: Record | None = None,
         same: Callable[[PolicyVersion], bool] = lambda _: True,
     ) -> PolicyVersion:
@@ -84,6 +85,7 @@ class PolicyRegistry:
                     return policy
             number = 1 + max((_number(policy.id) for policy in policies), default=0)
             policy = _candidate(f"p{number:04d}-{digest[:8]}", parent, digest, reader, metrics)
+            policy = replace(policy, sentinel=sentinel)
             if record is not None:
                 record(policy)
             self._publish(policy, data)
@@ -293,6 +295,8 @@ class PolicyRegistry:
         manifest["created"] = policy.created.isoformat()
         if policy.origin is not None:  # absent, as in the manifests of before there were any
             manifest["origin"] = asdict(policy.origin) | {"imported": policy.origin.imported.isoformat()}
+        if policy.sentinel:
+            manifest["sentinel"] = policy.sentinel
         with disk_errors():
             staging = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=self._folder))
             try:

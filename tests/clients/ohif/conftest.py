@@ -86,7 +86,15 @@ def hospital(pacs: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     config = Config.load(
         home=folder / "home",
         learn={"steps": 6, "passes": 0, "batch": 4, "group": 4, "held_out": 0.5, "lr": 0.02},
-        gate={"sentinel": 20, "bootstrap": 100, "margin": 1, "min_gain": -9, "min_feedback": 1, "sign_off": True},
+        gate={
+            "sentinel": 20,
+            "bootstrap": 100,
+            "margin": 1,
+            "min_gain": -9,
+            "min_feedback": 1,
+            "exact": False,
+            "sign_off": True,
+        },
     )
     port = free_port()
     process = start(config, pacs, port=port, log=folder / "server.log")

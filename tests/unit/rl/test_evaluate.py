@@ -16,7 +16,7 @@ from sparsight.model.rivals import LABELLED, RIVALS
 from sparsight.rl.acquisition import acquire
 from sparsight.rl.evaluate import SELECTORS, evaluate, finding_share, fits, selectors_by_name
 from sparsight.rl.scoring import Posed, Said, by_choices, by_reading, judge
-from sparsight.rl.sentinel import correct, simulated
+from sparsight.rl.sentinel import correct, simulated, version
 from sparsight.rl.tables import areas, by_kind, compare, compare_evidence, signed, summarise, value
 from sparsight.types import Case, Question, Selection, TokenGrid
 
@@ -176,6 +176,10 @@ def test_sentinel_is_frozen_and_scores_what_the_reader_says(reader: SeesOneToken
     first, second = (simulated(reader, "val", 12, 5, lambda *_: None) for _ in range(2))
     assert [(p.question, p.answer, p.group) for p in first] == [(p.question, p.answer, p.group) for p in second]
     assert all(torch.equal(a.grid.features, b.grid.features) for a, b in zip(first, second, strict=True))
+    assert version(first) == version(second)
+    others = [first[:-1], simulated(reader, "val", 12, 6, lambda *_: None), [replace(first[0], image="0"), *first[1:]]]
+    others += [[replace(first[0], answer="another"), *first[1:]]]
+    assert len({version(s) for s in (first, *others)}) == 5
     hits = correct(reader, GridSelector(), first, 0.3, lambda *_: None)
     one_by_one = [correct(reader, GridSelector(), [p], 0.3, lambda *_: None)[0] for p in first]
     assert list(hits) == one_by_one

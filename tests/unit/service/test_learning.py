@@ -1,6 +1,7 @@
 """Learn, promote, roll back: what each does, refuses, and leaves behind."""
 
 import json
+import re
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -13,12 +14,14 @@ from safetensors.numpy import save
 
 from pictures import QUESTION, feedback, lessons, make_picture
 from sparsight.config import Config
-from sparsight.errors import ConflictError, WeightsError
+from sparsight.errors import ConfigError, ConflictError, WeightsError
 from sparsight.model import base_policy, load_base_policy
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.nano.weights import save_policy
 from sparsight.reply import learn_json, policy_json
+from sparsight.report.cards import model_card
 from sparsight.service import Service
+from sparsight.service.learning import Learner
 from sparsight.types import Episode, ImageVolume, Mark
 
 
@@ -182,6 +185,67 @@ class TestLearn:
         again = Service(config)
         assert again.registry.live().id == promoted
         again.close()
+
+    def test_learning_again_neither_retrains_nor_holds_what_waits_for_its_signature(self, config: Config) -> None:
+        open_gate = {
+            "sign_off": True,
+            "margin": 1.0,
+            "min_gain": -9.0,
+            "min_feedback": 1,
+            "exact": False,
+            "sentinel": 20,
+        }
+        service = Service(config.model_copy(update={"gate": config.gate.model_copy(update=open_gate)}))
+        lessons(service, 24)
+        learned = service.learn()
+        assert learned.candidate is not None
+        assert learned.gate["look"] == 1
+        waits = service.registry.get(learned.candidate.id)
+        assert (waits.state, bool(waits.reasons)) == ("candidate", True), waits.reasons
+        again = service.learn()
+        assert again.candidate is None
+        assert "learned already" in again.reasons[0]
+        assert service.registry.get(waits.id) == waits
+        service.close()
+
+    def test_a_learning_that_was_killed_before_its_decision_is_still_at_its_first_look(
+        self, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lessons(service, 7)
+
+        def killed(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Learner, "_decide", killed)
+            with pytest.raises(KeyboardInterrupt):
+                service.learn()
+        assert [v.state for v in service.policies() if v.parent] == ["candidate"]
+        learned = service.learn()
+        assert learned.gate["look"] == 1
+        assert learned.candidate is not None
+        assert learned.candidate.metrics["look"] == 1
+        assert sum(v.parent is not None for v in service.policies()) == 1
+
+    def test_another_sentinel_set_than_the_one_that_is_named_stops_before_training(
+        self, service: Service, config: Config
+    ) -> None:
+        lessons(service, 7)
+        learned = service.learn()
+        assert learned.candidate is not None
+        version = learned.candidate.sentinel
+        assert re.fullmatch("[0-9a-f]{12}", version)
+        assert service.registry.get(learned.candidate.id).sentinel == version
+        assert version in model_card(service, learned.candidate)
+        stages = []
+        named = config.model_copy(update={"gate": config.gate.model_copy(update={"sentinel_version": "0" * 12})})
+        service.close()
+        other = Service(named)
+        other.correct(feedback(other.ask(make_picture(9), QUESTION).episode, "one-more", answer="no"))
+        with pytest.raises(ConfigError, match=f"the sentinel set changed: it is version {version}"):
+            other.learn(on_progress=lambda progress: stages.append(progress.stage))
+        assert "step" not in stages
+        other.close()
 
     def test_a_signature_is_asked_for_where_configured(self, config: Config) -> None:
         strict = config.model_copy(update={"gate": config.gate.model_copy(update={"sign_off": True})})

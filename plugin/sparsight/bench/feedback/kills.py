@@ -277,7 +277,8 @@ def _config(home: Path, reader: Path, *, promotes: bool) -> Config:
         home=home,
         serve={"reader": str(reader)},
         learn={"steps": 2, "passes": 0, "batch": 4, "group": 2, "held_out": 0.4},
-        gate={"sentinel": 20, "min_feedback": 1, "margin": 2.0, "min_gain": -2.0 if promotes else 2.0},
+        gate={"sentinel": 20, "min_feedback": 1, "margin": 2.0, "exact": False}
+        | {"min_gain": -2.0 if promotes else 2.0},
     )
 
 
