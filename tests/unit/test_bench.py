@@ -28,7 +28,18 @@ from sparsight.rl.tables import compare
 from sparsight.types import Case
 
 TINY = evidence.Size(
-    sim_2d=6, sim_ood=4, sim_long=2, sim_pair=4, real=6, tested=6, curves=2, read=2, whole=1, served=6, looked=(64, 1)
+    sim_2d=6,
+    sim_ood=4,
+    sim_long=2,
+    sim_pair=4,
+    sim_deep=1,
+    real=6,
+    tested=6,
+    curves=2,
+    read=2,
+    whole=1,
+    served=6,
+    looked=(64, 1),
 )
 
 
@@ -179,20 +190,27 @@ def test_streams_budgets_and_names_are_checked(setup: Setup) -> None:
 
 
 def test_other_policies_are_measured_beside_ours(setup: Setup, tmp_path: Path) -> None:
-    whose = {"reader": load_reader(setup.reader).sha256, "seed": "1", "stage": "warm"}
-    save_file(load_base_policy(setup.reader), tmp_path / "same.safetensors", whose)
-    others = evidence.policies_of([tmp_path / "same.safetensors"], whose["reader"])
-    task = Task(Suite("sim_2d", 6, (0.1,)), 0, 2, 0, 0)
-    part = measure_part(replace(setup, others=others), task)
+    whose = {"reader": load_reader(setup.reader).sha256, "seed": "1"}
+    for name, stage in (("same", "warm"), ("after", "reinforced")):
+        save_file(load_base_policy(setup.reader), tmp_path / f"{name}.safetensors", whose | {"stage": stage})
+    files = [tmp_path / "same.safetensors", tmp_path / "after.safetensors"]
+    setup = replace(setup, others=evidence.policies_of(files, whose["reader"]))
+    assert setup.reinforced == [("ours after", "ours same")]
+    part = measure_part(setup, Task(Suite("sim_2d", 6, (0.1,)), 0, 2, 0, 0))
     said = {name: [r.said for r in part.results if r.selector == name] for name in ("ours", "ours same")}
     assert len(said["ours"]) == 6
     assert said["ours"] == said["ours same"]
-    assert {"ours", "ours same"} <= {o.result.selector for o in part.tests}
-    figures = figures_of("sim_2d", [part], 0)
+    assert {"ours", "ours same", "ours after"} <= {o.result.selector for o in part.tests}
+    figures = figures_of("sim_2d", [part], 0, setup.reinforced)
     assert "ours same" in {row["selector"] for row in figures["rows"]}
     assert {(row["first"], row["second"]) for row in figures["others"]} == {
-        ("ours same", rival) for rival in ("all", "random", "saliency")
+        (other, rival) for other in ("ours same", "ours after") for rival in ("all", "random", "saliency")
     }
+    (changed,) = figures["reinforced"]  # the same weights: nothing
+    assert (changed["first"], changed["second"]) == ("ours after", "ours same")
+    assert [row["difference"] for row in changed["accuracy"]] == [0.0]
+    assert changed["pointing"]["difference"] == changed["recall"]["difference"] == 0
+    assert changed["sensitivity"]["ours_minus"] == 0
     assert all(row["difference"] == 0 for row in compare(part.results, "ours", "ours same"))
 
 

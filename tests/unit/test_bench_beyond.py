@@ -151,11 +151,11 @@ def line(of: dict[str, Any], start: str) -> dict[str, str]:
 @pytest.mark.parametrize(("shown", "verdict"), [(10, "met"), (11, "not met"), (5, "met")])
 def test_the_verdict_on_denials_is_of_what_is_shown(shown: int, verdict: str) -> None:
     served = summarise_served(denials(100, 30, shown, 10), 0.1, 0)
-    told = line(report(sim_2d={"served": served}), "false negatives")
+    told = line(report(sim_2d={"served": served}), "false negatives of sim_2d")
     assert told["verdict"] == verdict
     assert "n = 100" in told["measured"]
     assert "before it 0.300" in told["measured"]
-    assert line(report(), "false negatives")["verdict"] == "not measured"
+    assert line(report(), "false negatives of sim_2d")["verdict"] == "not measured"
 
 
 def paired(second: str, budget: float, low: float, high: float) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from json import dumps
@@ -24,8 +24,10 @@ from safetensors import SafetensorError, safe_open
 import sparsight
 from sparsight.bench.examples import draw_examples
 from sparsight.bench.figures import figures_of
+from sparsight.bench.first_look import summarise_looked
 from sparsight.bench.kept import Kept
 from sparsight.bench.looks import measure as time_looks
+from sparsight.bench.looks import sees_first
 from sparsight.bench.page import page
 from sparsight.bench.parts import Other, Part, Setup, Task, loaded, measure_part
 from sparsight.bench.plots import draw_plots
@@ -52,6 +54,7 @@ class Size:
     sim_ood: int
     sim_long: int
     sim_pair: int
+    sim_deep: int  # asked about long volumes as the product asks; 0 for a reader without a first look
     real: int  # of each set at most
     tested: int  # of sim_2d; a quarter of it of the others, a twelfth of sim_long
     curves: int  # of sim_2d
@@ -67,6 +70,7 @@ SIZES = {
         sim_ood=8,
         sim_long=8,
         sim_pair=8,
+        sim_deep=4,
         real=8,
         tested=8,
         curves=4,
@@ -80,6 +84,7 @@ SIZES = {
         sim_ood=300,
         sim_long=300,
         sim_pair=300,
+        sim_deep=160,
         real=300,
         tested=300,
         curves=120,
@@ -108,16 +113,18 @@ def run(
     Raises DataError for a data folder that is missing or broken, before anything is measured.
     """
     real = check_data(setup.data)
-    tasks = plan(size, tuple(budgets), real)
+    reader, ours = loaded(setup)
+    asked = size if sees_first(reader, ours) else replace(size, sim_deep=0)
+    tasks = plan(asked, tuple(budgets), real)
     parts: dict[str, list[Part]] = {task.suite.name: [] for task in tasks}
     for done, part in enumerate(_all_parts(setup, tasks, workers, pool, kept), start=1):
         parts[part.suite].append(part)
         tell(part.suite, done, len(tasks))
+    looked = [one for part in parts.pop("sim_deep", ()) for one in part.looked]
     units = {task.suite.name: task.suite.unit for task in tasks}
     suites = {
         name: figures_of(name, own, setup.seed, setup.reinforced) | {"unit": units[name]} for name, own in parts.items()
     }
-    reader, ours = loaded(setup)
     slices, rounds = size.looked
     report: dict[str, Any] = {
         "created": datetime.now(UTC).isoformat(),
@@ -141,6 +148,7 @@ def run(
         "rows": [{"suite": name, **row} for name, suite in suites.items() for row in suite.pop("rows")],
         "paired": [{"suite": name, **row} for name, suite in suites.items() for row in suite.pop("paired")],
         "suites": suites,
+        "first_look": summarise_looked(sorted(looked, key=lambda one: one.case), setup.seed),
         "first_token": time_looks(reader, ours, slices=slices, rounds=rounds, seed=setup.seed),
         "seconds": round(sum(sum(part.seconds.values()) for own in parts.values() for part in own), 1),
     }
@@ -230,7 +238,8 @@ def plan(size: Size, budgets: tuple[float, ...], real: Sequence[str]) -> list[Ta
         Suite("sim_ood", size.sim_ood, budgets),
         *(Suite(name, size.real, budgets) for name in real),
     ]
-    tasks = []
+    deep = Suite("sim_deep", size.sim_deep, ())
+    tasks = [Task(deep, part, 0, 0, 0) for part in range(deep.parts if deep.n else 0)]
     for suite in suites:
         # What re-encodes the image for every question is done to few volumes: one takes seconds.
         changed = {"sim_2d": size.tested, "sim_long": -(-size.tested // 12)}.get(suite.name, size.tested // 4)

@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsight.bench.first_look import Looked, look_at
 from sparsight.bench.served import Served, may_be_denied, serve
 from sparsight.bench.suites import MASKED, Drawn, Suite, cases_of, tested_at
 from sparsight.bench.whole import read_whole
@@ -99,6 +100,7 @@ class Part:
     tests: list[Outcome] = field(default_factory=list)
     read: list[Result] = field(default_factory=list)
     served: list[Served] = field(default_factory=list)
+    looked: list[Looked] = field(default_factory=list)
     facts: dict[str, Fact] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -107,6 +109,10 @@ def measure_part(setup: Setup, task: Task) -> Part:
     """Draw, encode and ask the questions of a task."""
     reader, ours = loaded(setup)
     suite, part = task.suite, Part(task.suite.name)
+    if suite.name == "sim_deep":  # asked as the product asks, and no more
+        deep = [one.case for one in cases_of(suite, setup.data, setup.seed, task.part)]
+        part.looked = list(look_at(reader, ours, deep))
+        return part
     left_out = set() if suite.name in MASKED else {"oracle"}
     left_out |= set() if suite.name == "sim_long" else {"foveated"}  # an image is one slice
     names = [n for n in setup.selectors if n not in left_out]
