@@ -23,6 +23,7 @@ from sparsight.errors import DataError
 from sparsight.model import GridSelector, load_configured
 from sparsight.model.hf.load import LADDER, Quantization
 from sparsight.model.hf.reader import HFReader
+from sparsight.model.selectors import tokens_at
 from sparsight.rl.statistics import Interval, bootstrap_mean, bootstrap_ratio
 from sparsight.types import ImageVolume, Question, TokenGrid
 
@@ -114,7 +115,7 @@ def card(report: dict[str, Any]) -> str:
 def _look(reader: HFReader, asked: Sequence[Asked], grids: Sequence[TokenGrid], share: float) -> _Seen:
     firsts, right = [], []
     for one, grid in zip(asked, grids, strict=True):
-        k = max(1, min(round(share * grid.n), reader.max_tokens))
+        k = tokens_at(share, grid, reader)
         keep = torch.from_numpy(GridSelector().select(grid, one.question, k).keep)
         prompt = reader.prompt(grid, one.question, False).keep(keep, reader.language.image)
         log_p, _ = reader.language.log_p([prompt], [reader.language.ids(one.answer)[:1]])

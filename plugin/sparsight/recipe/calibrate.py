@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.nano.weights import Calibration, NanoSpec
 from sparsight.model.policy import PolicySelector, TokenPolicy
+from sparsight.model.selectors import tokens_at
 from sparsight.recipe.pool import Pool
 
 _BUDGET = 0.1
@@ -34,7 +35,7 @@ def calibrate(
     for done, (pool, i) in enumerate(asked, start=1):
         item = pool.items[i]
         grid = pool.grid(item.image, reader.id)
-        k = max(1, min(round(_BUDGET * grid.n), reader.max_tokens))
+        k = tokens_at(_BUDGET, grid, reader)
         answer = reader.read(item.question, grid, selector.select(grid, item.question, k))
         p.append(min(max(answer.confidence, 1e-6), 1 - 1e-6))
         right.append(answer.text.lower() == item.answer.strip().lower())

@@ -18,7 +18,7 @@ from sparsight.errors import DataError, TrainingError
 from sparsight.model.budget import BUDGETS, summarise
 from sparsight.model.policy import TokenPolicy
 from sparsight.model.protocols import Reader, ScoreRequest
-from sparsight.model.selectors import top_k
+from sparsight.model.selectors import tokens_at, top_k
 from sparsight.rl.rewards import dual_price
 from sparsight.rl.trainer import Example
 
@@ -59,7 +59,7 @@ def price(policy: TokenPolicy, reader: Reader, examples: Sequence[Example]) -> P
         for e in answered[start : start + _ROWS]:
             question = reader.embed(e.question)
             scores = policy(e.grid.features[None], e.grid.shape, question[None])[0]
-            kept = [max(1, min(round(share * e.grid.n), reader.max_tokens)) for share in BUDGETS]
+            kept = [tokens_at(share, e.grid, reader) for share in BUDGETS]
             order = top_k(scores, max(kept))
             requests += [ScoreRequest(e.grid, e.question, str(e.answer), order[:k].sort().values[None]) for k in kept]
             spent.append(torch.tensor([k / e.grid.n for k in kept]))
