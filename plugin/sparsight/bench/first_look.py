@@ -33,7 +33,7 @@ class Looked:
     """One question, right or not: as shown after a first look, and when every slice was encoded before.
 
     completed: the other slices were encoded, too, before the answer was shown. encoded: slices of the first look's
-    choice, of all. seconds: from the pixels to the answer as shown, each way.
+    choice, of all; all where the question counts or compares. seconds: from the pixels to the answer as shown, each way.
     """
 
     case: str
@@ -65,10 +65,11 @@ def _look(reader: Reader, ours: PolicySelector, case: Case, whole: TokenGrid, en
         return ours.slices(odds, at, question, max(_SERVE.first_slices, -(-at.shape[0] // FOVEA)))
 
     begun = time.perf_counter()
-    part = reader.encode(case.volume, where)
+    part = reader.encode(case.volume, None if is_of_all(question, "") else where)  # as Service.ask does
     first = _answering(reader, part, case)
-    reading = first.answer(ours, _SERVE.share, recheck=False)
-    completed = first.doubt(reading) is not None or is_of_all(question, reading.answer.text)
+    reading = first.answer(ours, _SERVE.share, recheck=part.encoded is None)
+    in_doubt = first.doubt(reading) is not None or is_of_all(question, reading.answer.text)
+    completed = in_doubt and part.encoded is not None
     if completed:
         reading = _answering(reader, reader.complete(part), case).answer(ours, _SERVE.share)
     looked = time.perf_counter() - begun

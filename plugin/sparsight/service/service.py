@@ -111,17 +111,17 @@ class Service:
         check_pair(question, compared=prior is not None)
         self._turnstile.check(priority)  # before anything is loaded
         in_turn = partial(self._turnstile.turn, priority, on_wait=lambda: tell(Progress("wait")))
+        recheck = recheck and bool(serve.recheck_budget)
         study_ = self._encoded.get(
             study,
             self.reader,
             lambda stage: tell(Progress(stage)),
             in_turn,
             prior=prior,
-            where=self._where(question),
+            where=None if recheck and is_of_all(question, "") else self._where(question),
         )
         volume = study_.volume
         check_region(question, study_.grid)
-        recheck = recheck and bool(serve.recheck_budget)
         policy, reading = self._answer(study_, question, share, on_progress, in_turn, recheck=recheck and study_.whole)
         if recheck and not study_.whole and self._in_doubt(study_, question, reading):
             tell(Progress("recheck"))  # what was not looked at may say otherwise

@@ -93,9 +93,12 @@ def test_a_first_answer_in_doubt_is_given_from_all_slices(
 def test_a_count_is_given_from_all_slices(looking: Service, long: ImageVolume, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Answering, "doubt", lambda self, reading: None)
     choices = ("one", "two", "three")
-    counted = looking.ask(long, parse_question("How many rings are there?", choices=choices))
+    told: list[str] = []
+    question = parse_question("How many rings are there?", choices=choices)
+    counted = looking.ask(long, question, on_progress=lambda progress: told.append(progress.stage))
     assert counted.grid.encoded is None
     assert ask_json(counted)["slices"] is None
+    assert "recheck" not in told  # the question says so: nothing is read twice
 
 
 def test_the_reply_and_the_record_say_from_how_many_slices(
