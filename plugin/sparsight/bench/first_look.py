@@ -33,7 +33,7 @@ class Looked:
     """One question, right or not: as shown after a first look, and when every slice was encoded before.
 
     completed: the other slices were encoded, too, before the answer was shown. encoded: slices of the first look's
-    choice, of all; all where the question counts or compares. seconds: from the pixels to the answer as shown, each way.
+    choice, of all; all where the question counts or compares. seconds: from pixels to the answer as shown, each way.
     """
 
     case: str
