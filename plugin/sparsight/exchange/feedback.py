@@ -6,8 +6,8 @@
     masks/*.nii.gz       what was drawn, for any viewer      arrays/*.safetensors    tokens kept and their scores
     tokens/*.safetensors encoded studies, only where asked for: with them another site can learn from the corrections
 
-No image leaves. Studies are named by the hash of their content, series and instance UIDs are left out, and so are
-comments unless they are asked for. Questions and answers are as they were typed.
+No image leaves. Studies are named by the hash of their content, UIDs of series, instances and frames are left out, and
+so are comments unless they are asked for. Questions and answers are as they were typed.
 """
 
 from __future__ import annotations
@@ -164,6 +164,7 @@ def _episode(episode: Episode, files: dict[str, bytes]) -> dict[str, Any]:
     record, arrays = episode_to_record(episode)
     record["study"] = f"sha256-{episode.volume_sha256[:16]}"
     record["series_uid"] = ""
+    record.pop("frame_of_reference", None)
     for region in record["evidence"]["regions"]:
         region["sop_uid"] = None
     if episode.prior is not None:

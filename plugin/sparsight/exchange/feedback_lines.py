@@ -156,6 +156,7 @@ def episode_of(line: Any, arrays: Arrays) -> Episode:
         _CREATED.validate_python(record["created"])
         texts = all(isinstance(record[name], str) and len(record[name]) <= 256 for name in _TEXTS)
         texts = texts and isinstance(modality := record.get("modality", ""), str) and len(modality) <= 16
+        texts = texts and "frame_of_reference" not in record  # no UID leaves a site
         keep, scores = arrays["keep"], arrays["scores"]
         attention = arrays.get("attention", np.zeros_like(scores))
         total = int(np.prod(record["grid_shape"]))

@@ -86,6 +86,7 @@ MARK: dict[str, Any] = {
     "box_mm": [[8.0, 20.0, -6.0], [32.0, 44.0, 2.0]],
     "path_mm": None,
     "radius_mm": 0.0,
+    "frame_of_reference": "1.2.826.0.1.3680043.8.498.3",
 }
 STROKE: dict[str, Any] = {"kind": "missed", "path_mm": [[10.0, 22.0, -2.0], [30.0, 40.0, -2.0]], "radius_mm": 3.0}
 FEEDBACK_REQUEST: dict[str, Any] = {
@@ -150,7 +151,7 @@ GIVEN: dict[str, Any] = {
     "difficulty": "hard",
     "blinded": False,
     "comment": "beside the heart",
-    "marks": [MARK],
+    "marks": [{name: MARK[name] for name in ("kind", "box_mm")}],
     "state": "withdrawn",
     "changes": [
         {

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from sparsight.errors import FeedbackError, GeometryError
 from sparsight.imaging.grid import box_to_tokens, path_to_tokens, resample_mask, token_coverage
+from sparsight.imaging.masks import check_frame
 from sparsight.rl import rewards
 from sparsight.rl.answers import normalise
 from sparsight.rl.rewards import Marks
@@ -22,7 +23,10 @@ _FAR_MM = 1e100  # what is computed from it still fits a number
 
 
 def check(feedback: Feedback, episode: Episode) -> None:
-    """Raise FeedbackError for a correction that says nothing or contradicts itself."""
+    """Raise FeedbackError for a correction that says nothing or contradicts itself.
+
+    And GeometryError for a mark in another frame of reference.
+    """
     same = feedback.answer is not None and normalise(feedback.answer) == normalise(episode.answer.text)
     if feedback.answer is not None and same == (feedback.verdict == "reject") and feedback.verdict != "amend":
         raise FeedbackError(
@@ -51,6 +55,8 @@ def check(feedback: Feedback, episode: Episode) -> None:
             "an amendment that amends nothing", expected="an answer or a mark", todo="add one, or accept or reject"
         )
     check_marks(feedback)
+    for mark in feedback.marks:
+        check_frame(mark.frame_of_reference, episode.frame_of_reference)
 
 
 def check_marks(feedback: Feedback) -> None:

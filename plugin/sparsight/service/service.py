@@ -160,6 +160,7 @@ class Service:
             recheck=reading.recheck,
             prior=study_.prior,
             modality=volume.modality,
+            frame_of_reference=volume.frame_of_reference_uid,
             slices=None if grid.encoded is None else int(grid.encoded.sum()),
             blinded=blinded,
         )

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
+import data_store
 import nibabel
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from sparsight.label.batch import BatchAnswerTask
 from sparsight.label.corrections import correction, on_study, pseudonym, submitted
 from sparsight.label.learn import LearnTask
 from sparsight.label.learner import give_way
-from sparsight.label.scoring import agreement
+from sparsight.label.scoring import Grounding, agreement
 from sparsight.label.strategy import TeachMost
 from sparsight.service import Learned, NextCase, Progress
 from sparsight.types import Answer, Episode, Evidence, ImageVolume, Question, Reward, Selection
@@ -182,6 +183,18 @@ def test_evidence_is_never_a_final_label(task, service):
 
 
 # --- submitted labels ---
+
+LIVER = Path(data_store.__file__).parent / "data" / "liver.dcm"
+
+
+def test_a_segmentation_of_another_frame_of_reference_is_neither_a_correction_nor_scored(asked, service):
+    asked.volume = asked.image = replace(asked.volume, frame_of_reference_uid="1.2.3")
+    labels = SimpleNamespace(get_label_uri=lambda *_: str(LIVER), get_label_info=lambda *_: {})
+    with pytest.raises(GeometryError, match="another frame of reference"):
+        submitted(lambda: service, labels, "head", "head", "final")
+    assert service.feedback == []
+    with pytest.raises(GeometryError, match="another frame of reference"):
+        Grounding(lambda: service, description="d")._score(labels, "head")
 
 
 def test_a_mask_on_the_evidence_is_relevant_and_one_beside_it_was_missed(asked, tmp_path):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pictures import QUESTION, feedback
+from pictures import QUESTION, feedback, make_picture
 from sparsight.errors import ConflictError, FeedbackError, GeometryError, NotFoundError, QuestionError
 from sparsight.service import Service, corrections
 from sparsight.types import ImageVolume, Mark, Reward, Verdict
@@ -52,6 +52,21 @@ class TestCorrect:
             with pytest.raises(GeometryError):
                 service.correct(feedback(episode, marks=(mark,)))
         assert service.status()["corrections"] == 0
+
+    def test_a_mark_in_another_frame_of_reference_is_refused_though_it_lies_in_the_image(
+        self, service: Service, picture: ImageVolume
+    ) -> None:
+        framed, frameless = (
+            service.ask(volume, QUESTION).episode
+            for volume in (replace(picture, frame_of_reference_uid="1.2.3"), make_picture(1))
+        )
+        mark = Mark("missed", box_mm=((5.0, 5.0, -1.0), (30.0, 30.0, 1.0)))
+        with pytest.raises(GeometryError, match="another frame of reference"):
+            service.correct(feedback(framed, marks=(replace(mark, frame_of_reference="1.2.4"),)))
+        assert service.status()["corrections"] == 0
+        for n, (episode, frame) in enumerate(((framed, "1.2.3"), (framed, ""), (frameless, "1.2.4"))):
+            given = feedback(episode, f"k{n}", marks=(replace(mark, frame_of_reference=frame),))
+            assert service.correct(given).parts["grounding"] is not None
 
     @pytest.mark.parametrize("verdict", ["accept", "reject"])
     def test_a_verdict_that_contradicts_its_answer_is_refused(
