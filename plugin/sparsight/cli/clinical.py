@@ -145,6 +145,8 @@ def correct(
     else:
         parts = ", ".join(f"{name} {value:+.2f}" for name, value in reward.parts.items() if value is not None)
         console.print(f"recorded as {feedback.key}; reward [bold]{reward.total:+.2f}[/] ({parts or 'verdict only'})")
+        for note in reply["notes"]:
+            console.print(f"  [yellow]{escape(note)}[/]")
 
 
 def revise(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sparsight.errors import FeedbackError, GeometryError
 from sparsight.imaging.export import check_frame, frame_of, read_mask
 from sparsight.imaging.grid import resample_mask
-from sparsight.reply import reward_json
+from sparsight.reply import correction_notes, reward_json
 from sparsight.service import Asked, Service
 from sparsight.service.blinded import kept_back
 from sparsight.types import Feedback, ImageVolume, Mark, MarkKind, Question
@@ -67,6 +67,7 @@ def submitted(
     return {
         "correction": {"key": feedback.key, "episode": feedback.episode, "verdict": feedback.verdict},
         "reward": reward_json(reward),
+        "notes": correction_notes(served, newest[0]),
     }
 
 

@@ -136,6 +136,7 @@ FEEDBACK_REPLY: dict[str, Any] = {
     "state": "submitted",
     "policy": POLICY_USED,
     "reward": REWARD,
+    "notes": [],
 }
 ME: dict[str, Any] = {"reviewer": "user-0f3a9c27b1de", "role": "reviewer"}
 CHANGE_REQUEST: dict[str, Any] = {"change": "withdraw", "reviewer": "reader-1", "key": "chest-1-reader-1-withdrawn"}

@@ -441,4 +441,8 @@ def _same(known: str, given: str, what: str) -> Literal[False]:
 
 
 def _unknown(what: str) -> NotFoundError:
-    return NotFoundError(f"no {what} has this id", expected="an id that sparsight gave", todo="list what is stored")
+    return NotFoundError(
+        f"no {what} has this id, or it was forgotten with its study",
+        expected="an id that sparsight gave, of what is still kept",
+        todo="list what is stored",
+    )

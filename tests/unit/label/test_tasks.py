@@ -50,6 +50,7 @@ class FakeService:
 
     def __init__(self, asked, episodes=True):
         self.asked, self.calls, self.rechecks, self.feedback = asked, [], [], []
+        self.reader = SimpleNamespace(id="r")
         self.config = SimpleNamespace(serve=SimpleNamespace(max_question_chars=2000))
         self.studies = SimpleNamespace(list=lambda: [SimpleNamespace(id="head", modality="MR")])
         self.store = SimpleNamespace(episodes=lambda limit, study: [asked.episode] if episodes else [])
@@ -257,6 +258,16 @@ def test_a_label_is_of_who_logged_in_or_of_its_client(asked, tmp_path):
     assert "jane" not in by_client.reviewer
     assert by_login.reviewer == "user-0f3a9c27b1de"
     assert by_login.key != by_client.key
+
+
+def test_a_label_about_another_readers_answer_says_so(asked, tmp_path):
+    path = write(tmp_path / "a.nii.gz", np.zeros((12, 10, 4)), AFFINE)
+    labels = SimpleNamespace(get_label_uri=lambda *_: str(path), get_label_info=lambda *_: {})
+    service = FakeService(asked)
+    assert submitted(lambda: service, labels, "head", "head", "final")["notes"] == []
+    service.reader.id = "another"
+    [note] = submitted(lambda: service, labels, "head", "head", "final")["notes"]
+    assert "reader r's" in note
 
 
 def test_an_answer_about_another_image_is_not_corrected(asked, tmp_path):
