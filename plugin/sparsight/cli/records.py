@@ -73,13 +73,14 @@ def export_feedback(
 def import_feedback(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="What export-feedback wrote at another site.")],
+    site: Annotated[str | None, typer.Option(help="Where it is from; what says it is of another is refused.")] = None,
     json: Json = False,
 ) -> None:
     """Merge the corrections of another site into this store; what is here already is passed over."""
     from sparsight.exchange.feedback import import_feedback as merge
 
     with _store(context) as store:
-        merged = merge(store, folder)
+        merged = merge(store, folder, site=site)
     if json:
         emit_json(vars(merged) | {"conflicts": list(merged.conflicts)})
         return

@@ -61,15 +61,9 @@ def check(feedback: Feedback, episode: Episode) -> None:
         raise FeedbackError(
             "an amendment that amends nothing", expected="an answer or a mark", todo="add one, or accept or reject"
         )
-    check_marks(feedback)
-    for mark in feedback.marks:
-        check_frame(mark.frame_of_reference, episode.frame_of_reference)
-
-
-def check_marks(feedback: Feedback) -> None:
-    """Raise FeedbackError for a mark that is no region, wherever the image is."""
     for mark in feedback.marks:
         _check_mark(mark)
+        check_frame(mark.frame_of_reference, episode.frame_of_reference)
 
 
 def _accepts_an_answer(feedback: Feedback, episode: Episode) -> bool:
