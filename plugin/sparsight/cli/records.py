@@ -36,10 +36,10 @@ def verify(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Find every altered or missing line of the log and of what it records; exit code 1 where there is one."""
-    known = _anchor(anchor)
+    """Find every altered or missing line of the log, of what it records, and policies that differ; exit code 1 then."""
+    known, readers = _anchor(anchor), context.obj.config().home / "readers"
     with _store(context) as store:
-        problems, (number, sha256) = store.verify(anchor=known), store.audit_head()
+        problems, (number, sha256) = store.verify(anchor=known, readers=readers), store.audit_head()
     if json:
         emit_json({"intact": not problems, "entries": number, "head": f"{number}:{sha256}", "problems": problems})
     else:

@@ -44,7 +44,10 @@ def gather(service: Service) -> dict[str, Any]:
         "blinded": None if found.bias is None else asdict(found.bias),
         "drift": [asdict(one) for one in oversight.drift(service.store)],
         "shadow": None if differences is None else asdict(differences),
-        "audit": {"problems": service.store.verify(), "head": list(service.store.audit_head())},
+        "audit": {
+            "problems": service.store.verify(readers=service.config.home / "readers"),
+            "head": list(service.store.audit_head()),
+        },
     }
     return dict(finite(report))  # JSON knows no NaN
 

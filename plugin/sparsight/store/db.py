@@ -22,7 +22,7 @@ from uuid import uuid4
 from sqlalchemy import Connection, Row, Select, func, select, true
 
 from sparsight.errors import ConflictError, FeedbackError, NotFoundError, SparsightError, WeightsError
-from sparsight.store import audit, changes, corrected, shadows, tables
+from sparsight.store import audit, changes, corrected, decisions, shadows, tables
 from sparsight.store.audit import Head
 from sparsight.store.blobs import BlobStore
 from sparsight.store.engine import Database
@@ -341,10 +341,14 @@ class Store:
         with self._database.read() as connection:
             return audit.head(connection)
 
-    def verify(self, *, anchor: Head | None = None) -> list[str]:
-        """List what is wrong with the audit log and the records (audit.py); empty when nothing is."""
-        with self._database.read() as connection:
-            return audit.verify(connection, self._head_file, anchor=anchor)
+    def verify(self, *, anchor: Head | None = None, readers: Path | None = None) -> list[str]:
+        """List what is wrong with the audit log and the records (audit.py); empty when nothing is.
+
+        readers: the folder with the registries of policies, compared with the log, too (decisions.py).
+        """
+        with decisions.unchanged(readers) as registries, self._database.read() as connection:
+            problems = audit.verify(connection, self._head_file, anchor=anchor)
+            return [*problems, *decisions.differences(connection, registries)]
 
     def close(self) -> None:
         """Give back the database's connections."""
@@ -441,8 +445,5 @@ def _same(known: str, given: str, what: str) -> Literal[False]:
 
 
 def _unknown(what: str) -> NotFoundError:
-    return NotFoundError(
-        f"no {what} has this id, or it was forgotten with its study",
-        expected="an id that sparsight gave, of what is still kept",
-        todo="list what is stored",
-    )
+    given = f"no {what} has this id, or it was forgotten with its study"
+    return NotFoundError(given, expected="an id that sparsight gave", todo="list what is stored")

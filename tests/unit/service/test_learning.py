@@ -111,7 +111,7 @@ class TestLearn:
         path.write_bytes(kept)
         assert "marked" in {f.key for f in service.store.unlearned(service.registry.lineage())}  # not lost
 
-    def test_a_candidate_is_measured_recorded_and_not_learned_twice(self, service: Service) -> None:
+    def test_a_candidate_is_measured_recorded_and_not_learned_twice(self, service: Service, config: Config) -> None:
         lessons(service, 7)
         learned = service.learn()
         assert learned.candidate is not None
@@ -124,7 +124,7 @@ class TestLearn:
             assert "already" in again.reasons[0]
             with pytest.raises(ConflictError, match="held back"):
                 service.promote(learned.candidate.id)
-        assert service.store.verify() == []
+        assert service.store.verify(readers=config.home / "readers") == []
 
     def test_promotion_and_rollback_are_exact_and_seen_by_other_processes(
         self, service: Service, config: Config, picture: ImageVolume
@@ -210,7 +210,7 @@ class TestLearn:
         service.rollback()
         kept = service.promote(candidate)
         assert (kept.sign_off, kept.reasons) == ("Dr. B", again.reasons)
-        assert service.store.verify() == []
+        assert service.store.verify(readers=config.home / "readers") == []
         service.close()
 
     def ship(self, config: Config, tmp_path: Path, scale: float = 2.0) -> Config:
