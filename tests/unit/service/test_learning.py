@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,24 @@ class TestLearn:
         lessons(service, 2)
         monkeypatch.setattr(service.reader, "id", "nano-00000000")
         assert service.learn().reasons[-1] == "corrections that could not be used: 2 (of another reader)"
+
+    def test_where_all_are_kept_out_of_training_what_else_there_is_to_say_is_said(
+        self, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lessons(service, 3)
+        read, broken = service.store.episode, service.store.unlearned([service.live_selector().id])[0].episode
+
+        def episode(id: str) -> Episode:  # noqa: A002 - the store's name
+            return replace(read(id), reader="nano-00000000") if id == broken else read(id)
+
+        monkeypatch.setattr(service.store, "episode", episode)
+        monkeypatch.setattr("sparsight.service.learning.split", lambda pending, *_, **__: ([], pending))
+        learned = service.learn()
+        assert learned.candidate is None
+        assert learned.reasons == (
+            "2 corrections, all kept out of training: more studies are needed",
+            "corrections that could not be used: 1 (of another reader)",
+        )
 
     def test_corrections_that_cannot_be_used_are_counted_and_the_rest_is_learned(
         self, service: Service, monkeypatch: pytest.MonkeyPatch
