@@ -199,7 +199,7 @@ def _store(config: Config) -> Finding:
 
     store = Store(config.database or config.home / "store.db", config.home)
     try:
-        problems = store.verify()
+        problems = store.verify(readers=config.home / "readers")
         counts = ", ".join(f"{n} {name}" for name, n in store.counts().items())
     finally:
         store.close()

@@ -101,6 +101,13 @@ def reward_json(reward: Reward) -> dict[str, Any]:
     return {"total": round(reward.total, 4), "parts": reward.parts, "version": reward.version}
 
 
+def correction_notes(service: Service, episode: Episode) -> list[str]:
+    """What there is to say at once about a correction of an answer, in words."""
+    if episode.reader == service.reader.id:
+        return []
+    return [f"kept, but nothing is learned from it here: the answer is reader {episode.reader}'s, not the served one's"]
+
+
 def corrected_json(service: Service, feedback: Feedback, reward: Reward) -> dict[str, Any]:
     """What whoever corrects is told at once."""
     episode = service.episode(feedback.episode)
@@ -110,6 +117,7 @@ def corrected_json(service: Service, feedback: Feedback, reward: Reward) -> dict
         "state": service.store.state_of(feedback.key),
         "policy": {"id": episode.policy, "sha256": episode.policy_sha256},
         "reward": reward_json(reward),
+        "notes": correction_notes(service, episode),
     }
 
 

@@ -259,6 +259,7 @@ class Episode:
     prior: str | None = None  # the id of the study it was compared with; slice 0 is then the prior, slice 1 the study
     slices: int | None = None  # how many were encoded, chosen by a first look at all; None: all of them
     modality: str = ""  # as ImageVolume's; empty: answers of before it was recorded
+    frame_of_reference: str = ""  # UID, as ImageVolume's; empty: the image has none, or it was not recorded yet
     blinded: bool = False  # the answer is kept back until a reader has given their own (service/blinded.py)
 
 
@@ -268,6 +269,8 @@ class Mark:
 
     box_mm: LPS. path_mm: points of a stroke in LPS mm, one for a click; radius_mm: half the pen's width, 0 marks the
     tokens that the path runs through. mask: (D, H, W) bool with its own affine.
+    frame_of_reference: UID of the frame that its millimetres are of, empty where it is not told; compared with the
+    image's when the correction is made (service/corrections.py), and not recorded.
     """
 
     kind: MarkKind
@@ -276,6 +279,7 @@ class Mark:
     mask_ijk_to_lps: NDArray[np.float64] | None = None
     path_mm: tuple[Point, ...] | None = None
     radius_mm: float = 0.0
+    frame_of_reference: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -110,7 +110,7 @@ def correct(
     json: Json = False,
 ) -> None:
     """Say what was right or wrong about an answer; the reward is shown at once."""
-    from sparsight.imaging.export import read_mask
+    from sparsight.imaging.export import frame_of, read_mask
     from sparsight.reply import corrected_json
 
     kind = cast(MarkKind, _one_of("--mark-kind", mark_kind, get_args(MarkKind)))
@@ -119,7 +119,7 @@ def correct(
     marks += [Mark(kind, path_mm=path, radius_mm=radius) for path in paths]
     if mark:
         mask, ijk_to_lps = read_mask(mark)
-        marks.append(Mark(kind, mask=mask, mask_ijk_to_lps=ijk_to_lps))
+        marks.append(Mark(kind, mask=mask, mask_ijk_to_lps=ijk_to_lps, frame_of_reference=frame_of(mark)))
     amends = answer or marks or cannot_tell or blinded
     chosen = _one_of("--verdict", verdict or ("amend" if amends else "accept"), get_args(Verdict))
     hard = None if difficulty is None else _one_of("--difficulty", difficulty, get_args(Difficulty))
@@ -145,6 +145,8 @@ def correct(
     else:
         parts = ", ".join(f"{name} {value:+.2f}" for name, value in reward.parts.items() if value is not None)
         console.print(f"recorded as {feedback.key}; reward [bold]{reward.total:+.2f}[/] ({parts or 'verdict only'})")
+        for note in reply["notes"]:
+            console.print(f"  [yellow]{escape(note)}[/]")
 
 
 def revise(

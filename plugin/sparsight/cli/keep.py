@@ -54,7 +54,7 @@ def restore(
     database = config.database or config.home / "store.db"
     found = bring(file, database, config.home)
     with Store(database, config.home) as store:
-        problems = store.verify(anchor=found.head)
+        problems = store.verify(anchor=found.head, readers=config.home / "readers")
     if json:
         emit_json(vars(found) | {"head": "{}:{}".format(*found.head), "problems": problems})
     else:

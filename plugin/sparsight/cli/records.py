@@ -36,10 +36,10 @@ def verify(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Find every altered or missing line of the log and of what it records; exit code 1 where there is one."""
-    known = _anchor(anchor)
+    """Find every altered or missing line of the log, of what it records, and policies that differ; exit code 1 then."""
+    known, readers = _anchor(anchor), context.obj.config().home / "readers"
     with _store(context) as store:
-        problems, (number, sha256) = store.verify(anchor=known), store.audit_head()
+        problems, (number, sha256) = store.verify(anchor=known, readers=readers), store.audit_head()
     if json:
         emit_json({"intact": not problems, "entries": number, "head": f"{number}:{sha256}", "problems": problems})
     else:
@@ -73,13 +73,14 @@ def export_feedback(
 def import_feedback(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="What export-feedback wrote at another site.")],
+    site: Annotated[str | None, typer.Option(help="Where it is from; what says it is of another is refused.")] = None,
     json: Json = False,
 ) -> None:
     """Merge the corrections of another site into this store; what is here already is passed over."""
     from sparsight.exchange.feedback import import_feedback as merge
 
     with _store(context) as store:
-        merged = merge(store, folder)
+        merged = merge(store, folder, site=site)
     if json:
         emit_json(vars(merged) | {"conflicts": list(merged.conflicts)})
         return

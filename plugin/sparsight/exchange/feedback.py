@@ -6,8 +6,8 @@
     masks/*.nii.gz       what was drawn, for any viewer      arrays/*.safetensors    tokens kept and their scores
     tokens/*.safetensors encoded studies, only where asked for: with them another site can learn from the corrections
 
-No image leaves. Studies are named by the hash of their content, series and instance UIDs are left out, and so are
-comments unless they are asked for. Questions and answers are as they were typed.
+No image leaves. Studies are named by the hash of their content, UIDs of series, instances and frames are left out, and
+so are comments unless they are asked for. Questions and answers are as they were typed.
 """
 
 from __future__ import annotations
@@ -15,24 +15,25 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors.numpy import load
 
-from sparsight.errors import BundleError, ConflictError, SparsightError
+from sparsight.errors import BundleError, ConflictError, InputError, NotFoundError, SparsightError
 from sparsight.exchange.feedback_lines import CorrectionLine, Manifest, episode_of, feedback_of, parse_line
 from sparsight.exchange.files import check_new, parse_json, write_folder
 from sparsight.exchange.layout import check_site, refused
 from sparsight.imaging.export import write_labelmap
 from sparsight.imaging.masks import read_mask
 from sparsight.reply import reward_json
+from sparsight.service import corrections
 from sparsight.store import Store
 from sparsight.store.blobs import Arrays, pack
 from sparsight.store.features import Features, from_arrays, to_arrays
@@ -45,6 +46,7 @@ _NAME = re.compile(
     r"masks/[0-9a-f]{16}-[0-9]{1,3}\.nii\.gz|(arrays/[0-9a-f]{64}|tokens/[0-9a-f]{64}-[A-Za-z0-9._-]{1,100})\.safetensors"
 )
 _MOST_BYTES = 64 * 2**30
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -89,27 +91,28 @@ def export_feedback(
     return len(given), digest
 
 
-def import_feedback(store: Store, folder: Path) -> Merged:
+def import_feedback(store: Store, folder: Path, *, site: str | None = None) -> Merged:
     """Merge the corrections of another store; what is here already is passed over, so a second call changes nothing.
 
-    Everything is checked before anything is stored, but for what clashes with this store. Reviewers are named
-    `reviewer@site`. Raises BundleError, BusyError, OSError.
+    Everything is checked before anything is stored, corrections by the rules of those that are given here, but for what
+    clashes with this store. site: where the folder is from; one of another site is refused. Whatever name a reviewer
+    brings, the site is put behind it (`reviewer@site`): a site speaks for nobody but itself.
+    Raises BundleError, BusyError, OSError.
     """
     manifest, raw = _manifest(folder)
+    if site not in (None, manifest.site):
+        raise refused("corrections of another site", expected="those of the site that was named", todo="see --site")
     read = _Files(folder, manifest)
     features = [_features(name, read) for name in manifest.files if name.startswith("tokens/")]
-    episodes = [_foreign_episode(line, read) for line in read.lines(EPISODES)]
-    lines = [parse_line(CorrectionLine, line) for line in read.lines(CORRECTIONS)]
-    corrections = [(line, feedback_of(line, lambda name: _mask(name, read))) for line in lines]
-    known_here = {episode.id for episode in episodes}
-    if any(feedback.episode not in known_here for _, feedback in corrections):
-        raise refused("a correction of an answer that is not there", expected="every answer in episodes.jsonl")
+    episodes = read.each(EPISODES, lambda line: _foreign_episode(line, read))
+    answers = {episode.id: _ours(store, episode) for episode in episodes}
+    given = read.each(CORRECTIONS, lambda line: _foreign_correction(line, read, answers))
     new_tokens = sum(store.put_features(volume, reader, kept) for volume, reader, kept in features)
     new_episodes, new, known, conflicts = 0, 0, 0, list[str]()
     for episode in episodes:
         with suppress(ConflictError):  # it was answered here: ours is the one with the study's own name
             new_episodes += store.save_episode(episode)
-    for line, feedback in corrections:
+    for line, feedback in given:
         try:
             if _merge(store, line, feedback, manifest.site):
                 new += 1
@@ -156,7 +159,7 @@ def _correction(
         "reward": reward_json(store.reward(feedback.key)),
         "changes": changes,
         "state": changes[-1]["state"] if changes else "submitted",
-        "site": feedback.reviewer.partition("@")[2] or site,
+        "site": feedback.reviewer.rpartition("@")[2] if "@" in feedback.reviewer else site,
     }
 
 
@@ -164,6 +167,7 @@ def _episode(episode: Episode, files: dict[str, bytes]) -> dict[str, Any]:
     record, arrays = episode_to_record(episode)
     record["study"] = f"sha256-{episode.volume_sha256[:16]}"
     record["series_uid"] = ""
+    record.pop("frame_of_reference", None)
     for region in record["evidence"]["regions"]:
         region["sop_uid"] = None
     if episode.prior is not None:
@@ -195,9 +199,16 @@ class _Files:
             raise refused("a file that was altered", expected="the bytes that the manifest has the hash of")
         return data
 
-    def lines(self, name: str) -> Iterator[Any]:
-        for line in self.get(name).splitlines():
-            yield parse_json(line, name)
+    def each(self, name: str, made_of: Callable[[Any], _T]) -> list[_T]:
+        """What becomes of each line of a file. Raises BundleError, which tells the line's number."""
+        made = []
+        for number, line in enumerate(self.get(name).splitlines(), 1):
+            try:
+                made.append(made_of(parse_json(line, name)))
+            except BundleError as error:
+                given = f"{name}, line {number}: {error.given}"
+                raise refused(given, expected=error.expected, todo=error.todo) from error
+        return made
 
 
 def _manifest(folder: Path) -> tuple[Manifest, bytes]:
@@ -221,6 +232,27 @@ def _foreign_episode(line: Any, read: _Files) -> Episode:
     if not isinstance(name, str) or not name.startswith("arrays/"):
         raise refused("an answer without its arrays")
     return episode_of(line, _arrays(name, read))
+
+
+def _ours(store: Store, episode: Episode) -> Episode:
+    """The answer that is stored here under this id, for that one is corrected; else the foreign one."""
+    with suppress(NotFoundError):
+        return store.episode(episode.id)
+    return episode
+
+
+def _foreign_correction(line: Any, read: _Files, answers: dict[str, Episode]) -> tuple[CorrectionLine, Feedback]:
+    parsed = parse_line(CorrectionLine, line)
+    feedback = feedback_of(parsed, lambda name: _mask(name, read))
+    if feedback.episode not in answers:
+        raise refused("a correction of an answer that is not there", expected="every answer in episodes.jsonl")
+    try:
+        corrections.check(feedback, answers[feedback.episode])
+    except InputError as error:
+        raise refused(
+            error.given, expected="a correction that would be taken where it was given", todo="ask the other site"
+        ) from error
+    return parsed, feedback
 
 
 def _features(name: str, read: _Files) -> tuple[str, str, Features]:
@@ -275,7 +307,8 @@ def _merge(store: Store, line: CorrectionLine, feedback: Feedback, site: str) ->
 
 
 def _at(reviewer: str, site: str) -> str:
-    return reviewer if "@" in reviewer else f"{reviewer}@{site}"
+    """Also of one who comes from further away (`reviewer@there@site`): that is what this site says."""
+    return f"{reviewer}@{site}"
 
 
 def _there(store: Store, key: str) -> Feedback | None:

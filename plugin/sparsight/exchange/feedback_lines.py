@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
-from sparsight.errors import SparsightError
 from sparsight.exchange.layout import Sha256, Site, refused
-from sparsight.service.corrections import check_marks
 from sparsight.store.blobs import Arrays
 from sparsight.store.records import episode_from_record, is_id
 from sparsight.types import (
@@ -34,7 +32,7 @@ from sparsight.types import (
 
 _M = TypeVar("_M", bound=BaseModel)
 Id = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,200}$")]
-Reviewer = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,130}$")]  # reviewer, or reviewer@site
+Reviewer = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,330}$")]  # reviewer, with the sites it came through
 
 
 class _Strict(BaseModel):
@@ -126,13 +124,7 @@ def feedback_of(line: CorrectionLine, mask_of: Callable[[str], NDArray[np.bool_]
             if affine is not None and affine.shape != (4, 4):
                 raise refused("a mask whose affine is not (4, 4)")
             marks[-1] = replace(marks[-1], mask=mask_of(drawn.file), mask_ijk_to_lps=affine)
-    said = given.model_dump(exclude={"marks"})
-    feedback = Feedback(**said, marks=tuple(marks))
-    try:
-        check_marks(feedback)
-    except SparsightError as error:
-        raise refused("a mark that is none") from error
-    return feedback
+    return Feedback(**given.model_dump(exclude={"marks"}), marks=tuple(marks))
 
 
 _PARTS: dict[str, TypeAdapter[Any]] = {
@@ -156,6 +148,7 @@ def episode_of(line: Any, arrays: Arrays) -> Episode:
         _CREATED.validate_python(record["created"])
         texts = all(isinstance(record[name], str) and len(record[name]) <= 256 for name in _TEXTS)
         texts = texts and isinstance(modality := record.get("modality", ""), str) and len(modality) <= 16
+        texts = texts and "frame_of_reference" not in record  # no UID leaves a site
         keep, scores = arrays["keep"], arrays["scores"]
         attention = arrays.get("attention", np.zeros_like(scores))
         total = int(np.prod(record["grid_shape"]))

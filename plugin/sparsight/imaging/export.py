@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from sparsight.errors import InputError
 from sparsight.imaging.files import ITK, NIFTI, RAS_TO_LPS, suffix_of
 from sparsight.imaging.grid import Grid, tokens_to_slice
-from sparsight.imaging.masks import read_mask
+from sparsight.imaging.masks import check_frame, frame_of, read_mask
 from sparsight.imaging.whole import whole
 from sparsight.types import ImageVolume, Region
 
 FloatArray = NDArray[np.float64]
-__all__ = ["overlay_png", "read_mask", "whole", "write_labelmap"]
+__all__ = ["check_frame", "frame_of", "overlay_png", "read_mask", "whole", "write_labelmap"]
 
 HEAT = colormaps["plasma"]  # perceptually even, and readable with any colour vision
 BOX_COLOUR = "#7df9ff"  # stands off from grey and from the heat

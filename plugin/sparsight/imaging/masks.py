@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsight.errors import ImageError, NotFoundError, SparsightError
+from sparsight.errors import GeometryError, ImageError, NotFoundError, SparsightError
 from sparsight.imaging.dicom import read_header
 from sparsight.imaging.files import PICTURES, read_picture, read_volume_file, suffix_of
 from sparsight.imaging.load import is_image_file
@@ -44,6 +44,25 @@ def read_mask(path: Path) -> tuple[NDArray[np.bool_], FloatArray | None]:
             expected="a complete NIfTI, NRRD, PNG or DICOM SEG",
             todo="export it again",
         ) from error
+
+
+def frame_of(path: Path) -> str:
+    """UID of the frame of reference that a mask was drawn in; only DICOM SEG names one, else it is empty.
+
+    Raises ImageError.
+    """
+    named_by_none = suffix_of(path) in PICTURES or is_image_file(path)
+    return "" if named_by_none else str(read_header(path).get("FrameOfReferenceUID", ""))
+
+
+def check_frame(mark: str, image: str) -> None:
+    """Raise GeometryError where a mark's frame of reference and the image's are both known, and are not one."""
+    if mark and image and mark != image:
+        raise GeometryError(
+            "a mark in another frame of reference than the image",
+            expected="millimetres of the image's own frame (FrameOfReferenceUID)",
+            todo="register it to the image and export it again, or draw it on the image",
+        )
 
 
 def _read_seg(path: Path) -> tuple[NDArray[np.bool_], FloatArray]:

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsight.errors import FeedbackError, GeometryError
-from sparsight.imaging.export import read_mask
+from sparsight.imaging.export import check_frame, frame_of, read_mask
 from sparsight.imaging.grid import resample_mask
-from sparsight.reply import reward_json
+from sparsight.reply import correction_notes, reward_json
 from sparsight.service import Asked, Service
 from sparsight.service.blinded import kept_back
 from sparsight.types import Feedback, ImageVolume, Mark, MarkKind, Question
@@ -67,12 +67,17 @@ def submitted(
     return {
         "correction": {"key": feedback.key, "episode": feedback.episode, "verdict": feedback.verdict},
         "reward": reward_json(reward),
+        "notes": correction_notes(served, newest[0]),
     }
 
 
 def correction(asked: Asked, label: Path, info: dict[str, Any], reviewer: str) -> Feedback:
-    """The feedback that a label file stands for. The same file on the same answer by the same reviewer is the same."""
+    """The feedback that a label file stands for. The same file on the same answer by the same reviewer is the same.
+
+    Raises ImageError, GeometryError (a segmentation in another frame of reference than the study).
+    """
     mask, ijk_to_lps = read_mask(label)
+    check_frame(frame_of(label), asked.image.frame_of_reference_uid)
     told = info.get("answer")
     answer = told if isinstance(told, str) and told.strip() else None
     content = f"{asked.episode.id}:{reviewer}:{answer or ''}:".encode() + label.read_bytes()

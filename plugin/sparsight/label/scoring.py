@@ -12,7 +12,7 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from numpy.typing import NDArray
 
 from sparsight.errors import SparsightError
-from sparsight.imaging.export import read_mask
+from sparsight.imaging.export import check_frame, frame_of, read_mask
 from sparsight.label.corrections import on_study
 from sparsight.service import Service
 
@@ -41,7 +41,9 @@ class Grounding(ScoringMethod):
         if not newest:
             return {"coverage": None, "spill": None}
         asked = service.reopen(newest[0].id)
-        mask, ijk_to_lps = read_mask(Path(datastore.get_label_uri(image_id, "final")))
+        label = Path(datastore.get_label_uri(image_id, "final"))
+        mask, ijk_to_lps = read_mask(label)
+        check_frame(frame_of(label), asked.image.frame_of_reference_uid)
         drawn = on_study(mask, ijk_to_lps, asked.image) if mask.any() else np.zeros(asked.image.shape, bool)
         return {"episode": asked.episode.id, **agreement(asked.labelmap() > 0, drawn)}
 

@@ -77,27 +77,31 @@ def model_card(service: Service, version: PolicyVersion) -> str:
 
 
 def data_card(service: Service, version: PolicyVersion) -> str:
-    """Which corrections a version learned from: how many, of what kind, by whom, and how well they agree. Markdown."""
-    keys = service.store.learned_keys([version.id])
-    learned = [f for f in service.store.all_feedback(submitted=False, on_fault=lambda _: None) if f.key in keys]
-    states = Counter(service.store.state_of(f.key) for f in learned)
-    episodes = {f.episode for f in learned}
-    span = sorted(f.created for f in learned)
-    reviewers = Counter(f.reviewer for f in learned)
+    """Which corrections a version was trained on and measured on: how many, of what kind, by whom. Markdown."""
+    every = service.store.all_feedback(submitted=False, on_fault=lambda _: None)
+    trained, held = (
+        [one for one in every if one.key in keys]
+        for keys in (service.store.learned_keys([version.id], role) for role in ("train", "heldout"))
+    )
+    used = trained + held
+    gone = [sum(service.store.state_of(one.key) == "withdrawn" for one in some) for some in (trained, held)]
+    span = sorted(one.created for one in used)
     when = f", from {span[0]:%Y-%m-%d} to {span[-1]:%Y-%m-%d}" if span else ""
+    answers, reviewers = len({one.episode for one in used}), len({one.reviewer for one in used})
     return "\n".join(
         [
             f"# Data of policy {version.id}",
             "",
-            f"{len(learned)} corrections of {len(episodes)} answers by {len(reviewers)} reviewers{when}. Reviewers are",
-            "pseudonyms. No image, question or answer is in this card. Those of its ancestors were replayed, beside",
-            "simulated questions.",
+            f"Trained on {len(trained)} corrections, measured on {len(held)} others that were held out; of {answers}",
+            f"answers by {reviewers} reviewers{when}. Reviewers are",
+            "pseudonyms. No image, question or answer is in this card. Those of its ancestors were replayed, held out",
+            "then or not, beside simulated questions.",
             "",
-            f"- withdrawn since: {states['withdrawn']} (it has learned from them; a rollback undoes that)",
+            f"- withdrawn since: {gone[0]} that it was trained on (a rollback undoes that), {gone[1]} held out",
             "",
-            *_table(("what was said", "corrections"), _kinds(learned)),
+            *_both("what was said", _kinds(trained), _kinds(held)),
             "",
-            *_table(("reviewer", "corrections"), [[reader, str(n)] for reader, n in reviewers.most_common()]),
+            *_both("reviewer", *(Counter(one.reviewer for one in some) for some in (trained, held))),
             "",
             "Corrections that other readers' majority contradicts, and those of readers left out, are not among them.",
             "",
@@ -126,11 +130,16 @@ def _checks(version: PolicyVersion) -> list[list[str]]:
     return rows or [["none: no gate has measured it", "", "", "", "", ""]]
 
 
-def _kinds(learned: list[Feedback]) -> list[list[str]]:
-    counted: Counter[str] = Counter(f"verdict: {f.verdict}" for f in learned)
-    counted.update(f"mark: {mark.kind}" for f in learned for mark in f.marks)
-    counted["with the right answer"] = sum(f.answer is not None for f in learned)
-    return [[name, str(n)] for name, n in sorted(counted.items())]
+def _kinds(given: list[Feedback]) -> Counter[str]:
+    counted: Counter[str] = Counter(f"verdict: {f.verdict}" for f in given)
+    counted.update(f"mark: {mark.kind}" for f in given for mark in f.marks)
+    counted["with the right answer"] = sum(f.answer is not None for f in given)
+    return counted
+
+
+def _both(what: str, trained: Counter[str], held: Counter[str]) -> list[str]:
+    names = sorted({*trained, *held}, key=lambda name: (-trained[name] - held[name], name))
+    return _table((what, "trained on", "held out"), [[name, str(trained[name]), str(held[name])] for name in names])
 
 
 def _table(head: tuple[str, ...], rows: list[list[str]]) -> list[str]:

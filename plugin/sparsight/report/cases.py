@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,46 +11,73 @@ from sparsight import evidence
 from sparsight.errors import SparsightError
 from sparsight.imaging.export import overlay_png
 from sparsight.rl.answers import normalise
-from sparsight.service import Service
+from sparsight.service import Service, shadow
 from sparsight.service.answering import Asked, Reading, shown
 from sparsight.service.corrections import right_answer
-from sparsight.types import Episode, Selection
+from sparsight.types import Episode, Feedback, PolicyVersion, Selection
+
+_LOOKED_AT = 4  # times as many as are shown are answered again: each costs what a question costs
 
 
-def changed_cases(service: Service, most: int) -> list[dict[str, Any]]:
-    """The newest `most` corrected answers of another policy, answered again by the live one; recorded nowhere.
+@dataclass(frozen=True)
+class Changed:
+    """Answers that were read again. answer, evidence: in how many the answer, or the kept tokens, are others now."""
 
-    before, after: PNG bytes; None where the study is not served any more. Those whose tokens are gone are left out.
+    cases: list[dict[str, Any]]
+    looked_at: int
+    answer: int
+    evidence: int
+
+    def counts(self) -> dict[str, int]:
+        """For the report."""
+        return {"looked_at": self.looked_at, "answer": self.answer, "evidence": self.evidence}
+
+
+def changed_cases(service: Service, most: int) -> Changed:
+    """The newest corrected answers of another policy, answered again by the live one; recorded nowhere.
+
+    Of those looked at (4 * most) `most` are told: first those whose answer is another one, then those whose kept tokens
+    overlap least. before, after: PNG bytes; None where the study is not served any more. Those whose tokens are gone
+    are left out.
     """
-    live = service.registry.live().id
-    found: list[dict[str, Any]] = []
+    live = service.registry.live()
+    found: list[tuple[dict[str, Any], Episode, Reading]] = []
     seen: set[str] = set()
     for feedback in reversed(service.store.all_feedback(on_fault=lambda fault: None)):
-        if len(found) == most:
+        if len(found) == _LOOKED_AT * most:
             break
         if feedback.episode in seen or feedback.blinded:
             continue
         seen.add(feedback.episode)
         try:
             episode = service.episode(feedback.episode)
-            if episode.policy == live or episode.reader != service.reader.id:
+            if episode.policy == live.id or episode.reader != service.reader.id:
                 continue
-            again = service.again(episode, live)
+            again = service.again(episode, live.id)
         except SparsightError:
             continue
-        right = right_answer(feedback, episode)
-        first = episode.recheck.first if episode.recheck else episode.answer
-        found.append(
-            {
-                "episode": episode.id,
-                "question": episode.question.text,
-                "right": right,
-                "before": {"policy": episode.policy, "answer": first.text, "is_right": _is(first.text, right)},
-                "after": {"policy": live, "answer": again.answer.text, "is_right": _is(again.answer.text, right)},
-                **_pictures(service, episode, again),
-            }
-        )
-    return found
+        found.append((_case(feedback, episode, live, again), episode, again))
+    found.sort(key=lambda one: (not one[0]["answer_changed"], one[0]["overlap"]))
+    return Changed(
+        [case | _pictures(service, episode, again) for case, episode, again in found[:most]],
+        len(found),
+        sum(case["answer_changed"] for case, *_ in found),
+        sum(case["overlap"] < 1 for case, *_ in found),
+    )
+
+
+def _case(feedback: Feedback, episode: Episode, live: PolicyVersion, again: Reading) -> dict[str, Any]:
+    right = right_answer(feedback, episode)
+    first = episode.recheck.first if episode.recheck else episode.answer
+    return {
+        "episode": episode.id,
+        "question": episode.question.text,
+        "right": right,
+        "answer_changed": normalise(first.text) != normalise(again.answer.text),
+        "overlap": round(shadow.shadow_of(episode, live, again).overlap, 4),
+        "before": {"policy": episode.policy, "answer": first.text, "is_right": _is(first.text, right)},
+        "after": {"policy": live.id, "answer": again.answer.text, "is_right": _is(again.answer.text, right)},
+    }
 
 
 def _is(answer: str, right: str | None) -> bool | None:

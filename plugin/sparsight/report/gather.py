@@ -34,7 +34,7 @@ def gather(service: Service) -> dict[str, Any]:
         "live": lineage[0],
         "counts": service.store.counts(),
         "corrections": _corrections(given, states),
-        "policies": [policy_json(v) | {"gate": gate_of(v), "learned_from": _learned(service, v)} for v in versions],
+        "policies": [policy_json(v) | {"gate": gate_of(v)} | _used(service, v) for v in versions],
         "curve": curve(versions, lineage),
         "withdrawn_but_learned": _withdrawn(service, states, lineage),
         "readers": _readers(found, submitted),
@@ -44,7 +44,10 @@ def gather(service: Service) -> dict[str, Any]:
         "blinded": None if found.bias is None else asdict(found.bias),
         "drift": [asdict(one) for one in oversight.drift(service.store)],
         "shadow": None if differences is None else asdict(differences),
-        "audit": {"problems": service.store.verify(), "head": list(service.store.audit_head())},
+        "audit": {
+            "problems": service.store.verify(readers=service.config.home / "readers"),
+            "head": list(service.store.audit_head()),
+        },
     }
     return dict(finite(report))  # JSON knows no NaN
 
@@ -57,28 +60,30 @@ def gate_of(version: PolicyVersion) -> list[dict[str, Any]]:
 
 
 def curve(versions: list[PolicyVersion], lineage: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Every measured version against the corrections that its line had learned from by then."""
+    """Every measured version against the corrections that it was trained on: those its own gate held out are not.
+
+    Of its ancestors all count, for what was held out then is replayed since.
+    """
     by_id = {v.id: v for v in versions}
     points = []
     for version in versions:
         if "mean_sentinel_candidate" not in version.metrics:
             continue
-        learned, at = 0.0, version
-        while True:
-            learned += at.metrics.get("corrections", 0) + at.metrics.get("held_out", 0)
-            if at.parent is None or at.parent not in by_id:
-                break
+        trained_on, at = version.metrics.get("corrections", 0.0), version
+        while at.parent is not None and at.parent in by_id:
             at = by_id[at.parent]
+            trained_on += at.metrics.get("corrections", 0) + at.metrics.get("held_out", 0)
         names = ("mean_sentinel_live", "mean_sentinel_candidate", "mean_held_out_live", "mean_held_out_candidate")
         points.append(
-            {"policy": version.id, "state": version.state, "corrections": learned, "in_line": version.id in lineage}
+            {"policy": version.id, "state": version.state, "corrections": trained_on, "in_line": version.id in lineage}
             | {name.removeprefix("mean_"): version.metrics.get(name) for name in names}
         )
     return points
 
 
-def _learned(service: Service, version: PolicyVersion) -> int:
-    return len(service.store.learned_keys([version.id]))
+def _used(service: Service, version: PolicyVersion) -> dict[str, int]:
+    keys = service.store.learned_keys
+    return {"learned_from": len(keys([version.id], "train")), "held_out": len(keys([version.id], "heldout"))}
 
 
 def _corrections(given: list[Feedback], states: dict[str, Any]) -> dict[str, Any]:

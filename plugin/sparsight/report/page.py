@@ -26,10 +26,13 @@ def write_report(service: Service, out: Path, *, cases: int = 8) -> dict[str, An
     """
     report = gather(service)
     changed = changed_cases(service, cases)
-    report["cases"] = [{k: v for k, v in case.items() if not k.endswith("_png")} for case in changed]
+    report["cases"] = [{k: v for k, v in case.items() if not k.endswith("_png")} for case in changed.cases]
+    report["changed"] = changed.counts()
     out.mkdir(parents=True, exist_ok=True)
     write_cards(service, out / "cards")
-    shown = [case | {f"{name}_src": _src(case[f"{name}_png"]) for name in ("before", "after")} for case in changed]
+    shown = [
+        case | {f"{name}_src": _src(case[f"{name}_png"]) for name in ("before", "after")} for case in changed.cases
+    ]
     page = (
         _environment()
         .get_template("page.html.j2")
@@ -83,7 +86,7 @@ def _curve(points: list[dict[str, Any]]) -> bytes:
             )
         line = [p for p in points if p["in_line"] and p[f"{name}_candidate"] is not None]
         axes.plot([p["corrections"] for p in line], [p[f"{name}_candidate"] for p in line], color="#1b7f5c", lw=1.5)
-        axes.set_xlabel("corrections learned from, the line's together")
+        axes.set_xlabel("corrections trained on, the line's together")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
     buffer = io.BytesIO()

@@ -46,6 +46,11 @@ def is_right(said: str, right: str, choices: Sequence[str] = ()) -> bool:
     return len(alike) < 2 or said.strip().lower() == right.strip().lower()
 
 
+def choice_of(said: str, choices: Sequence[str]) -> str | None:
+    """The choice that an answer names, in the choice's own spelling; None where it names none."""
+    return next((choice for choice in choices if is_right(said, choice, choices)), None)
+
+
 def overlap(said: str, right: str) -> tuple[float, float]:
     """Recall and F1 of the words of an open answer, normalised: two shares, 0..1.
 

@@ -86,6 +86,7 @@ MARK: dict[str, Any] = {
     "box_mm": [[8.0, 20.0, -6.0], [32.0, 44.0, 2.0]],
     "path_mm": None,
     "radius_mm": 0.0,
+    "frame_of_reference": "1.2.826.0.1.3680043.8.498.3",
 }
 STROKE: dict[str, Any] = {"kind": "missed", "path_mm": [[10.0, 22.0, -2.0], [30.0, 40.0, -2.0]], "radius_mm": 3.0}
 FEEDBACK_REQUEST: dict[str, Any] = {
@@ -135,6 +136,7 @@ FEEDBACK_REPLY: dict[str, Any] = {
     "state": "submitted",
     "policy": POLICY_USED,
     "reward": REWARD,
+    "notes": [],
 }
 ME: dict[str, Any] = {"reviewer": "user-0f3a9c27b1de", "role": "reviewer"}
 CHANGE_REQUEST: dict[str, Any] = {"change": "withdraw", "reviewer": "reader-1", "key": "chest-1-reader-1-withdrawn"}
@@ -150,7 +152,7 @@ GIVEN: dict[str, Any] = {
     "difficulty": "hard",
     "blinded": False,
     "comment": "beside the heart",
-    "marks": [MARK],
+    "marks": [{name: MARK[name] for name in ("kind", "box_mm")}],
     "state": "withdrawn",
     "changes": [
         {

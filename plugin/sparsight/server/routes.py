@@ -183,7 +183,13 @@ def feedback_mask(
 
 def _correct(service: Service, request: FeedbackRequest, *drawn: Mark) -> dict[str, Any]:
     marks = [
-        Mark(m.kind, box_mm=m.box_mm, path_mm=None if m.path_mm is None else tuple(m.path_mm), radius_mm=m.radius_mm)
+        Mark(
+            m.kind,
+            box_mm=m.box_mm,
+            path_mm=None if m.path_mm is None else tuple(m.path_mm),
+            radius_mm=m.radius_mm,
+            frame_of_reference=m.frame_of_reference or "",
+        )
         for m in request.marks
     ]
     given = Feedback(

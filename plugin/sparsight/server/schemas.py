@@ -162,6 +162,7 @@ class MarkRequest(_Request):
     box_mm: Corners | None = None
     path_mm: list[Point] | None = Field(None, min_length=1, max_length=2000, description="points of a stroke, LPS mm")
     radius_mm: float = Field(0.0, ge=0, le=100, description="half the pen's width; 0: the tokens that it runs through")
+    frame_of_reference: str | None = Field(None, max_length=64, pattern=r"^[0-9.]+$", description="UID of the image's")
 
     @model_validator(mode="after")
     def _one_region(self) -> Self:
@@ -230,6 +231,7 @@ class FeedbackReply(BaseModel):
     state: FeedbackState
     policy: PolicyUsed = Field(description="that answered, and that the reward is of")
     reward: RewardReply
+    notes: list[str] = Field(default_factory=list, description="that another reader answered, in words")
 
 
 class ChangeReply(BaseModel):

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from sparsight.errors import FeedbackError, GeometryError
 from sparsight.imaging.grid import box_to_tokens, path_to_tokens, resample_mask, token_coverage
+from sparsight.imaging.masks import check_frame
 from sparsight.rl import rewards
-from sparsight.rl.answers import normalise
+from sparsight.rl.answers import choice_of, normalise
 from sparsight.rl.rewards import Marks
 from sparsight.types import Episode, Feedback, ImageVolume, Mark, Reward, TokenGrid
 
@@ -22,7 +23,10 @@ _FAR_MM = 1e100  # what is computed from it still fits a number
 
 
 def check(feedback: Feedback, episode: Episode) -> None:
-    """Raise FeedbackError for a correction that says nothing or contradicts itself."""
+    """Raise FeedbackError for a correction that says nothing or contradicts itself.
+
+    And GeometryError for a mark in another frame of reference.
+    """
     same = feedback.answer is not None and normalise(feedback.answer) == normalise(episode.answer.text)
     if feedback.answer is not None and same == (feedback.verdict == "reject") and feedback.verdict != "amend":
         raise FeedbackError(
@@ -35,6 +39,13 @@ def check(feedback: Feedback, episode: Episode) -> None:
             f"a corrected answer of {len(feedback.answer)} characters",
             expected="1 to 2000",
             todo="leave it out, or write it in a few words",
+        )
+    choices = episode.question.answers
+    if feedback.answer is not None and choices and choice_of(feedback.answer, choices) is None:
+        raise FeedbackError(
+            "a corrected answer that is none of the question's choices",
+            expected=" or ".join(choices),
+            todo="name one of them, say that the image cannot tell, or ask again with other choices or none",
         )
     if feedback.cannot_tell and (feedback.answer is not None or _accepts_an_answer(feedback, episode)):
         raise FeedbackError(
@@ -50,13 +61,9 @@ def check(feedback: Feedback, episode: Episode) -> None:
         raise FeedbackError(
             "an amendment that amends nothing", expected="an answer or a mark", todo="add one, or accept or reject"
         )
-    check_marks(feedback)
-
-
-def check_marks(feedback: Feedback) -> None:
-    """Raise FeedbackError for a mark that is no region, wherever the image is."""
     for mark in feedback.marks:
         _check_mark(mark)
+        check_frame(mark.frame_of_reference, episode.frame_of_reference)
 
 
 def _accepts_an_answer(feedback: Feedback, episode: Episode) -> bool:
@@ -89,9 +96,12 @@ def _near(points: Any) -> bool:
 
 
 def right_answer(feedback: Feedback, episode: Episode) -> str | None:
-    """The answer that the reviewer holds for right; None where we were not told, or where there is none to be told."""
+    """The answer that the reviewer holds for right; None where we were not told, or where there is none to be told.
+
+    Of a question with choices it is the choice that they name ("No." is "no").
+    """
     if feedback.answer is not None:
-        return feedback.answer
+        return choice_of(feedback.answer, episode.question.answers) or feedback.answer
     accepted = feedback.verdict == "accept" and not episode.answer.abstained  # an abstention says nothing to accept
     return episode.answer.text if accepted else None
 

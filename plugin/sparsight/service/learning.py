@@ -92,7 +92,7 @@ class Learner:
         known, _ = self._corrections(earlier, trust)
         train, held = split(pending, self.config.learn, never_held={c.study for c in known})
         if not train:
-            return _nothing(f"{len(held)} corrections, all kept out of training: more studies are needed")
+            return _nothing(f"{len(held)} corrections, all kept out of training: more studies are needed", *said)
         keys = {c.key for c in pending}
         if tried := self._tried(live, keys):
             return _nothing(f"these corrections were learned already: policy {tried.id} is {tried.state}")

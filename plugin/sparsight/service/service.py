@@ -160,6 +160,7 @@ class Service:
             recheck=reading.recheck,
             prior=study_.prior,
             modality=volume.modality,
+            frame_of_reference=volume.frame_of_reference_uid,
             slices=None if grid.encoded is None else int(grid.encoded.sum()),
             blinded=blinded,
         )
@@ -179,7 +180,7 @@ class Service:
         episode = self.store.episode(feedback.episode)
         blind.check_reading(self.store, feedback, episode, draft=draft)
         corrections.check(feedback, episode)
-        if feedback.answer is not None:
+        if feedback.answer is not None and episode.reader == self.reader.id:
             self.reader.check(episode.question, feedback.answer)
         reward = corrections.reward_of(feedback, episode, self._places(episode) if feedback.marks else None)
         new = self.store.save_feedback(feedback, reward, draft=draft)

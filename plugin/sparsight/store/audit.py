@@ -3,8 +3,9 @@
 Written in the transaction of what it records. Entries hold ids, counts and hashes, never text of a patient or a
 clinician. What `verify` finds: an entry altered, removed, inserted or moved; a cut tail, as long as either the file
 `audit.head` (the last entry's hash, kept beside the database) or a record that lost its entry tells of it; an episode,
-a correction, a change of one or a list of learned corrections that is not what was recorded. What no log of its own can
-show is a rewrite of database AND `audit.head` by someone who can write both: keep `head()` elsewhere to show that too.
+a correction, a change of one or a list of learned corrections that is not what was recorded. Policies are
+compared by decisions.py. What no log of its own can show is a rewrite of database AND `audit.head` by someone who can
+write both: keep `head()` elsewhere to show that too.
 """
 
 from __future__ import annotations
@@ -49,13 +50,14 @@ def head(connection: Connection) -> Head:
 
 
 def policy_entry(policy: PolicyVersion) -> dict[str, Any]:
-    """What the log says of a policy: its hash and parent, and hashes of reasons and sign-off, which are free text."""
+    """What the log says of a policy: hash, parent, reader, and a hash of reasons and sign-off, which are free text."""
     told = {"metrics": policy.metrics, "reasons": policy.reasons, "sign_off": policy.sign_off}
     origin = {} if policy.origin is None else {"origin_sha256": policy.origin.bundle_sha256}
     return {
         "policy": policy.id,
         "sha256": policy.sha256,
         "parent": policy.parent,
+        "reader": policy.reader,
         "state": policy.state,
         "decision_sha256": sha256_of(canonical(told)),
         **origin,

@@ -22,7 +22,7 @@ from uuid import uuid4
 from sqlalchemy import Connection, Row, Select, func, select, true
 
 from sparsight.errors import ConflictError, FeedbackError, NotFoundError, SparsightError, WeightsError
-from sparsight.store import audit, changes, corrected, shadows, tables
+from sparsight.store import audit, changes, corrected, decisions, shadows, tables
 from sparsight.store.audit import Head
 from sparsight.store.blobs import BlobStore
 from sparsight.store.engine import Database
@@ -220,10 +220,10 @@ class Store:
         keys = _used_by(lineage)
         return self._feedback_where(tables.feedback.c.feedback_key.not_in(keys), on_fault)
 
-    def learned_keys(self, lineage: Sequence[str]) -> set[str]:
-        """Keys of all corrections that `lineage` has used, also of those that were withdrawn since."""
+    def learned_keys(self, lineage: Sequence[str], role: Role | None = None) -> set[str]:
+        """Keys of all corrections that `lineage` has used, of a role or of any, also of those withdrawn since."""
         with self._database.read() as connection:
-            return set(connection.execute(_used_by(lineage)).scalars())
+            return set(connection.execute(_used_by(lineage, role)).scalars())
 
     def learned(
         self, lineage: Sequence[str], role: Role | None = None, *, on_fault: OnFault | None = None
@@ -232,8 +232,7 @@ class Store:
 
         on_fault: as in `unlearned`.
         """
-        keys = _used_by(lineage) if role is None else _used_by(lineage).filter_by(role=role)
-        return self._feedback_where(tables.feedback.c.feedback_key.in_(keys), on_fault)
+        return self._feedback_where(tables.feedback.c.feedback_key.in_(_used_by(lineage, role)), on_fault)
 
     def mark_learned(self, policy: PolicyVersion, *, train: Sequence[str], heldout: Sequence[str] = ()) -> bool:
         """Record from which corrections a policy learned and by which it was judged; True if that is new.
@@ -341,10 +340,14 @@ class Store:
         with self._database.read() as connection:
             return audit.head(connection)
 
-    def verify(self, *, anchor: Head | None = None) -> list[str]:
-        """List what is wrong with the audit log and the records (audit.py); empty when nothing is."""
-        with self._database.read() as connection:
-            return audit.verify(connection, self._head_file, anchor=anchor)
+    def verify(self, *, anchor: Head | None = None, readers: Path | None = None) -> list[str]:
+        """List what is wrong with the audit log and the records (audit.py); empty when nothing is.
+
+        readers: the folder with the registries of policies, compared with the log, too (decisions.py).
+        """
+        with decisions.unchanged(readers) as registries, self._database.read() as connection:
+            problems = audit.verify(connection, self._head_file, anchor=anchor)
+            return [*problems, *decisions.differences(connection, registries)]
 
     def close(self) -> None:
         """Give back the database's connections."""
@@ -404,8 +407,9 @@ def _readable(read: Callable[[str], _T], bodies: Iterable[str], on_fault: OnFaul
     return found
 
 
-def _used_by(lineage: Sequence[str]) -> Select[Any]:
-    return select(tables.learned.c.feedback_key).where(tables.learned.c.policy_id.in_(list(lineage)))
+def _used_by(lineage: Sequence[str], role: Role | None = None) -> Select[Any]:
+    used = select(tables.learned.c.feedback_key).where(tables.learned.c.policy_id.in_(list(lineage)))
+    return used if role is None else used.filter_by(role=role)
 
 
 def _next(connection: Connection, column: Any) -> int:
@@ -441,4 +445,5 @@ def _same(known: str, given: str, what: str) -> Literal[False]:
 
 
 def _unknown(what: str) -> NotFoundError:
-    return NotFoundError(f"no {what} has this id", expected="an id that sparsight gave", todo="list what is stored")
+    given = f"no {what} has this id, or it was forgotten with its study"
+    return NotFoundError(given, expected="an id that sparsight gave", todo="list what is stored")

@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -281,9 +281,13 @@ class PolicyRegistry:
         self._write_live(live)
         return policy
 
+    def unchanged(self) -> AbstractContextManager[None]:
+        """Keep every process from changing anything meanwhile. Raises BusyError."""
+        return locked(self._lock_file, timeout_s=self._busy_timeout_s, what="the registry of policies")
+
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        with locked(self._lock_file, timeout_s=self._busy_timeout_s, what="the registry of policies"):
+        with self.unchanged():
             with disk_errors():
                 for left in self._folder.glob(f"{TEMPORARY}*"):  # of a writer that died: nobody else holds the lock
                     shutil.rmtree(left)

@@ -76,6 +76,8 @@ def episode_to_record(episode: Episode) -> tuple[Json, Arrays]:
         record["slices"] = episode.slices
     if episode.modality:
         record["modality"] = episode.modality
+    if episode.frame_of_reference:
+        record["frame_of_reference"] = episode.frame_of_reference
     if episode.blinded:
         record["blinded"] = True
     arrays: Arrays = {"keep": np.asarray(selection.keep, np.int64), "scores": np.asarray(selection.scores, np.float32)}
@@ -110,6 +112,7 @@ def episode_from_record(record: Json, arrays: Arrays) -> Episode:
         prior=record.get("prior"),
         slices=record.get("slices"),
         modality=record.get("modality", ""),
+        frame_of_reference=record.get("frame_of_reference", ""),
         blinded=bool(record.get("blinded")),
         **{name: record[name] for name in _EPISODE_TEXTS},
     )

@@ -41,7 +41,7 @@ def fitted(screenshot, place, rows, columns):
 
 def test_the_whole_loop(server, drive, pictures, artefacts: Path):
     (study, rows, columns), *_ = pictures
-    found = drive("whole", study=study["study_uid"], question=QUESTION, right="no, a ring")
+    found = drive("whole", study=study["study_uid"], question=QUESTION, right="no")
     assert not found["faults"], found["faults"]
     assert not found["elsewhere"], "nothing is loaded from elsewhere"
 
@@ -73,7 +73,7 @@ def test_the_whole_loop(server, drive, pictures, artefacts: Path):
 
     # what was drawn is what was sent
     [sent] = [body for path, body in found["posted"] if path == "/sparsight/feedback"]
-    assert (sent["verdict"], sent["answer"], sent["episode"]) == ("amend", "no, a ring", answer["episode"])
+    assert (sent["verdict"], sent["answer"], sent["episode"]) == ("amend", "no", answer["episode"])
     [mark] = sent["marks"]
     geometry = server.get(f"/sparsight/episodes/{answer['episode']}/geometry")
     to_ijk = np.linalg.inv(np.array(geometry["ijk_to_lps"]))

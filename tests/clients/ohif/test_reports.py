@@ -5,7 +5,7 @@ import pytest
 
 pytestmark = [pytest.mark.server, pytest.mark.browser, pytest.mark.orthanc, pytest.mark.slow]
 
-GIVEN = (None, {"verdict": "accept"}, {"verdict": "amend", "answer": "no, a ring"}, {"verdict": "reject"})
+GIVEN = (None, {"verdict": "accept"}, {"verdict": "amend", "answer": "no"}, {"verdict": "reject"})
 
 
 def test_the_regions_of_reports_are_drawn_where_they_are(hospital, drive):

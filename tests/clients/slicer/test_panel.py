@@ -129,6 +129,8 @@ def test_rewards_jobs_and_policies_in_words() -> None:
     worth = {"reward": {"total": -0.5, "parts": {"answer": -1.0, "grounding": None}, "version": "1"}}
     assert words.reward([worth]) == "Recorded. Reward -0.50 (answer -1.00)"
     assert words.reward([worth], draft=True).startswith("Kept as a draft. Reward -0.50")
+    foreign = worth | {"notes": ["another reader's"]}
+    assert words.reward([foreign, foreign]).endswith("(answer -1.00); another reader's")
     given = {"reviewer": "r-1", "verdict": "amend", "answer": "no", "state": "submitted", "learned_by": ["p1"]}
     assert words.given(given) == "r-1: amend (no), submitted, learned by p1"
     assert words.learning({"state": "idle", "stats": {}}).startswith("Nothing was learned")

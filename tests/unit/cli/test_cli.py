@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import data_store
+import highdicom
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
+from pydicom.sr.codedict import codes
+from pydicom.uid import generate_uid
 from typer.testing import CliRunner
 
 from sparsight.cli import main as program
@@ -226,6 +231,29 @@ def test_a_mark_of_another_geometry_is_resampled_or_refused(run: Any, picture: P
     code, corrected = run("correct", asked["episode"], "--mark", str(coarse))
     assert code == 0
     assert corrected["reward"]["parts"]["grounding"] is not None
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+def test_a_segmentation_in_another_frame_of_reference_is_refused(run: Any, tmp_path: Path) -> None:
+    image = pydicom.dcmread(Path(data_store.__file__).parent / "data" / "693_UNCR.dcm")
+    image.PatientName, image.FrameOfReferenceUID, image.PositionReferenceIndicator = "", generate_uid(), ""
+    image.save_as(tmp_path / "image.dcm")
+    drawn = np.ones((1, image.Rows, image.Columns), np.uint8)
+    segment = highdicom.seg.SegmentDescription(
+        1, "s", codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Lesion, algorithm_type="MANUAL"
+    )
+    seg = highdicom.seg.Segmentation(
+        [image], drawn, "BINARY", [segment], generate_uid(), 1, generate_uid(), 1, "maker", "model", "1", "serial",
+    )  # fmt: skip
+    _, asked = run("ask", str(tmp_path / "image.dcm"), "Is there a nodule?")
+    said = []
+    for frame in (image.FrameOfReferenceUID, generate_uid()):
+        seg.FrameOfReferenceUID = frame
+        seg.save_as(tmp_path / "mark.dcm")
+        said.append(run("correct", asked["episode"], "--mark", str(tmp_path / "mark.dcm"), "--mark-kind", "missed"))
+    (taken, _), (refused, told) = said
+    assert (taken, refused, told["error"]["code"]) == (0, 1, "bad_geometry")
+    assert "frame of reference" in told["error"]["given"]
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "reader.safetensors", "tokenizer.json", "policy.safetensors"])

@@ -40,6 +40,13 @@ def test_the_log_is_verified(run_at: Any, picture: Path, tmp_path: Path) -> None
     assert code == 1
     assert "the given anchor" in broken["problems"][0]
     assert run_at("a", "audit", "verify", "--anchor", "x")[1]["error"]["code"] == "bad_input"
+    [live] = (tmp_path / "a" / "readers").glob("*/live.json")
+    decided = live.read_text()
+    live.write_text(decided.replace("shipped with the reader", "signed by the head of department"))
+    code, broken = run_at("a", "audit", "verify")
+    assert (code, len(broken["problems"])) == (1, 1)
+    assert "reasons or signature" in broken["problems"][0]
+    live.write_text(decided)
     with sqlite3.connect(tmp_path / "a" / "store.db") as raw:
         raw.execute("UPDATE feedback SET reward = replace(reward, '-1', '1')")
         raw.execute("DELETE FROM audit WHERE seq = 2")

@@ -20,7 +20,7 @@ from sparsight.exchange.feedback_lines import episode_of
 from sparsight.service import Service, parse_question
 from sparsight.store import Store
 from sparsight.store.records import canonical, episode_to_record
-from sparsight.types import Feedback, ImageVolume, Mark
+from sparsight.types import Answer, Feedback, ImageVolume, Mark
 
 QUESTION = parse_question("Is there a nodule?")
 
@@ -126,14 +126,14 @@ def test_another_site_learns_from_them(taught: Service, config: Config, tmp_path
 
 def test_nothing_that_names_a_patient_leaves(taught: Service, tmp_path: Path) -> None:
     episode = taught.store.episode(taught.store.feedback("k0").episode)
-    named = replace(episode, id="e0", study="Jane Doe", series_uid="1.2.840.1")
+    named = replace(episode, id="e0", study="Jane Doe", series_uid="1.2.840.1", frame_of_reference="1.2.840.9")
     taught.store.save_episode(named)
     taught.correct(Feedback("k9", "e0", "r1", "amend", datetime.now(UTC), "no", comment="Jane Doe"))
     export_feedback(taught.store, tmp_path / "out", site="site-a")
     for path in (tmp_path / "out").rglob("*"):
         if path.is_file():
             content = path.read_bytes()
-            assert not any(text in content for text in (b"Jane", b"1.2.840.1", b'"1.2.3"', b"Mrs. X")), path.name
+            assert not any(text in content for text in (b"Jane", b"1.2.840", b'"1.2.3"', b"Mrs. X")), path.name
 
 
 def test_masks_open_in_any_viewer(taught: Service, tmp_path: Path) -> None:
@@ -172,17 +172,18 @@ def forge(folder: Path, name: str, change: Callable[[bytes], bytes]) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def edit(path: str, value: Any) -> Callable[[bytes], bytes]:
-    """Set a field of the first line."""
+def edit(path: str, value: Any, line: int = 1) -> Callable[[bytes], bytes]:
+    """Set a field of a line."""
 
     def change(data: bytes) -> bytes:
-        first, *rest = data.splitlines()
-        line = json.loads(first)
-        at, names = line, path.split(".")
-        for name in names[:-1]:
-            at = at[name]
-        at[names[-1]] = value
-        return b"\n".join([json.dumps(line).encode(), *rest])
+        lines = data.splitlines()
+        edited = at = json.loads(lines[line - 1])
+        *names, last = path.split(".")
+        for name in names:
+            at = at[int(name) if isinstance(at, list) else name]
+        at[last] = value
+        lines[line - 1] = json.dumps(edited).encode()
+        return b"\n".join(lines)
 
     return change
 
@@ -205,6 +206,7 @@ def edit(path: str, value: Any) -> Callable[[bytes], bytes]:
         ("episodes.jsonl", edit("episode.grid_shape", [1, 1, 1])),
         ("episodes.jsonl", edit("episode.created", "2020-01-01T00:00:00")),
         ("episodes.jsonl", edit("episode.study", "x" * 10_000)),
+        ("episodes.jsonl", edit("episode.frame_of_reference", "1.2.3")),
         ("episodes.jsonl", edit("arrays", "manifest.json")),
         ("episodes.jsonl", lambda data: b"[]\n"),
     ],
@@ -218,6 +220,58 @@ def test_what_is_forged_is_refused_before_anything_is_stored(
         import_feedback(other, tmp_path / "out")
     assert other.counts() == {"episodes": 0, "corrections": 0}
     assert other.audit_head()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"verdict": "accept", "answer": "yes"}, "accept with another answer"),
+        ({"verdict": "amend", "answer": None}, "an amendment that amends nothing"),
+        ({"answer": "nein"}, "none of the question's choices"),
+        ({"answer": " "}, "a corrected answer of 1 characters"),
+        ({"cannot_tell": True}, "what cannot be told"),
+        ({"blinded": True, "verdict": "reject", "answer": None}, "an answer that was not seen"),
+        ({"marks": [{"kind": "missed", "box_mm": [[9, 9, 9], [1, 1, 1]]}]}, "a box from"),
+    ],
+)
+@pytest.mark.parametrize("known", [False, True])
+def test_what_would_be_refused_here_is_refused_by_its_line(
+    taught: Service, other: Store, tmp_path: Path, said: dict[str, Any], why: str, known: bool
+) -> None:
+    """By the answer as it is stored here, where it is known: whatever the other site says that it was."""
+    export_feedback(taught.store, tmp_path / "out", site="site-a")
+    forge(tmp_path / "out", "episodes.jsonl", edit("episode.answer.text", "nein" if known else "no", line=5))
+    if known:
+        ours = taught.store.episode(taught.store.feedback("k4").episode)
+        other.save_episode(replace(ours, answer=Answer("no", "", 0.9)))
+        for name, value in (("kind", "free"), ("choices", [])):
+            forge(tmp_path / "out", "episodes.jsonl", edit(f"episode.question.{name}", value, line=5))
+
+    def change(data: bytes) -> bytes:
+        for name, value in said.items():
+            data = edit(f"feedback.{name}", value, line=5)(data)
+        return data
+
+    forge(tmp_path / "out", "corrections.jsonl", change)
+    with pytest.raises(BundleError, match=rf"^corrections\.jsonl, line 5: .*{why}"):
+        import_feedback(other, tmp_path / "out")
+    assert other.counts() == {"episodes": int(known), "corrections": 0}
+
+
+def test_no_site_speaks_in_anothers_name(taught: Service, other: Store, tmp_path: Path) -> None:
+    export_feedback(taught.store, tmp_path / "out", site="site-a")
+    forge(tmp_path / "out", "corrections.jsonl", edit("feedback.reviewer", "dr@site-c"))
+    forge(tmp_path / "out", "corrections.jsonl", edit("changes.0.by", "dr@site-c", line=7))
+    with pytest.raises(BundleError, match="another site"):
+        import_feedback(other, tmp_path / "out", site="site-c")
+    import_feedback(other, tmp_path / "out", site="site-a")
+    assert other.feedback("k0").reviewer == "dr@site-c@site-a"
+    assert other.changes_of("k6")[0].by == "dr@site-c@site-a"
+    export_feedback(other, tmp_path / "further", site="site-b")
+    with Store(tmp_path / "d" / "store.db", tmp_path / "d") as third:
+        import_feedback(third, tmp_path / "further")
+        assert third.feedback("k0").reviewer == "dr@site-c@site-a@site-b"
+        assert third.feedback("k1").reviewer == "r1@site-a@site-b"
 
 
 @pytest.mark.parametrize("attention", [[np.nan], [-0.1], [1.5], [0.5, 0.5]])

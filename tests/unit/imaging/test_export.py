@@ -16,7 +16,7 @@ from pydicom.uid import generate_uid
 from scipy.spatial.transform import Rotation
 
 from sparsight.errors import GeometryError, ImageError, InputError, NotFoundError
-from sparsight.imaging.export import overlay_png, read_mask, write_labelmap
+from sparsight.imaging.export import check_frame, frame_of, overlay_png, read_mask, write_labelmap
 from sparsight.imaging.grid import prepare, resample_mask, tokens_to_boxes, tokens_to_labelmap
 from sparsight.imaging.load import load
 from sparsight.types import ImageVolume, Region
@@ -138,6 +138,16 @@ def test_dicom_segmentations_are_read_as_highdicom_wrote_them(tmp_path: Path) ->
     (tmp_path / "mark.seg.dcm").rename(tmp_path / "mark")
     volume = load(tmp_path)
     assert np.array_equal(resample_mask(mask, ijk_to_lps, volume), drawn.any(axis=-1))
+    assert frame_of(tmp_path / "mark") == volume.frame_of_reference_uid != ""
+
+
+def test_frames_of_reference_are_compared_where_both_are_known(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "m.png")
+    assert frame_of(tmp_path / "m.png") == ""
+    for mark, image in (("", "1.2"), ("1.2", ""), ("1.2", "1.2")):
+        check_frame(mark, image)
+    with pytest.raises(GeometryError, match="another frame of reference"):
+        check_frame(frame_of(LIVER), "1.2")
 
 
 def test_a_real_segmentation() -> None:

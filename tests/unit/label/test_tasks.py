@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
+import data_store
 import nibabel
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from sparsight.label.batch import BatchAnswerTask
 from sparsight.label.corrections import correction, on_study, pseudonym, submitted
 from sparsight.label.learn import LearnTask
 from sparsight.label.learner import give_way
-from sparsight.label.scoring import agreement
+from sparsight.label.scoring import Grounding, agreement
 from sparsight.label.strategy import TeachMost
 from sparsight.service import Learned, NextCase, Progress
 from sparsight.types import Answer, Episode, Evidence, ImageVolume, Question, Reward, Selection
@@ -49,6 +50,7 @@ class FakeService:
 
     def __init__(self, asked, episodes=True):
         self.asked, self.calls, self.rechecks, self.feedback = asked, [], [], []
+        self.reader = SimpleNamespace(id="r")
         self.config = SimpleNamespace(serve=SimpleNamespace(max_question_chars=2000))
         self.studies = SimpleNamespace(list=lambda: [SimpleNamespace(id="head", modality="MR")])
         self.store = SimpleNamespace(episodes=lambda limit, study: [asked.episode] if episodes else [])
@@ -183,6 +185,18 @@ def test_evidence_is_never_a_final_label(task, service):
 
 # --- submitted labels ---
 
+LIVER = Path(data_store.__file__).parent / "data" / "liver.dcm"
+
+
+def test_a_segmentation_of_another_frame_of_reference_is_neither_a_correction_nor_scored(asked, service):
+    asked.volume = asked.image = replace(asked.volume, frame_of_reference_uid="1.2.3")
+    labels = SimpleNamespace(get_label_uri=lambda *_: str(LIVER), get_label_info=lambda *_: {})
+    with pytest.raises(GeometryError, match="another frame of reference"):
+        submitted(lambda: service, labels, "head", "head", "final")
+    assert service.feedback == []
+    with pytest.raises(GeometryError, match="another frame of reference"):
+        Grounding(lambda: service, description="d")._score(labels, "head")
+
 
 def test_a_mask_on_the_evidence_is_relevant_and_one_beside_it_was_missed(asked, tmp_path):
     ras = np.diag([-1, -1, 1, 1]) @ AFFINE
@@ -244,6 +258,16 @@ def test_a_label_is_of_who_logged_in_or_of_its_client(asked, tmp_path):
     assert "jane" not in by_client.reviewer
     assert by_login.reviewer == "user-0f3a9c27b1de"
     assert by_login.key != by_client.key
+
+
+def test_a_label_about_another_readers_answer_says_so(asked, tmp_path):
+    path = write(tmp_path / "a.nii.gz", np.zeros((12, 10, 4)), AFFINE)
+    labels = SimpleNamespace(get_label_uri=lambda *_: str(path), get_label_info=lambda *_: {})
+    service = FakeService(asked)
+    assert submitted(lambda: service, labels, "head", "head", "final")["notes"] == []
+    service.reader.id = "another"
+    [note] = submitted(lambda: service, labels, "head", "head", "final")["notes"]
+    assert "reader r's" in note
 
 
 def test_an_answer_about_another_image_is_not_corrected(asked, tmp_path):

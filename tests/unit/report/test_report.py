@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,9 +14,12 @@ from PIL import Image
 
 from sparsight.config import Config
 from sparsight.report.cards import data_card, model_card
+from sparsight.report.cases import changed_cases
+from sparsight.report.gather import curve, gather
 from sparsight.report.page import write_report
 from sparsight.service import Service, parse_question
-from sparsight.types import Feedback
+from sparsight.service.answering import Reading
+from sparsight.types import Episode, Feedback
 
 QUESTION = parse_question("Is there a nodule <script>alert(1)</script>?")
 
@@ -87,11 +91,13 @@ def test_the_page_says_what_was_learned(service: Service, tmp_path: Path) -> Non
     gate = next(policy["gate"] for policy in report["policies"] if policy["id"] == live)
     assert {"sentinel_non_inferior", "enough_feedback", "held_out_gain"} <= {check["name"] for check in gate}
     assert len(report["cases"]) == 3
+    assert report["changed"]["looked_at"] == 7
     assert all(case["before"]["policy"] != live == case["after"]["policy"] for case in report["cases"])
     assert report["audit"]["problems"] == []
     page = Page((tmp_path / "out" / "index.html").read_text())
     assert live in page.text
     assert "Correction a3 is withdrawn" in page.text
+    assert "Of the 7 newest corrected answers of another policy" in page.text
     pictures = [attrs["src"] or "" for tag, attrs in page.tags if tag == "img"]
     assert len(pictures) == 1 + 2 * 3  # the curve, and each case before and after
     assert all(src.startswith("data:image/png;base64,") for src in pictures)
@@ -139,8 +145,51 @@ def test_every_version_has_its_cards(service: Service, tmp_path: Path) -> None:
     assert f"{version.metrics['held_out_gain']:.3f}" in gain, version.metrics
     assert all(reason in model for reason in version.reasons)
     learned = service.store.learned_keys([live])
-    assert f"{len(learned)} corrections" in data
-    assert data.count("| a |") == data.count("| b |") == 1
+    trained, held = version.metrics["corrections"], version.metrics["held_out"]
+    assert trained + held == len(learned) > trained > 0
+    assert f"Trained on {trained:.0f} corrections, measured on {held:.0f} others that were held out" in data
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in data.splitlines() if line[:3] in ("| a", "| b")]
+    assert sorted(row[0] for row in rows) == ["a", "b"]
+    assert [sum(int(row[n]) for row in rows) for n in (1, 2)] == [trained, held]
     base = service.registry.get(versions[0].id)
     assert "nothing was learned here" in model_card(service, base)
-    assert "0 corrections" in data_card(service, base)
+    assert "Trained on 0 corrections" in data_card(service, base)
+
+
+def test_the_curve_counts_what_was_trained_on(service: Service) -> None:
+    live = service.registry.live()
+    numbers = {"mean_sentinel_candidate": 0.8}
+    parent, child = (
+        replace(live, id=f"p{n}", parent=f"p{n - 1}", metrics=numbers | {"corrections": 10.0 * n, "held_out": 4.0 * n})
+        for n in (1, 2)
+    )
+    points = curve([live, parent, child], ("p2", "p1", live.id))
+    assert [point["corrections"] for point in points] == [10, 20 + 10 + 4]  # what was held out then is replayed
+    learned = service.registry.get(teach(service))
+    [told] = [one for one in gather(service)["policies"] if one["id"] == learned.id]
+    assert (told["learned_from"], told["held_out"]) == (learned.metrics["corrections"], learned.metrics["held_out"])
+
+
+def test_cases_that_changed_come_first_and_are_counted(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven answers: of the oldest the answer is another one now, of the second the tokens."""
+    teach(service)
+    asked = [service.store.feedback(f"a{n}").episode for n in range(7)]
+    again = service.again
+
+    def read(episode: Episode, policy: str) -> Reading:
+        reading = again(episode, policy)
+        answer, selection = episode.recheck.first if episode.recheck else episode.answer, episode.selection
+        if episode.id == asked[0]:
+            answer = replace(answer, text=f"not {answer.text}")
+        if episode.id == asked[1]:
+            keep = np.setdiff1d(np.arange(len(selection.scores)), selection.keep)[: len(selection.keep)]
+            selection = replace(selection, keep=keep)
+        return replace(reading, answer=answer, selection=selection)
+
+    monkeypatch.setattr(service, "again", read)
+    changed = changed_cases(service, 3)
+    assert changed.counts() == {"looked_at": 7, "answer": 1, "evidence": 1}
+    assert [case["episode"] for case in changed.cases] == [asked[0], asked[1], asked[6]]  # then the newest
+    assert [(case["answer_changed"], case["overlap"]) for case in changed.cases] == [(True, 1), (False, 0), (False, 1)]
+    assert changed_cases(service, 1).looked_at == 4  # the oldest are not among the newest four
+    assert changed_cases(service, 0).cases == []

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -10,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from pictures import QUESTION, make_picture
 from routes import serving
 from sparsight.config import Config
 from sparsight.server import examples, state
@@ -119,6 +121,7 @@ def test_the_life_of_a_correction(client: TestClient) -> None:
         ({"difficulty": "impossible"}, 422, "bad_input"),
         ({"marks": [{"kind": "missed"}]}, 422, "bad_input"),
         ({"marks": [{"kind": "missed", "path_mm": []}]}, 422, "bad_input"),
+        ({"marks": [{"kind": "missed", "path_mm": [[9, 9, 0]], "frame_of_reference": "mine"}]}, 422, "bad_input"),
         ({"marks": [{"kind": "missed", "path_mm": [[9e9, 0, 0]]}]}, 422, "bad_geometry"),
         ({"marks": [{"kind": "missed", "path_mm": [[1e308, 0, 0], [-1e308, 0, 0]]}]}, 422, "bad_feedback"),
         ({"marks": [{"kind": "missed", "box_mm": [[-1e308, 0, 0], [1e308, 1, 1]]}]}, 422, "bad_feedback"),
@@ -133,6 +136,17 @@ def test_feedback_that_is_refused(client: TestClient, body: dict[str, object], s
     reply = client.post("/sparsight/feedback", json=given | body)
     assert (reply.status_code, reply.json()["error"]["code"]) == (status, code), reply.text
     assert len(client.get(f"/sparsight/episodes/{episode}/feedback").json()) == 1
+
+
+def test_a_mark_may_name_its_frame_of_reference(client: TestClient) -> None:
+    volume = replace(make_picture(0), frame_of_reference_uid="1.2.3")
+    episode = state.service().ask(volume, QUESTION).episode.id
+    mark = {"kind": "missed", "box_mm": [[5, 5, -1], [30, 30, 1]]}
+    for frame, status in (("1.2.4", 422), ("1.2.3", 200), (None, 200)):
+        body = {"episode": episode, "verdict": "amend", "marks": [mark | {"frame_of_reference": frame}]}
+        reply = client.post("/sparsight/feedback", json=body)
+        assert reply.status_code == status, reply.text
+        assert status == 200 or reply.json()["error"]["code"] == "bad_geometry"
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pictures import QUESTION, feedback
+from pictures import QUESTION, feedback, make_picture
 from sparsight.errors import ConflictError, FeedbackError, GeometryError, NotFoundError, QuestionError
-from sparsight.service import Service, corrections
+from sparsight.reply import corrected_json
+from sparsight.service import Service, corrections, parse_question
 from sparsight.types import ImageVolume, Mark, Reward, Verdict
 
 
@@ -53,6 +54,21 @@ class TestCorrect:
                 service.correct(feedback(episode, marks=(mark,)))
         assert service.status()["corrections"] == 0
 
+    def test_a_mark_in_another_frame_of_reference_is_refused_though_it_lies_in_the_image(
+        self, service: Service, picture: ImageVolume
+    ) -> None:
+        framed, frameless = (
+            service.ask(volume, QUESTION).episode
+            for volume in (replace(picture, frame_of_reference_uid="1.2.3"), make_picture(1))
+        )
+        mark = Mark("missed", box_mm=((5.0, 5.0, -1.0), (30.0, 30.0, 1.0)))
+        with pytest.raises(GeometryError, match="another frame of reference"):
+            service.correct(feedback(framed, marks=(replace(mark, frame_of_reference="1.2.4"),)))
+        assert service.status()["corrections"] == 0
+        for n, (episode, frame) in enumerate(((framed, "1.2.3"), (framed, ""), (frameless, "1.2.4"))):
+            given = feedback(episode, f"k{n}", marks=(replace(mark, frame_of_reference=frame),))
+            assert service.correct(given).parts["grounding"] is not None
+
     @pytest.mark.parametrize("verdict", ["accept", "reject"])
     def test_a_verdict_that_contradicts_its_answer_is_refused(
         self, service: Service, picture: ImageVolume, verdict: Verdict
@@ -66,10 +82,37 @@ class TestCorrect:
     def test_an_answer_longer_than_the_reader_takes_never_enters_the_queue(
         self, service: Service, picture: ImageVolume
     ) -> None:
-        episode = service.ask(picture, QUESTION).episode
+        episode = service.ask(picture, parse_question("What is there?")).episode
         with pytest.raises(QuestionError):
             service.correct(feedback(episode, answer="mass and nodule " * 60))
         assert service.status()["corrections"] == 0
+
+    @pytest.mark.parametrize("said", ["левая", "gauche", "both", "left or right"])
+    def test_a_right_answer_is_one_of_the_choices_where_there_are_any(
+        self, service: Service, picture: ImageVolume, said: str
+    ) -> None:
+        episode = service.ask(picture, parse_question("Which side?", choices=("left", "right"))).episode
+        with pytest.raises(FeedbackError, match="none of the question's choices; expected left or right;"):
+            service.correct(feedback(episode, answer=said))
+        assert service.status()["corrections"] == 0
+        free = service.ask(picture, parse_question("Which side?")).episode
+        service.correct(feedback(free, answer=said))
+
+    @pytest.mark.parametrize(
+        ("choices", "said", "meant"),
+        [
+            (("left", "right"), " Left. ", "left"),
+            (("HER2+", "HER2-"), "her2-", "HER2-"),
+            (("no nodule", "two nodules"), "2 nodules", "two nodules"),
+        ],
+    )
+    def test_a_choice_in_another_spelling_is_that_choice(
+        self, service: Service, picture: ImageVolume, choices: tuple[str, ...], said: str, meant: str
+    ) -> None:
+        episode = service.ask(picture, parse_question("Which one?", choices=choices)).episode
+        given = feedback(episode, answer=said)
+        service.correct(given)
+        assert corrections.right_answer(given, episode) == meant
 
     @pytest.mark.parametrize("size", [(48, 60), (96, 110), (200, 120)])
     def test_a_picture_mask_of_another_size_is_refused(
@@ -124,3 +167,39 @@ class TestCorrect:
         episode = service.ask(picture, QUESTION).episode
         with pytest.raises(NotFoundError):
             service.correct(replace(feedback(episode, answer="no"), episode="e0"))
+
+    def test_a_forgotten_study(self, service: Service, picture: ImageVolume) -> None:
+        episode = service.ask(picture, QUESTION).episode
+        service.store.forget([episode.study])
+        with pytest.raises(NotFoundError, match="forgotten with its study") as refused:
+            service.correct(feedback(episode, answer="no"))
+        assert refused.value.status == 404
+
+    def test_another_readers_answer_is_corrected_and_it_is_told_that_this_one_does_not_learn_from_it(
+        self, service: Service, picture: ImageVolume, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        episode = service.ask(picture, parse_question("What is there?")).episode
+        monkeypatch.setattr(service.reader, "id", "nano-00000000")
+        mark = Mark("missed", box_mm=((5.0, 5.0, -1.0), (30.0, 30.0, 1.0)))
+        given = feedback(episode, answer="mass and nodule " * 60, marks=(mark,))  # longer than the served reader takes
+        reward = service.correct(given)
+        assert reward.parts["grounding"] is not None
+        [note] = corrected_json(service, given, reward)["notes"]
+        assert episode.reader in note
+        assert "nothing is learned" in note
+        assert service.learn().reasons[-1] == "corrections that could not be used: 1 (of another reader)"
+
+    def test_what_a_retired_policy_answered_is_corrected_and_teaches(self, service: Service) -> None:
+        asked = [service.ask(make_picture(seed), QUESTION).episode for seed in range(4)]
+        arrays = {name: 1.5 * value for name, value in service.live_selector().policy.to_arrays().items()}
+        added = service.registry.add(arrays, parent=asked[0].policy, reader=service.reader.id)
+        service.registry.approve(added.id, reasons=["better"])
+        service.promote(added.id)
+        assert service.registry.get(asked[0].policy).state == "retired"
+        for episode in asked:
+            given = feedback(episode, episode.id, answer="no")
+            assert corrected_json(service, given, service.correct(given))["notes"] == []
+        learned = service.learn()
+        assert learned.corrections + learned.held_out == 4
+        assert learned.candidate is not None
+        assert learned.candidate.parent == added.id

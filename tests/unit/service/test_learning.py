@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,24 @@ class TestLearn:
         lessons(service, 2)
         monkeypatch.setattr(service.reader, "id", "nano-00000000")
         assert service.learn().reasons[-1] == "corrections that could not be used: 2 (of another reader)"
+
+    def test_where_all_are_kept_out_of_training_what_else_there_is_to_say_is_said(
+        self, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lessons(service, 3)
+        read, broken = service.store.episode, service.store.unlearned([service.live_selector().id])[0].episode
+
+        def episode(id: str) -> Episode:  # noqa: A002 - the store's name
+            return replace(read(id), reader="nano-00000000") if id == broken else read(id)
+
+        monkeypatch.setattr(service.store, "episode", episode)
+        monkeypatch.setattr("sparsight.service.learning.split", lambda pending, *_, **__: ([], pending))
+        learned = service.learn()
+        assert learned.candidate is None
+        assert learned.reasons == (
+            "2 corrections, all kept out of training: more studies are needed",
+            "corrections that could not be used: 1 (of another reader)",
+        )
 
     def test_corrections_that_cannot_be_used_are_counted_and_the_rest_is_learned(
         self, service: Service, monkeypatch: pytest.MonkeyPatch
@@ -114,7 +133,7 @@ class TestLearn:
         path.write_bytes(kept)
         assert "marked" in {f.key for f in service.store.unlearned(service.registry.lineage())}  # not lost
 
-    def test_a_candidate_is_measured_recorded_and_not_learned_twice(self, service: Service) -> None:
+    def test_a_candidate_is_measured_recorded_and_not_learned_twice(self, service: Service, config: Config) -> None:
         lessons(service, 7)
         learned = service.learn()
         assert learned.candidate is not None
@@ -127,7 +146,7 @@ class TestLearn:
             assert "already" in again.reasons[0]
             with pytest.raises(ConflictError, match="held back"):
                 service.promote(learned.candidate.id)
-        assert service.store.verify() == []
+        assert service.store.verify(readers=config.home / "readers") == []
 
     def test_promotion_and_rollback_are_exact_and_seen_by_other_processes(
         self, service: Service, config: Config, picture: ImageVolume
@@ -274,7 +293,7 @@ class TestLearn:
         service.rollback()
         kept = service.promote(candidate)
         assert (kept.sign_off, kept.reasons) == ("Dr. B", again.reasons)
-        assert service.store.verify() == []
+        assert service.store.verify(readers=config.home / "readers") == []
         service.close()
 
     def ship(self, config: Config, tmp_path: Path, scale: float = 2.0) -> Config:

@@ -92,6 +92,7 @@ episodes = st.builds(
     recheck=st.none() | rechecks,
     prior=st.none() | st.text(min_size=1),
     modality=st.text(),
+    frame_of_reference=st.text(),
 )
 masks = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=6))
 marks = st.builds(

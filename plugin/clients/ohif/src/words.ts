@@ -59,7 +59,8 @@ export function reward(reply: Feedback): { total: string; parts: Fact[] } {
   const parts = Object.entries(reply.reward.parts).flatMap(([name, value]) =>
     value === null ? [] : [{ name, text: signed(value) }],
   );
-  return { total: signed(reply.reward.total), parts };
+  const notes = (reply.notes ?? []).map(text => ({ name: 'Note', text }));
+  return { total: signed(reply.reward.total), parts: [...parts, ...notes] };
 }
 
 /** A recorded correction in a line. */

@@ -255,7 +255,7 @@ async function correct(verdict, draft = false) {
   if (withheld) return reveal(reply.episode, answer || "the image cannot tell");
   const total = reply.reward.total;
   const parts = Object.entries(reply.reward.parts).filter(([, value]) => value !== null).map(([name, value]) => `${name} ${value.toFixed(2)}`);
-  $("reward").textContent = `${reply.state === "draft" ? "Kept as a draft" : "Recorded"}. Reward ${total >= 0 ? "+" : ""}${total.toFixed(2)}${parts.length ? ` (${parts.join(", ")})` : ""}`;
+  $("reward").textContent = `${reply.state === "draft" ? "Kept as a draft" : "Recorded"}. Reward ${total >= 0 ? "+" : ""}${total.toFixed(2)}${parts.length ? ` (${parts.join(", ")})` : ""}${reply.notes.map((note) => `; ${note}`).join("")}`;
   $("reward").className = total >= 0 ? "good" : "bad";
   say(reply.state === "draft" ? "kept as a draft" : "correction recorded");
   await reviews();

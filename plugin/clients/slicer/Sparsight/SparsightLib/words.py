@@ -78,6 +78,7 @@ def reward(replies: list[Json], draft: bool = False) -> str:
     for worth in (reply["reward"] for reply in replies):
         parts = ", ".join(f"{name} {value:+.2f}" for name, value in worth["parts"].items() if value is not None)
         told.append(f"{worth['total']:+.2f}{f' ({parts})' if parts else ''}")
+    told += dict.fromkeys(note for reply in replies for note in reply.get("notes", ()))  # once, of however many parts
     return f"{'Kept as a draft' if draft else 'Recorded'}. Reward {'; '.join(told)}"
 
 
