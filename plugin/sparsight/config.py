@@ -120,6 +120,10 @@ class LearnConfig(_Strict):
     language_lr: float = Field(1e-4, gt=0, description="peak learning rate of its reinforcement, Adam")
     language_rank: int = Field(16, ge=1, le=256, description="of that adapter's matrices")
     seed: int = Field(0, description="of subsets, batches and the held-out split")
+    every_hours: float = Field(
+        0, ge=0, le=8760, description="how often the server looks whether learning is due; 0: only who asks starts it"
+    )
+    at_least: int = Field(20, ge=1, description="new corrections that make it due then")
 
     @property
     def earlier(self) -> int:
@@ -257,8 +261,9 @@ class Config(_Strict):
 
     @property
     def sha256(self) -> str:
-        """Hash of every setting that can change an answer or a policy (not of places, people and processes)."""
-        text = json.dumps(self.model_dump(mode="json", exclude={"home", "database", "site", "pool"}), sort_keys=True)
+        """Hash of every setting that can change an answer or a policy (not of places, people, processes and times)."""
+        other = {"home": True, "database": True, "site": True, "pool": True, "learn": {"every_hours", "at_least"}}
+        text = json.dumps(self.model_dump(mode="json", exclude=other), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @classmethod

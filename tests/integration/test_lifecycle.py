@@ -28,8 +28,13 @@ def config(tmp_path, reader_folder):
 
 
 def learning_process(server: subprocess.Popen[bytes], url: str) -> psutil.Process:
-    """Start learning and wait for its process, which is ours and gives way to those that answer."""
+    """Start learning and wait for its process."""
     assert httpx.post(f"{url}/sparsight/learn", timeout=30).status_code == 202
+    return learner_of(server)
+
+
+def learner_of(server: subprocess.Popen[bytes]) -> psutil.Process:
+    """Wait for the learning process, which is ours and gives way to those that answer."""
     deadline = time.monotonic() + 30
     found: list[psutil.Process] = []
     while not found or found[0].nice() <= psutil.Process().nice():
@@ -91,6 +96,31 @@ def test_the_ipv6_loopback_is_this_machine_too(config, studies_folder):
     finally:
         server.kill()
         server.communicate()
+
+
+def test_learning_starts_by_itself_and_ends_with_the_server(config, studies_folder, tmp_path):
+    second = config.learn.model_copy(update={"every_hours": 1 / 3600, "at_least": 1})
+    port, log = free_port(), tmp_path / "log"
+    url = f"http://127.0.0.1:{port}"
+    server = start(config.model_copy(update={"learn": second}), str(studies_folder), port=port, log=log)
+    try:
+        wait_until_ready(url, process=server)
+        assert httpx.get(f"{url}/sparsight/learn", timeout=30).json()["state"] == "idle"  # nothing is new
+        asked = httpx.post(
+            f"{url}/sparsight/ask", json={"study": "chest", "question": "Is there a nodule?"}, timeout=60
+        )
+        correction = {"episode": asked.json()["episode"], "reviewer": "r1", "verdict": "amend", "answer": "yes"}
+        assert httpx.post(f"{url}/sparsight/feedback", json=correction, timeout=60).status_code == 200
+        child = learner_of(server)
+        assert httpx.post(f"{url}/sparsight/learn", timeout=30).status_code == 409
+        server.terminate()
+        server.wait(30)
+        child.wait(10)  # killed, and gone a moment after the server
+        assert json.loads((config.home / "learning.json").read_text())["stage"] not in ("finished", "failed")
+        assert "learning started: 1 new corrections" in log.read_text()
+    finally:
+        server.kill()
+        server.wait()
 
 
 def test_a_killed_server_frees_its_store_and_nothing_is_lost(config, studies_folder):

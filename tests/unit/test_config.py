@@ -44,6 +44,8 @@ def test_hash_follows_what_changes_answers_only(tmp_path: Path) -> None:
     assert Config.load(home=tmp_path).sha256 == base.sha256
     assert Config.load(site={"log": "json"}).sha256 == base.sha256
     assert Config.load(pool={"workers": 4}).sha256 == base.sha256
+    assert Config.load(learn={"every_hours": 24, "at_least": 5}).sha256 == base.sha256
+    assert Config.load(learn={"seed": 1}).sha256 != base.sha256
     assert Config.load(serve={"budget": 0.2}).sha256 != base.sha256
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from monailabel.interfaces.utils.app import app_instance
@@ -48,6 +49,15 @@ class LearningJob:
                 raise ConflictError("learning is running", expected="one job at a time", todo="GET /sparsight/learn")
             AsyncTask.run("train", request={"model": _TASK}, enqueue=True)
         return self.status()
+
+    def last_began(self) -> float | None:
+        """When learning began last, here or before the server started, seconds since 1970; None: never."""
+        trainer = app_instance()._trainers.get(_TASK)
+        started = (trainer.stats() if trainer else {}).get("started")
+        try:
+            return datetime.fromisoformat(str(started)).timestamp()
+        except ValueError:  # none, or a file that somebody wrote into
+            return None
 
     def state(self) -> str:
         """One of STATES, of the latest one."""

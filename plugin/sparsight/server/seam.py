@@ -22,10 +22,13 @@ from sparsight.errors import SparsightError
 from sparsight.server import logs, metrics, problems, state, viewer
 from sparsight.server.access import Access
 from sparsight.server.entrance import Entrance
+from sparsight.server.jobs import LearningJob
 from sparsight.server.memory import few_arenas
 from sparsight.server.page import add_page
 from sparsight.server.routes import router
+from sparsight.server.schedule import Schedule
 from sparsight.server.watch import Watch
+from sparsight.service.learning import untried
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +87,10 @@ def _with_our_lifespan(stock_lifespan: object, config: Config) -> object:
         with state.locked(config.home):  # the stock command takes it here
             async with stock_lifespan(app):  # type: ignore[operator]
                 threading.Thread(target=_load, name="sparsight-load", daemon=True).start()
+                schedule = Schedule(config.learn, LearningJob(), _new_corrections)
+                schedule.start()
                 yield
-                await anyio.to_thread.run_sync(_stop)
+                await anyio.to_thread.run_sync(_stop, schedule)
 
     return lifespan
 
@@ -100,7 +105,13 @@ def _load() -> None:
         logger.exception("the service did not load")
 
 
-def _stop() -> None:
+def _new_corrections() -> int:
+    service = state.service()
+    return untried(service.store, service.registry)
+
+
+def _stop(schedule: Schedule) -> None:
+    schedule.stop()  # first: it would start learning anew
     for method in ("train", "scoring", "batch_infer"):
         AsyncTask.stop(method)
     state.close()

@@ -222,6 +222,14 @@ class Learner:
         )
 
 
+def untried(store: Store, registry: PolicyRegistry) -> int:
+    """How many corrections neither the live policy's line nor any candidate made of it has used."""
+    live = registry.live().id
+    used = store.learned_keys([version.id for version in registry.list() if version.parent == live])
+    new = store.unlearned(registry.lineage(live), on_fault=_pass_over)
+    return sum(feedback.key not in used for feedback in new)
+
+
 def split(
     corrections: Sequence[Correction],
     config: LearnConfig,

@@ -22,7 +22,7 @@ from sparsight.model.nano.weights import save_policy
 from sparsight.reply import learn_json, policy_json
 from sparsight.report.cards import model_card
 from sparsight.service import Service
-from sparsight.service.learning import Learner
+from sparsight.service.learning import Learner, untried
 from sparsight.types import Episode, ImageVolume, Mark
 
 
@@ -31,6 +31,21 @@ class TestLearn:
         learned = service.learn()
         assert learned.candidate is None
         assert not learned.promoted
+
+    def test_what_a_candidate_was_made_of_is_not_new(self, service: Service) -> None:
+        def new() -> int:
+            return untried(service.store, service.registry)
+
+        assert new() == 0
+        for seed in range(6):
+            episode = service.ask(make_picture(seed), QUESTION).episode
+            service.correct(feedback(episode, episode.id, "amend", answer="yes"))
+        assert new() == 6
+        assert service.learn().candidate is not None
+        assert new() == 0  # promoted or held
+        episode = service.ask(make_picture(6), QUESTION).episode
+        service.correct(feedback(episode, episode.id, "amend", answer="yes"))
+        assert new() == 1
 
     def test_bare_rejections_are_learned_from(self, service: Service) -> None:
         asked = [service.ask(make_picture(seed), QUESTION).episode for seed in range(7)]
