@@ -262,7 +262,7 @@ class Config(_Strict):
     @property
     def sha256(self) -> str:
         """Hash of every setting that can change an answer or a policy (not of places, people, processes and times)."""
-        other = {"home": True, "database": True, "site": True, "pool": True, "learn": {"every_hours", "at_least"}}
+        other: Any = {"home": True, "database": True, "site": True, "pool": True, "learn": {"every_hours", "at_least"}}
         text = json.dumps(self.model_dump(mode="json", exclude=other), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
