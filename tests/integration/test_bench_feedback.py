@@ -45,6 +45,8 @@ def test_every_way_has_its_rows(report: dict[str, Any]) -> None:
         for way in ("ours", *NOT_SERVED, *((other.name for other in OTHERS) if name == "finding" else ())):
             assert 0 <= rows[name, way, most]["new_accuracy"] <= 1
     assert {n for name, way, n in rows if (name, way) == ("finding", "ours")} == set(SMALL.numbers)
+    for other in OTHERS:
+        assert {n for name, way, n in rows if (name, way) == ("finding", other.name)} == set(SMALL.others)
     for row in report["rows"]:
         assert (row["n_new"], row["n_old"]) == (SMALL.new, SMALL.old)
         assert row["live"]["new_accuracy"]["low"] <= row["live"]["new_accuracy"]["mean"]

@@ -16,7 +16,7 @@ import torch
 
 from sparsight.bench import feedback
 from sparsight.bench.feedback import kills, rounds
-from sparsight.bench.feedback.clinic import Clinician, clinic
+from sparsight.bench.feedback.clinic import HOSTILE, Clinician, clinic
 from sparsight.bench.feedback.exam import Exam
 from sparsight.bench.feedback.rounds import Measured, worth
 from sparsight.bench.feedback.shifts import SEEN, SHIFTS, UNSEEN, unaware_policy
@@ -68,6 +68,13 @@ def test_one_who_is_always_wrong_names_another_choice_and_marks_nothing() -> Non
     said = [judged(reader, "yes", case(n)) for n in range(30)]
     assert {one.answer for one in said} == {"no", "maybe"}
     assert not any(one.marks for one in said)
+
+
+def test_one_hostile_reader_of_four_is_never_right_and_the_others_are() -> None:
+    wrong = {reader.name: [reader.holds(case(n), 0) != "yes" for n in range(20)] for reader in HOSTILE}
+    assert len(wrong) == 4
+    assert {name: any(of) for name, of in wrong.items()} == {"anna": False, "bela": False, "carl": False, "eve": True}
+    assert all(wrong["eve"])
 
 
 def test_thumbs_tell_no_answer() -> None:
@@ -203,9 +210,40 @@ def test_the_gate_tells_good_from_bad_and_a_gate_that_lets_all_through_is_found_
         assert min(found["bad"]["n"], found["good"]["n"]) > 10
         assert (found["bad"]["promoted"] > 0) == fooled
         assert found["good"]["share"] > 0.8
-        assert sum(part["n"] for part in found["good_by_gain"]) == found["good"]["n"]
+        for kind in ("bad", "good"):
+            assert sum(part["n"] for part in found["by_size"] if part["worth"] == kind) == found[kind]["n"]
     looks = [(row["look"], row["promoted"]) for row in found["rows"]]
     assert all(second == 1 for (_, promoted), (second, _) in pairwise(looks) if promoted)
+
+
+def test_rounds_are_even_over_how_much_better_or_worse_a_candidate_is() -> None:
+    def exactly(right: int) -> Measured:
+        """As many of 100 right, the same ones first."""
+        answers = np.array([n < right for n in range(100)], float)
+        return Measured(f"q{right}", answers, answers, answers, answers)
+
+    def decide(live: Measured, candidate: Measured, held: np.ndarray, look: int) -> gate.Decision:
+        return gate.Decision(bool(candidate.new.mean() > live.new.mean() + 0.07), (), look)
+
+    policies = [exactly(right) for right in (50, 54, 62, 80)]
+    found = rounds.run(policies, decide, bank=80, rounds=120, held_out=20, seed=0)
+    parts = {(part["worth"], part["from"]): part for part in found["by_size"]}
+    assert {part["n"] for part in parts.values()} == {20}
+    assert [parts["good", low]["share"] for low in (0.03, 0.05, 0.1)] == [0.0, 1.0, 1.0]
+    assert parts["bad", 0.03]["pairs"] == parts["bad", 0.03]["candidates"] == 1  # 54 to 50
+    assert parts["bad", 0.03]["high"] == 0.975  # twenty times the same pair is one case
+    assert {row["look"] for row in found["rows"]} > {1}
+    assert found["good"]["low"] < found["good"]["share"] == 2 / 3 < found["good"]["high"]
+    assert found == rounds.run(policies, decide, bank=80, rounds=120, held_out=20, seed=0)
+
+
+def test_what_lies_between_two_policies_begins_at_one_and_ends_at_the_other() -> None:
+    first = load_policy("nano")
+    last = rounds.noisy(first, 1.0, 0)
+    for share in (0.0, 0.25, 1.0):
+        there = rounds.between(first, last, share).look.weight
+        wanted = first.look.weight + share * (last.look.weight - first.look.weight)
+        assert torch.allclose(there, wanted, atol=1e-6)
 
 
 def test_worth_needs_the_new_and_the_old() -> None:

@@ -315,7 +315,9 @@ def feedback(
     data: Annotated[
         Path | None, typer.Option(help="Folder of data folders: bccd in it adds real blood smears.")
     ] = None,
-    size: Annotated[str, typer.Option(help="small (a trial) or full (three seeds, 1,000 kills).")] = "small",
+    size: Annotated[
+        str, typer.Option(help="small (a trial) or full (one to three seeds by part, 1,000 kills).")
+    ] = "small",
     seed: Annotated[int, typer.Option(help="First of the seeds of cases and learning.", min=0)] = 0,
     json: Json = False,
 ) -> None:

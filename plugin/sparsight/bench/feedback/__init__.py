@@ -46,10 +46,12 @@ class Size:
     new: int  # questions about what is new
     old: int  # questions of before
     numbers: tuple[int, ...]  # corrections of a learning, by the product's way
-    compared: int  # corrections at which the other ways are compared
+    compared: int  # corrections at which the language stream is tuned, too, and after which the gate is tried
+    others: tuple[int, ...]  # corrections by the other ways
     shifted: tuple[int, ...]  # corrections under the other shifts
     seeds: int  # of cases and learning
-    other_seeds: int  # the same, of the other ways and shifts
+    way_seeds: int  # the same, of the other ways
+    shift_seeds: int  # the same, of the other shifts
     pool: int  # studies to choose the next case from
     ordered: tuple[int, ...]  # corrections in active and in random order
     order_seeds: int
@@ -71,9 +73,11 @@ SIZES = {
         old=12,
         numbers=(4, 8),
         compared=8,
+        others=(8,),
         shifted=(4,),
         seeds=1,
-        other_seeds=1,
+        way_seeds=1,
+        shift_seeds=1,
         pool=12,
         ordered=(2, 4),
         order_seeds=1,
@@ -93,12 +97,14 @@ SIZES = {
         old=300,
         numbers=(10, 50, 100, 200, 400),
         compared=200,
+        others=(50, 200),
         shifted=(50, 200),
         seeds=3,
-        other_seeds=1,
+        way_seeds=2,  # a third would take half an hour more
+        shift_seeds=1,
         pool=250,
         ordered=(25, 50, 100),
-        order_seeds=3,
+        order_seeds=3,  # two more would take a tenth of the whole run
         shared=40,
         single=40,
         rounds=200,
@@ -257,15 +263,15 @@ class _Bench:
     def _learn(self, shift: Shift, config: Config, start: Start, folder: Path) -> list[Point]:
         """Ours at every number of corrections and seed; the other ways, and the other shifts, on fewer."""
         size, points, main = self.size, list[Point](), shift.name == _MAIN
-        for seed in self._seeds(size.seeds if main else size.other_seeds):
-            others = OTHERS if main and seed < self.seed + size.other_seeds else ()
+        for seed in self._seeds(size.seeds if main else size.shift_seeds):
+            others = OTHERS if main and seed < self.seed + size.way_seeds else ()
             numbers = size.numbers if main else size.shifted
             points += curves.learn_all(
                 shift,
                 config,
                 start,
                 reader=self.reader,
-                ways=[(OURS, numbers), *((way, (size.compared,)) for way in others)],
+                ways=[(OURS, numbers), *((way, size.others) for way in others)],
                 compared=size.compared if main else max(size.shifted),
                 seed=seed,
                 folder=folder,
@@ -274,7 +280,7 @@ class _Bench:
         return points
 
     def _rounds(self, shift: Shift, config: Config, start: Start, points: list[Point]) -> dict[str, Any]:
-        """The gate's candidates: the start, what the ways learned at the most corrections, and noisy ones of these."""
+        """The gate's candidates: the start, what the ways learned, what lies between, and noisy ones of these."""
         size = self.size
         gauge = rounds.Gauge(shift, self.reader, config, start, size.bank, self.tell)
         first = load_policy(config.serve.reader)
@@ -282,9 +288,13 @@ class _Bench:
         served = [p for p in points if p.corrections == size.compared and p.way not in NOT_SERVED]
         learned = {f"{p.way}, seed {p.seed}": p for p in served}
         measured += [gauge.of(name, p.policy, (p.new, p.old)) for name, p in learned.items()]
-        ours = learned[f"{OURS.name}, seed {self.seed}"].policy
+        ours = {p.seed: p.policy for p in served if p.way == OURS.name}
+        for seed in self._seeds(size.way_seeds):
+            for share in rounds.BETWEEN:
+                name = f"{share:g} of the way to ours, seed {seed}"
+                measured.append(gauge.of(name, rounds.between(first, ours[seed], share)))
         for scale in rounds.NOISE:
-            for name, policy in (("before", first), ("ours", ours)):
+            for name, policy in (("before", first), ("ours", ours[self.seed])):
                 measured.append(gauge.of(f"{name}, noise {scale:g}", rounds.noisy(policy, scale, self.seed)))
         return rounds.run(
             measured, gauge.decide, bank=size.bank, rounds=size.rounds, held_out=size.held_out, seed=self.seed

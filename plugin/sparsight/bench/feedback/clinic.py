@@ -61,6 +61,7 @@ class Clinician:
 
 RIGHT = (Clinician("anna"), Clinician("bela"), Clinician("carl"))
 NOISY = tuple(Clinician(one.name, wrong=0.1) for one in RIGHT)
+HOSTILE = (*RIGHT, Clinician("eve", wrong=1.0))
 THUMBS = tuple(Clinician(one.name, thumbs=True) for one in RIGHT)
 
 

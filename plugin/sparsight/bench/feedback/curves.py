@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sparsight.bench.feedback.clinic import (
+    HOSTILE,
     NOISY,
     RIGHT,
     THUMBS,
@@ -51,6 +52,7 @@ OTHERS = (
     Way("no replay, no KL", learn=(("replay", 0.0), ("kl", 0.0))),
     Way("thumbs only", THUMBS),
     Way("one answer in ten wrong", NOISY),
+    Way("one reader of four always wrong", HOSTILE),
 )
 TUNED, TUNED_ALONE = "ours and the language stream tuned", "the language stream tuned alone"
 SHARES = (0.02, 0.05)  # at which the gap is measured, too

@@ -51,7 +51,10 @@ _START = multiprocessing.get_context("fork")  # with what is loaded already: a t
 
 @dataclass
 class Found:
-    """What was seen after the kills. lost, doubled: corrections; broken: in words, what else was not as it must be."""
+    """What was seen after the kills. lost, doubled: corrections that are gone, and learned twice in one line.
+
+    broken: in words, what else was not as it must be.
+    """
 
     kills: Counter[str] = field(default_factory=Counter)
     sessions: int = 0
@@ -185,7 +188,6 @@ class _Site:
             gone = self.confirmed - set(numbers)
             found.lost += len(gone)
             self.confirmed -= gone  # counted once
-            found.doubled += len(numbers) - len(set(numbers))
             broken += [f"correction {one.key} says {one.answer}" for one in kept if one.answer != _answer(one.key)]
             lineage = [store.learned_keys([policy]) for policy in registry.lineage()]
             found.doubled += sum(map(len, lineage)) - len(set().union(*lineage))

@@ -31,11 +31,15 @@ QUESTION = f"Is there {article(UNSEEN)}?"
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What n corrections in one order came to; right: of the exam on what is new, by the candidate that was learned."""
+    """What n corrections in one order came to. right: of the exam on what is new, by the candidate that was learned.
+
+    live: by what answers after the gate.
+    """
 
     order: Order
     n: int
     right: Right
+    live: Right
     promoted: bool
     positive: float  # share of the corrected cases in which the finding is
 
@@ -75,19 +79,7 @@ def run(
         "pool": pool,
         "seeds": list(seeds),
         "rows": [_row(order, n, found, start) for (order, n), found in own.items()],
-        "paired": [
-            {
-                "active": n,
-                "random": 2 * n,
-                "difference": figure(
-                    bootstrap_mean(
-                        _mean(own["active", n]) - _mean(own["random", 2 * n]), groups=start.new.groups, seed=0
-                    )
-                ),
-            }
-            for n in numbers
-            if 2 * n in numbers
-        ],
+        "paired": [_paired(n, own["active", n], own["random", 2 * n], start) for n in numbers if 2 * n in numbers],
     }
 
 
@@ -101,7 +93,7 @@ def _taught(
     tell: Tell,
 ) -> Iterator[Checkpoint]:
     """Correct one case after the other and learn at each checkpoint."""
-    chosen, taken = _chosen(service, order, sorted(cases), seed), list[Case]()
+    chosen, taken, live = _chosen(service, order, sorted(cases), seed), list[Case](), start.before_new
     for n in sorted(numbers):
         while len(taken) < n:
             study = next(chosen)
@@ -113,7 +105,9 @@ def _taught(
         learned = service.learn()
         policy = policy_of(service, learned.candidate.id) if learned.candidate else service.live_selector().policy
         positive = float(np.mean([case.answer == "yes" for case in taken]))
-        yield Checkpoint(order, n, start.new.right(policy), learned.promoted, positive)
+        right = start.new.right(policy)
+        live = right if learned.promoted else live
+        yield Checkpoint(order, n, right, live, learned.promoted, positive)
 
 
 def _chosen(service: Service, order: Order, studies: Sequence[str], seed: int) -> Iterator[str]:
@@ -141,17 +135,30 @@ def _pool(shift: Shift, n: int, seed: int, folder: Path) -> dict[str, Case]:
 
 
 def _row(order: Order, n: int, found: Sequence[Checkpoint], start: Start) -> dict[str, Any]:
-    right, groups = _mean(found), start.new.groups
+    right, live, groups = _mean(found, "right"), _mean(found, "live"), start.new.groups
     return {
         "order": order,
         "corrections": n,
         "new_accuracy": figure(bootstrap_mean(right, groups=groups)),
         "new_gain": figure(bootstrap_mean(right - start.before_new, groups=groups)),
         "by_seed": [float(c.right.mean()) for c in found],
+        "live_gain": figure(bootstrap_mean(live - start.before_new, groups=groups)),
+        "live_by_seed": [float(c.live.mean()) for c in found],
         "promoted": sum(c.promoted for c in found),
         "positive": float(np.mean([c.positive for c in found])),
     }
 
 
-def _mean(found: Sequence[Checkpoint]) -> Right:
-    return np.asarray(np.mean([c.right for c in found], axis=0), np.float64)
+def _paired(n: int, active: Sequence[Checkpoint], other: Sequence[Checkpoint], start: Start) -> dict[str, Any]:
+    """N corrections in active order against twice as many in random order: what was learned, what then answers."""
+    compared: dict[str, Any] = {"active": n, "random": 2 * n}
+    for who, what in (("learned", "right"), ("live", "live")):
+        difference = bootstrap_mean(_mean(active, what) - _mean(other, what), groups=start.new.groups)
+        by_seed = [float((getattr(a, what) - getattr(b, what)).mean()) for a, b in zip(active, other, strict=True)]
+        compared[who] = figure(difference) | {"by_seed": by_seed}
+    return compared
+
+
+def _mean(found: Sequence[Checkpoint], what: str) -> Right:
+    """Over the seeds. what: `right` or `live`."""
+    return np.asarray(np.mean([getattr(c, what) for c in found], axis=0), np.float64)

@@ -13,6 +13,7 @@ from sparsight.rl.tables import signed, value
 Report = dict[str, Any]
 Rows = list[dict[str, Any]]
 Figure = dict[str, Any]
+_SAID = {"bad": "worse", "good": "better"}
 
 
 def page(report: Report, pictures: dict[str, str]) -> str:
@@ -46,7 +47,8 @@ def _head(report: Report) -> list[str]:
         "",
         f"Accuracy: share of right answers, choices scored in one prefill each. Means over up to {seeds} seeds of "
         "cases and learning; intervals: 95 % bootstrap over patients, paired with the policy of before. They are of "
-        "the questions; the spread of the seeds is beside them. *learned*: the candidate. *after the gate*: what "
+        "the questions; the spread of the seeds is beside them, which are fewer in other ways to learn and under "
+        "other shifts. *learned*: the candidate. *after the gate*: what "
         "answers then, the policy of before where the candidate was held. *gap closed*: (learned - before) / "
         "(oracle - before), the oracle being the same reader with the finding's own tokens.",
         "",
@@ -152,18 +154,35 @@ def _order(report: Report, pictures: dict[str, str]) -> list[str]:
             _value(row["new_accuracy"]),
             _signed(row["new_gain"]),
             f"{row['promoted']} of {len(row['by_seed'])}",
+            _signed(row["live_gain"]),
             f"{row['positive']:.2f}",
-            " ".join(f"{x:.3f}" for x in row["by_seed"]),
+            _by_seed(row["by_seed"]),
+            _by_seed(row["live_by_seed"]),
         ]
         for row in order["rows"]
     ]
-    head = ("order", "corrections", "learned: new", "gain", "promoted", "share with the finding", "new, by seed")
-    lines += [*table(head, cells), ""]
+    head = ("order", "corrections", "learned: new", "gain", "promoted", "after the gate: gain")
+    seeds = ("share with the finding", "learned: by seed", "after the gate: by seed")
+    lines += [*table((*head, *seeds), cells), ""]
     for pair in order["paired"]:
-        difference = pair["difference"]
-        said = "above" if above(ends(difference), 0.0) else "below" if _below(difference) else "no difference shown"
-        lines += [f"- {pair['active']} active - {pair['random']} random: {_signed(difference)}, {said}."]
+        for who, said in (("live", "after the gate"), ("learned", "learned")):
+            lines += [f"- {pair['active']} active - {pair['random']} random, {said}: {_difference(pair[who])}."]
+    lines += [
+        "",
+        "The intervals are of the questions, of the mean over the seeds. The target is met where both of them, learned "
+        "and after the gate, begin above the limit and more than half of the seeds are not below it.",
+    ]
     return [*lines, "", *_picture("order.png", pictures)]
+
+
+def _by_seed(values: list[float]) -> str:
+    return " ".join(f"{x:.3f}" for x in values)
+
+
+def _difference(own: Figure) -> str:
+    said = "above" if above(ends(own), 0.0) else "below" if _below(own) else "no difference shown"
+    higher = sum(one > 0 for one in own["by_seed"])
+    return f"{_signed(own)}, {said}; higher in {higher} of {len(own['by_seed'])} seeds"
 
 
 def _gate(report: Report) -> list[str]:
@@ -171,18 +190,25 @@ def _gate(report: Report) -> list[str]:
     lines = ["## At the gate", ""]
     lines += [
         f"{rounds['rounds']} rounds, each with {rounds['held_out']} fresh held-out corrections and the sentinel set. "
-        "Candidates are what was learned above, and policies with noise on their weights; what each is worth is its "
-        "accuracy in both exams, which the gate does not see. *bad*: worse by 3 points on the old or on the new; "
+        f"{len(rounds['policies'])} policies: what was learned above, what lies between that and the policy of before, "
+        "and some with noise on their weights; what each is worth is its accuracy in both exams, which the gate does "
+        "not see. Rounds are drawn evenly over how much worse or better the candidate is, as far as there are such "
+        "pairs. *bad*: worse by 3 points on the old or on the new; "
         "*good*: better by 3 on the new and no more than 1 worse on the old. A candidate that is measured later "
-        "against the same live policy has wider intervals to pass.",
+        "against the same live policy has wider intervals to pass. Rounds share policies and overlap in corrections: "
+        "intervals are by resampling policies (95 %); where all came to the same, exact, as if each candidate had been "
+        "seen once.",
         "",
     ]
     cells = [[kind, *_shares(rounds[kind])] for kind in ("bad", "good")]
     cells += [
-        [f"good, better by {100 * part['from']:g} to {100 * part['to']:g} points", *_shares(part)]
-        for part in rounds["good_by_gain"]
+        [
+            f"{part['worth']}, {_SAID[part['worth']]} by {100 * part['from']:g} to {100 * part['to']:g} points",
+            *_shares(part),
+        ]
+        for part in rounds["by_size"]
     ]
-    lines += [*table(("candidates", "n", "promoted", "share"), cells), ""]
+    lines += [*table(("candidates", "n", "pairs", "promoted", "share"), cells), ""]
     if rounds["held_for"]:
         reasons = ", ".join(f"{name} {n}" for name, n in sorted(rounds["held_for"].items(), key=lambda item: -item[1]))
         lines += [f"Good ones were held for: {reasons}.", ""]
@@ -194,7 +220,7 @@ def _gate(report: Report) -> list[str]:
 
 
 def _shares(part: dict[str, Any]) -> list[str]:
-    return [str(part["n"]), str(part["promoted"]), value(part["share"], ends(part))]
+    return [str(part["n"]), str(part["pairs"]), str(part["promoted"]), value(part["share"], ends(part))]
 
 
 def _careless(report: Report) -> list[str]:
@@ -228,7 +254,9 @@ def _kills(report: Report) -> list[str]:
         f"{own['finished']:,} came through first. Clients were told of {own['confirmed']:,} corrections that they "
         f"are kept; {own['learned']:,} policies were learned, {own['promoted']:,} promoted. After every kill the "
         "store, the registry and the audit log were read: "
-        f"{own['lost']} corrections lost, {own['doubled']} doubled, {len(own['broken'])} other faults. "
+        f"{own['lost']} corrections lost, {own['doubled']} learned twice in one line of policies, "
+        f"{len(own['broken'])} other faults. "
+        "The gate of these sessions decides nothing: it lets every candidate through, in every fourth store none. "
         f"A tiny reader of random weights; {own['seconds']:.0f} s.",
         "",
         *(f"- {fault}" for fault in own["broken"][:20]),

@@ -1,9 +1,11 @@
 """Many candidates at the gate, bad ones among good ones: which does it let through?
 
-The policies are real: what was learned elsewhere on this page, and these with noise on their weights. What each is
-worth is measured on both exams, which the gate never sees. A round is one candidate against one live policy: the gate
-has its sentinel set and as many fresh held-out corrections as 200 corrections leave it. A clinic keeps its live policy
-until a candidate takes its place, and every candidate in between is a further look (rl.gate.level_of).
+The policies are real: what was learned elsewhere on this page, what lies between these and the policy of before, and
+some with noise on their weights. What each is worth is measured on both exams, which the gate never sees; rounds are
+drawn evenly over how much better or worse the candidate is, as far as the policies allow. A round is one candidate
+against one live policy: the gate has its sentinel set and as many fresh held-out corrections as 200 corrections leave
+it. A clinic keeps its live policy until a candidate takes its place, and every candidate in between is a further look
+(rl.gate.level_of).
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -35,7 +37,10 @@ POINTS = 0.03  # by which a candidate is worse (on old or new), or better (on ne
 OLD_LOSS = 0.01  # a good one loses no more on the old
 _LOOKS = 5  # of one clinic, the most
 _SEED = 900  # of the corrections that candidates are judged by
-NOISE = (0.5, 1.0, 2.0, 4.0)  # standard deviations of a tensor's own weights
+NOISE = (0.25, 0.5, 1.0, 1.5, 2.0, 4.0)  # standard deviations of a tensor's own weights
+BETWEEN = (0.25, 0.5, 0.75)  # shares of the way from the policy of before to a learned one
+SIZES = ((POINTS, 0.05), (0.05, 0.1), (0.1, 1.01))  # of a difference, from and below
+_RESAMPLES = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,29 +124,55 @@ def noisy(policy: TokenPolicy, scale: float, seed: int) -> TokenPolicy:
     return other
 
 
+def between(before: TokenPolicy, learned: TokenPolicy, share: float) -> TokenPolicy:
+    """The policy whose weights lie at this share of the way from one to the other."""
+    first, last = before.to_arrays(), learned.to_arrays()
+    return TokenPolicy.from_arrays({name: w + np.float32(share) * (last[name] - w) for name, w in first.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """A candidate against a live policy. size: by how much it is worse, or better; index: of its kind and SIZES."""
+
+    live: Measured
+    candidate: Measured
+    kind: Worth
+    index: tuple[Worth, int]
+
+    @classmethod
+    def of(cls, live: Measured, candidate: Measured) -> _Pair | None:
+        """None where it is neither bad nor good."""
+        if (kind := worth(live, candidate)) is None:
+            return None
+        old, new = float((candidate.old - live.old).mean()), float((candidate.new - live.new).mean())
+        size = new if kind == "good" else -min(old, new)
+        return cls(live, candidate, kind, (kind, next(i for i, (_, to) in enumerate(SIZES) if size < to)))
+
+
 def run(
     policies: Sequence[Measured], decide: Decide, *, bank: int, rounds: int, held_out: int, seed: int
 ) -> dict[str, Any]:
-    """Rounds, where there are candidates of a known worth; a report of plain values. bank: corrections to draw from."""
+    """Rounds, where there are candidates of a known worth; a report of plain values. bank: corrections to draw from.
+
+    Each round is of a kind and size that was drawn least; a clinic goes on where its live policy has such a candidate.
+    """
     rng = np.random.default_rng(seed)
     rows: list[dict[str, Any]] = []
-    known = {
-        live.name: {kind: [c for c in policies if worth(live, c) == kind] for kind in ("bad", "good")}
-        for live in policies
-    }
-    starts = [p for p in policies if all(known[p.name].values())]
-    while starts and len(rows) < rounds:
-        live, look = starts[int(rng.integers(len(starts)))], 1
-        for _ in range(_LOOKS):
-            kinds = [kind for kind in ("bad", "good") if known[live.name][kind]]
-            if not kinds or len(rows) == rounds:
-                break
-            kind = kinds[int(rng.integers(len(kinds)))]
-            offered = known[live.name][kind]
-            candidate = offered[int(rng.integers(len(offered)))]
-            decision = decide(live, candidate, np.sort(rng.permutation(bank)[:held_out]), look)
-            rows.append(_row(live, candidate, kind, look, decision))
-            live, look = (candidate, 1) if decision.promote else (live, look + 1)
+    pairs = [pair for live in policies for candidate in policies if (pair := _Pair.of(live, candidate))]
+    drawn: Counter[tuple[Worth, int]] = Counter()
+    live: Measured | None = None
+    look = 1
+    while pairs and len(rows) < rounds:
+        least = min(drawn[pair.index] for pair in pairs)
+        wanted = [pair for pair in pairs if drawn[pair.index] == least]
+        offered = [pair for pair in wanted if pair.live is live]
+        if look > _LOOKS or not offered:
+            offered, look = wanted, 1
+        pair = _any(offered, rng)
+        drawn[pair.index] += 1
+        decision = decide(pair.live, pair.candidate, np.sort(rng.permutation(bank)[:held_out]), look)
+        rows.append(_row(pair, look, decision))
+        live, look = (pair.candidate, 1) if decision.promote else (pair.live, look + 1)
     return {
         "policies": [
             {
@@ -154,22 +185,33 @@ def run(
         ],
         "held_out": held_out,
         "rounds": len(rows),
-        **{kind: _share([row for row in rows if row["worth"] == kind]) for kind in ("bad", "good")},
-        "good_by_gain": [
-            {"from": low, "to": high}
-            | _share([r for r in rows if r["worth"] == "good" and low <= r["new_difference"] < high])
-            for low, high in ((POINTS, 0.05), (0.05, 0.1), (0.1, 1.0))
+        **{kind: _share([row for row in rows if row["worth"] == kind], seed) for kind in get_args(Worth)},
+        "by_size": [
+            {"worth": kind, "from": low, "to": min(high, 1.0)}
+            | _share([row for row in rows if (row["worth"], row["size"]) == (kind, i)], seed)
+            for kind in get_args(Worth)
+            for i, (low, high) in enumerate(SIZES)
         ],
         "held_for": dict(Counter(reason for row in rows if row["worth"] == "good" for reason in row["failed"])),
         "rows": rows,
     }
 
 
-def _row(live: Measured, candidate: Measured, kind: str, look: int, decision: gate.Decision) -> dict[str, Any]:
+def _any(pairs: Sequence[_Pair], rng: np.random.Generator) -> _Pair:
+    """One of them, each kind and size as likely as another."""
+    there = sorted({pair.index for pair in pairs})
+    index = there[int(rng.integers(len(there)))]
+    own = [pair for pair in pairs if pair.index == index]
+    return own[int(rng.integers(len(own)))]
+
+
+def _row(pair: _Pair, look: int, decision: gate.Decision) -> dict[str, Any]:
+    live, candidate = pair.live, pair.candidate
     return {
         "live": live.name,
         "candidate": candidate.name,
-        "worth": kind,
+        "worth": pair.kind,
+        "size": pair.index[1],
         "old_difference": float((candidate.old - live.old).mean()),
         "new_difference": float((candidate.new - live.new).mean()),
         "look": look,
@@ -178,16 +220,32 @@ def _row(live: Measured, candidate: Measured, kind: str, look: int, decision: ga
     }
 
 
-def _share(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How many were promoted; exact 95 % interval of the share (Clopper and Pearson 1934)."""
-    promoted = sum(row["promoted"] for row in rows)
+def _share(rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    """How many were promoted, of how many pairs and candidates; 95 % interval by resampling policies.
+
+    Rounds share policies, so they are not independent: each resample draws as many policies as took part, and a round
+    counts as often as both of its own were drawn. Where all came to the same, resampling shows no spread: the interval
+    is then the exact one (Clopper and Pearson 1934) of as many rounds as there were candidates.
+    """
+    promoted, candidates = sum(row["promoted"] for row in rows), {row["candidate"] for row in rows}
+    counts = {"n": len(rows), "pairs": len({(r["live"], r["candidate"]) for r in rows}), "candidates": len(candidates)}
     if not rows:
-        return {"n": 0, "promoted": 0, "share": None, "low": None, "high": None}
-    ends = binomtest(promoted, len(rows)).proportion_ci()
-    return {
-        "n": len(rows),
-        "promoted": promoted,
-        "share": promoted / len(rows),
-        "low": float(ends.low),
-        "high": float(ends.high),
-    }
+        return counts | {"promoted": 0, "share": None, "low": None, "high": None}
+    if promoted in (0, len(rows)):
+        ends = binomtest(len(candidates) if promoted else 0, len(candidates)).proportion_ci()
+        low, high = float(ends.low), float(ends.high)
+    else:
+        low, high = _resampled(rows, seed)
+    return counts | {"promoted": promoted, "share": promoted / len(rows), "low": low, "high": high}
+
+
+def _resampled(rows: Sequence[Mapping[str, Any]], seed: int) -> tuple[float, float]:
+    """Ends of the interval of the share that was promoted."""
+    names = sorted({row[who] for row in rows for who in ("live", "candidate")})
+    lives, candidates = ([names.index(row[who]) for row in rows] for who in ("live", "candidate"))
+    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), _RESAMPLES)
+    weights = drawn[:, lives] * drawn[:, candidates]
+    total = weights.sum(1)
+    shares = (weights @ np.array([row["promoted"] for row in rows], np.float64))[total > 0] / total[total > 0]
+    low, high = np.percentile(shares, (2.5, 97.5))
+    return float(low), float(high)
