@@ -100,6 +100,9 @@ def test_a_label_saved_by_a_stock_client_is_learned_and_shows_in_the_report(
     finished(client)
     new = [p for p in client.get("/sparsight/policies").json() if p["id"] not in before]
     assert len(new) == 1, client.get("/info/").json()["train_stats"]
+    assert new[0]["sha256"] != next(
+        p["sha256"] for p in client.get("/sparsight/policies").json() if p["id"] == new[0]["parent"]
+    )
     command = [sys.executable, "-m", "sparsight.cli", "--home", str(server.home), "--reader", str(server.reader)]
     command += ["report", "--studies", str(server.folder), "--out", str(tmp_path / "page"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
