@@ -51,7 +51,7 @@ def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]
             "language_steps": 1,
             "language_rank": 4,
         },
-        gate={"sentinel": 20, "margin": 1.0, "min_feedback": 2},
+        gate={"sentinel": 20, "margin": 1.0, "min_feedback": 2, "exact": False},
     )
     with closing(Service(config)) as made:
         yield made

@@ -15,7 +15,18 @@ from sparsight.errors import WeightsError
 from sparsight.model import load_base_policy
 
 TINY = evidence.Size(
-    sim_2d=4, sim_ood=4, sim_long=2, sim_pair=4, real=4, tested=2, curves=0, read=1, whole=0, served=0, looked=(8, 1)
+    sim_2d=4,
+    sim_ood=4,
+    sim_long=2,
+    sim_pair=4,
+    sim_deep=0,
+    real=4,
+    tested=2,
+    curves=0,
+    read=1,
+    whole=0,
+    served=0,
+    looked=(8, 1),
 )
 TWO = PoolConfig(workers=2)
 
