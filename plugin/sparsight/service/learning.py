@@ -95,7 +95,7 @@ class Learner:
             return _nothing(f"{len(held)} corrections, all kept out of training: more studies are needed", *said)
         keys = {c.key for c in pending}
         if tried := self._tried(live, keys):
-            return _nothing(f"these corrections were learned already: policy {tried.id} is {tried.state}")
+            return _nothing(f"these corrections were learned already: policy {tried.id} is {tried.state}", *said)
         config, share = self.config, self.config.serve.share
         look = self._looks(live, keys) + 1
         lesson = Lesson(train, known, held, live_policy, adapter, self.rank, config.learn, config.gate, share, look)
