@@ -8,7 +8,7 @@ from typing import Any
 from sparsight.bench.markdown import number, share, table
 from sparsight.bench.page_evidence import served, tests
 from sparsight.bench.suites import CHOSEN_ON, LONG_BUDGETS, tested_at
-from sparsight.bench.targets import above
+from sparsight.bench.targets import above, below
 from sparsight.rl.tables import ALWAYS, EVERY, signed, value
 
 Report = dict[str, Any]
@@ -184,7 +184,7 @@ def _carried(name: str, paired: Rows, called: Names) -> list[str]:
 def _side(ends: Sequence[float | None]) -> str:
     if above(ends, 0.0):
         return "above"
-    return "below" if ends[1] is not None and ends[1] < 0 else "open"
+    return "below" if below(ends) else "open"
 
 
 def _accuracy(rows: Rows, areas: Rows, called: Names) -> list[str]:

@@ -201,15 +201,15 @@ def _above(report: Report, label: str, start: str) -> Target:
 def _not_below(report: Report, label: str, start: str) -> Target:
     """On sim_2d, which has the most questions, shown not to be below; in every other suite not shown to be below."""
     rows = _against(report, start, (0.02, 0.05, 0.1, 0.25, 0.5))
-    below = [
+    worse = [
         row
         for row in report["paired"]
-        if row["suite"] != "sim_2d" and plain(row["second"]).startswith(start) and _below(row["difference_ci"])
+        if row["suite"] != "sim_2d" and plain(row["second"]).startswith(start) and below(row["difference_ci"])
     ]
     wanted = f"nowhere below: on sim_2d each interval above {-_SLACK:g}, elsewhere none wholly below 0"
-    met = not below and all(above(row["difference_ci"], -_SLACK) for row in rows)
+    met = not worse and all(above(row["difference_ci"], -_SLACK) for row in rows)
     elsewhere = [
-        f"{row['suite']} at {row['budget']:.3g} {signed(row['difference'], row['difference_ci'])}" for row in below
+        f"{row['suite']} at {row['budget']:.3g} {signed(row['difference'], row['difference_ci'])}" for row in worse
     ]
     line = _judged(f"against {label}", wanted, rows, met, 5)
     return replace(line, measured=f"{line.measured}; elsewhere below: {', '.join(elsewhere) or 'nowhere'}")
@@ -303,7 +303,8 @@ def _real(report: Report, what: str, suite: str, label: str) -> list[Target]:
     return lines
 
 
-def _below(ends: Sequence[float | None]) -> bool:
+def below(ends: Sequence[float | None]) -> bool:
+    """Whether an interval lies wholly below 0; one without ends does not."""
     return ends[1] is not None and ends[1] < 0
 
 

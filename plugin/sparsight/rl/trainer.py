@@ -212,8 +212,7 @@ class _Run:
 
     def _has_learned(self, step: int) -> bool:
         """Whether what was drawn lately earns more than when it was first drawn, by more than chance (two errors)."""
-        lately = ((first, last) for first, last, at in self.earned.values() if at > step - _PATIENCE)
-        gains = np.array([last - first for first, last in lately])
+        gains = np.array([last - first for first, last, at in self.earned.values() if at > step - _PATIENCE])
         error = float(gains.std(ddof=1)) / np.sqrt(len(gains)) if len(gains) > 1 else 0.0
         return bool(gains.mean() > max(_LEARNED, 2 * error))
 

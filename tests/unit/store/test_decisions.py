@@ -45,7 +45,7 @@ def decided(
             parent=base.id,
             reader="r",
             metrics={"mean_held_out": 0.1 * n},
-            record=lambda policy, n=n: store.mark_learned(policy, train=[f"k{n}"]),  # type: ignore[misc]
+            record=lambda policy, n=n: store.mark_learned(policy, train=[f"k{n}"]),  # type: ignore[misc] # n is bound now
         )
         if n == 0:
             registry.promote(added.id, reasons=["better"], sign_off="Dr. A", record=note("promote"))
