@@ -52,7 +52,7 @@ class ServeConfig(_Strict):
     first_slices: int = Field(
         32,
         ge=0,
-        description="slices of 64 or more that are encoded before the first answer, at least an eighth; 0: all",
+        description="slices of 128 or more that are encoded before the first answer, at least an eighth; 0: all",
     )
     max_waiting: int = Field(
         32, ge=1, description="questions in the queue before a new one is refused; of a batch half"

@@ -39,7 +39,7 @@ TINY = evidence.Size(
     read=2,
     whole=1,
     served=6,
-    looked=(64, 1),
+    looked=(128, 1),
 )
 
 

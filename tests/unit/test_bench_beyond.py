@@ -221,13 +221,13 @@ def test_the_rival_that_points_best_is_named() -> None:
 def test_a_first_look_is_timed_to_the_first_token(looking_folder: Path, reader: NanoReader) -> None:
     looking = NanoReader.load(looking_folder)
     ours = PolicySelector(TokenPolicy.from_arrays(load_base_policy(looking_folder)), looking)
-    told = looks.measure(looking, ours, slices=64, rounds=2, seed=0)
-    assert (told["slices"], told["encoded"], told["kept"], told["rounds"]) == (64, 32, 102, 2)
+    told = looks.measure(looking, ours, slices=128, rounds=2, seed=0)
+    assert (told["slices"], told["encoded"], told["kept"], told["rounds"]) == (128, 32, 102, 2)
     assert min(told["seconds"].values()) > 0
     assert all(ratio["low"] <= ratio["value"] <= ratio["high"] for ratio in told["ratios"].values())
-    volume = looks.LongVolume(looking, ours, 64, 0)
+    volume = looks.LongVolume(looking, ours, 128, 0)
     grid, kept = volume.looked()
     assert grid.encoded is not None
     assert grid.encoded.sum() == 32
-    assert grid.encoded[kept.keep // (grid.n // 64)].all()
-    assert looks.measure(reader, ours, slices=64, rounds=2, seed=0) == {}
+    assert grid.encoded[kept.keep // (grid.n // 128)].all()
+    assert looks.measure(reader, ours, slices=128, rounds=2, seed=0) == {}

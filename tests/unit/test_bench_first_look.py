@@ -28,7 +28,7 @@ def test_a_long_volume_is_asked_about_both_ways() -> None:
     reader = load_reader("nano")
     ours = PolicySelector(load_policy("nano"), reader, "ours")
     (case,) = (drawn.case for drawn in cases_of(Suite("sim_deep", 1, ()), None, 0, 0))
-    assert 64 <= len(case.volume.voxels) <= 96
+    assert 128 <= len(case.volume.voxels) <= 192
     (found,) = look_at(reader, ours, [case])
     assert found.of == len(case.volume.voxels)
     assert found.encoded in (32, found.of)

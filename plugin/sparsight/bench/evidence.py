@@ -77,7 +77,7 @@ SIZES = {
         read=4,
         whole=8,
         served=8,
-        looked=(64, 2),
+        looked=(128, 2),
     ),
     "full": Size(
         sim_2d=1_020,

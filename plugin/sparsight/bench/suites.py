@@ -3,7 +3,7 @@
     sim_2d    images in the five presets, findings of 0.05 to 3 % of the image        split test
     sim_ood   the same in kinds of anatomy that no training image has                 split test_ood
     sim_long  volumes of 16 to 32 slices, 9,216 to 18,432 tokens                      split test
-    sim_deep  volumes of 64 to 96 slices, for which the product takes a first look    split test
+    sim_deep  volumes of 128 to 192 slices, for which the product takes a first look    split test
     sim_pair  pairs of a prior and a current image, 1,152 tokens                      split test
     nih_cxr, bccd, vqa_rad   val rows of the sets that a data folder holds
     ms_flair, ms_followup    rows of the one patient of each that is left out of training (recipe.sources.LEFT_OUT);
@@ -33,7 +33,7 @@ Unit = Literal["image", "patient"]
 # The presets in turn, at the rates at which the reader was trained on them, and findings larger than it was trained on.
 TURNS = ("default", "many", "default", "faint", "default", "default", "many", "default", "tiny", "default", "large")
 PRESET = {"sim_long": "volume", "sim_deep": "deep", "sim_pair": "pair"}  # of suites that have one only
-LONG = {"volume": replace(PRESETS["volume"], depth=(16, 32)), "deep": replace(PRESETS["volume"], depth=(64, 96))}
+LONG = {"volume": replace(PRESETS["volume"], depth=(16, 32)), "deep": replace(PRESETS["volume"], depth=(128, 192))}
 MASKED = ("sim_2d", "sim_ood", "sim_long", "sim_pair", "bccd", "ms_flair", "ms_followup")  # whose findings are known
 VAL = "val"  # the split of real sets that nothing was trained on
 CHOSEN_ON = "demo_t1"  # anatomy of the test split on which a part of the recipe was chosen (docs/lab-log.md)

@@ -159,8 +159,8 @@ def _foveated(report: Report) -> Target:
 
 
 def _first_look(report: Report) -> Target:
-    """As the product asks: from 64 slices on, and what is in doubt waits for the other slices."""
-    name = "first question about 64 slices or more: accuracy after a first look minus that with all slices encoded"
+    """As the product asks: from 128 slices on, and what is in doubt waits for the other slices."""
+    name = "first question about 128 slices or more: accuracy after a first look minus that with all slices encoded"
     wanted = f"not below: interval above {-_SLACK:g}"
     found = report.get("first_look")
     if not found:

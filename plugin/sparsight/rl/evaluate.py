@@ -170,7 +170,7 @@ class _Auto:
 class _Foveated:
     """A policy on one slice in eight of a volume: those that it chooses by a first look at half the resolution.
 
-    Harder than what the product does: it looks so at volumes of 64 slices or more, and does not keep answers in doubt.
+    Harder than what the product does: it looks so at volumes of 128 slices or more, and does not keep answers in doubt.
     """
 
     def __init__(self, policy: PolicySelector, reader: Reader, volume: ImageVolume) -> None:

@@ -35,7 +35,7 @@ class SceneConfig:
     """
 
     size: int = 192  # pixels, rows = columns, 64..512
-    depth: tuple[int, int] = (1, 1)  # slices; (1, 1) is a 2D image, else 8..128
+    depth: tuple[int, int] = (1, 1)  # slices; (1, 1) is a 2D image, else 8..256
     kinds: tuple[str, ...] = KINDS  # findings in use, at least two
     backgrounds: tuple[str, ...] = ()  # kinds of background; empty: all that the split has
     n_findings: tuple[int, int] = (2, 5)  # 1..8
@@ -53,7 +53,7 @@ class SceneConfig:
     def __post_init__(self) -> None:
         """Check every range once, so that drawing need not."""
         bounds = {"n_findings": (1, 8), "n_artefacts": (0, 8), "contrast": (0.02, 0.8), "area": (0.0005, 0.03)}
-        bounds |= {"noise": (0, 40), "span": (1, 6), "depth": (1, 128)}
+        bounds |= {"noise": (0, 40), "span": (1, 6), "depth": (1, 256)}
         for name, (low, high) in bounds.items():
             given = getattr(self, name)
             if not (len(given) == 2 and low <= given[0] <= given[1] <= high):

@@ -34,12 +34,12 @@ def selector(looking: NanoReader) -> PolicySelector:
 
 @pytest.fixture
 def long() -> ImageVolume:
-    """70 slices of 64 x 80 pixels of noise."""
-    voxels = np.random.default_rng(0).uniform(0, 255, (70, 64, 80)).astype(np.float32)
+    """130 slices of 64 x 80 pixels of noise."""
+    voxels = np.random.default_rng(0).uniform(0, 255, (130, 64, 80)).astype(np.float32)
     return ImageVolume(voxels, np.eye(4), "CT", (127.5, 255.0))
 
 
-def some(*slices: int, n: int = 70) -> np.ndarray:
+def some(*slices: int, n: int = 130) -> np.ndarray:
     chosen = np.zeros(n, bool)
     chosen[list(slices)] = True
     return chosen
@@ -48,7 +48,7 @@ def some(*slices: int, n: int = 70) -> np.ndarray:
 def test_what_is_encoded_first_and_what_later_is_what_encode_gives(looking: NanoReader, long: ImageVolume) -> None:
     whole = looking.encode(long)
     first = looking.encode(long, lambda odds, grid: some(3, 40, 41))
-    tokens = first.features.reshape(70, -1, first.features.shape[1])
+    tokens = first.features.reshape(130, -1, first.features.shape[1])
     expected = whole.features.reshape(tokens.shape)
     assert first.encoded is not None
     assert first.encoded.nonzero()[0].tolist() == [3, 40, 41]
@@ -68,7 +68,7 @@ def test_only_long_volumes_are_looked_at_first(looking: NanoReader, reader: Nano
 
     assert looking.encode(replace(long, voxels=long.voxels[:63]), never).encoded is None
     assert reader.encode(long, never).encoded is None
-    assert looking.encode(long, lambda odds, grid: some(*range(70))).encoded is None  # all were chosen
+    assert looking.encode(long, lambda odds, grid: some(*range(130))).encoded is None  # all were chosen
 
 
 def test_tokens_that_are_not_there_are_kept_last(
@@ -84,7 +84,7 @@ def test_slices_are_chosen_by_their_best_place_and_by_what_is_asked(
     looking: NanoReader, selector: PolicySelector, long: ImageVolume
 ) -> None:
     grid = looking.encode(long)
-    odds = torch.full((70, 4, 5, 2), -9.0)
+    odds = torch.full((130, 4, 5, 2), -9.0)
     odds[12, 1, 1, 0] = odds[33, 2, 3, 1] = 6.0
     assert selector.slices(odds, grid, QUESTION, 2).nonzero()[0].tolist() == [12, 33]
     assert selector.policy.meant is not None
@@ -93,13 +93,13 @@ def test_slices_are_chosen_by_their_best_place_and_by_what_is_asked(
     assert selector.slices(odds, grid, QUESTION, 1).nonzero()[0].tolist() == [12]
     below = replace(QUESTION, region=((0.0, 0.0, 30.0), (80.0, 64.0, 36.0)))
     assert selector.slices(odds, grid, below, 1).nonzero()[0].tolist() == [33]
-    assert selector.slices(odds, grid, QUESTION, 100).all()
+    assert selector.slices(odds, grid, QUESTION, 130).all()
 
 
 def test_a_policy_without_a_prior_cannot_choose_slices(looking: NanoReader, long: ImageVolume) -> None:
     policy = TokenPolicy(looking.encoder.width, looking.embed(QUESTION).shape[0])
     with pytest.raises(WeightsError, match="without a prior"):
-        PolicySelector(policy, looking).slices(torch.zeros(70, 4, 5, 2), looking.encode(long), QUESTION, 8)
+        PolicySelector(policy, looking).slices(torch.zeros(130, 4, 5, 2), looking.encode(long), QUESTION, 8)
 
 
 def test_a_first_look_has_a_quarter_of_the_places(looking: NanoReader) -> None:

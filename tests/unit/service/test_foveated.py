@@ -37,7 +37,7 @@ def looking(tmp_path: Path, looking_folder: Path) -> Iterator[Service]:
 
 @pytest.fixture
 def long() -> ImageVolume:
-    voxels = np.random.default_rng(0).uniform(0, 255, (80, 48, 64)).astype(np.float32)
+    voxels = np.random.default_rng(0).uniform(0, 255, (160, 48, 64)).astype(np.float32)
     return ImageVolume(voxels, np.eye(4), "CT", (127.5, 255.0))
 
 
@@ -67,7 +67,7 @@ def test_the_answer_does_not_wait_for_the_other_slices(
     held = Held(looking, monkeypatch)
     asked = looking.ask(long, parse_question("Is there a nodule?"), recheck=False)
     assert asked.grid.encoded is not None
-    assert asked.grid.encoded.sum() == 10  # an eighth of 80
+    assert asked.grid.encoded.sum() == 20  # an eighth of 160
     area = asked.grid.shape[1] * asked.grid.shape[2]
     assert asked.grid.encoded[asked.episode.selection.keep // area].all()
     held.go.set()
@@ -106,8 +106,8 @@ def test_the_reply_and_the_record_say_from_how_many_slices(
 ) -> None:
     monkeypatch.setattr(Answering, "doubt", lambda self, reading: None)
     asked = looking.ask(long, parse_question("Which finding is it?", choices=("ring", "nodule")))
-    assert ask_json(asked)["slices"] == {"encoded": 10, "total": 80}
-    assert looking.episode(asked.episode.id).slices == 10
+    assert ask_json(asked)["slices"] == {"encoded": 20, "total": 160}
+    assert looking.episode(asked.episode.id).slices == 20
 
 
 def test_only_encoded_tokens_of_the_region_are_read(looking: Service, long: ImageVolume) -> None:
@@ -134,7 +134,7 @@ def test_who_comes_while_another_looks_first_has_all_slices(looking: Service, lo
         return hit
 
     def first_ten(odds: object, grid: object) -> NDArray[np.bool_]:
-        return np.arange(80) < 10
+        return np.arange(160) < 20
 
     studies._hit = late
     assert studies.get(long, reader, lambda stage: None, nullcontext).whole
@@ -143,14 +143,14 @@ def test_who_comes_while_another_looks_first_has_all_slices(looking: Service, lo
 
 def test_nobody_goes_first_while_somebody_waits_for_the_study(looking: Service, long: ImageVolume) -> None:
     studies, reader = EncodedStudies(None, 2**30), looking.reader
-    part = studies.get(long, reader, lambda stage: None, nullcontext, where=lambda odds, grid: np.arange(80) < 10)
+    part = studies.get(long, reader, lambda stage: None, nullcontext, where=lambda odds, grid: np.arange(160) < 20)
     steps: list[int] = []
     studies._wanted[part.key] += 1  # one more who waits
     assert studies.complete(part, reader, nullcontext, lambda: steps.append(1)).whole
     assert not steps
     studies._wanted[part.key] -= 1
     again = EncodedStudies(None, 2**30)
-    part = again.get(long, reader, lambda stage: None, nullcontext, where=lambda odds, grid: np.arange(80) < 10)
+    part = again.get(long, reader, lambda stage: None, nullcontext, where=lambda odds, grid: np.arange(160) < 20)
     again.complete(part, reader, nullcontext, lambda: steps.append(1))
     assert steps
     assert not again._wanted

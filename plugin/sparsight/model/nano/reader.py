@@ -35,7 +35,7 @@ from sparsight.model.protocols import ScoreRequest, Where
 from sparsight.types import Answer, ImageVolume, Question, Selection, TokenGrid
 
 _SLICES = 16  # encoded at a time: bounds memory, and fills the core
-_LONG = 64  # slices: fewer are encoded in the time that a first look would save
+_LONG = 128  # slices: of fewer, what a first look saves is lost again where its answer is in doubt (docs/speed.md)
 _QUESTION_TOKENS = 160
 _REASONING_TOKENS = 64
 _ANSWER_TOKENS = 24
