@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sparsight.model.completions import draw
 from sparsight.model.hf.families import Family
@@ -97,6 +98,45 @@ class Language:
         chosen = logits.float().log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
         likely: Tensor = (chosen * said).sum(-1)
         return likely
+
+    @torch.no_grad()
+    def attention(self, prompt: TokenPrompt, text: Sequence[int]) -> Tensor:
+        """How much the places of a text look at each visual token before it: (r,), mean over layers, heads and places.
+
+        The prompt is read as always; the text alone is read by plain attention, which has weights, layer by layer.
+        """
+        given = self.inputs([prompt])
+        cache = self.model(**given, logits_to_keep=1, use_cache=True).past_key_values
+        at = given["position_ids"][..., -1:] + torch.arange(1, len(text) + 1, device=self.model.device)
+        mask = given["attention_mask"]
+        visual = (given["input_ids"][0] == self.image).nonzero().squeeze(1)
+        length = mask.shape[1] + len(text)
+        found = list[Tensor]()
+
+        def look(_: Any, __: Any, out: tuple[Tensor, Tensor]) -> None:
+            by_place = (
+                out[1][0].float().mean((0, 1))
+            )  # of the last places of the prompt only, where a layer sees no more
+            found.append(functional.pad(by_place, (length - len(by_place), 0))[visual])
+
+        layers = [m for name, m in self.model.get_decoder().named_modules() if name.endswith("self_attn")]
+        hooks = [layer.register_forward_hook(look) for layer in layers]
+        usual = self.model.config.get_text_config()._attn_implementation
+        self.model.set_attn_implementation({"text_config": "eager"})
+        try:
+            self.model(
+                input_ids=torch.tensor([list(text)], device=self.model.device),
+                attention_mask=torch.cat([mask, mask.new_ones(1, len(text))], dim=1),
+                position_ids=at,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        finally:
+            self.model.set_attn_implementation({"text_config": usual})
+            for hook in hooks:
+                hook.remove()
+        return torch.stack(found).mean(0).cpu()
 
     @torch.no_grad()
     def write(self, prompts: Sequence[TokenPrompt], limit: int, chance: Tensor | None = None) -> Iterator[Step]:

@@ -81,8 +81,14 @@ class HFReader:
         mean = grid.features.mean(0, keepdim=True)
         return 1 - functional.cosine_similarity(grid.features, mean)
 
-    def attention(self, question: Question, grid: TokenGrid, selection: Selection, reasoning: str) -> None:
-        """None: fast attention gives no weights, and evidence is ranked by the policy alone."""
+    def attention(self, question: Question, grid: TokenGrid, selection: Selection, reasoning: str) -> Tensor:
+        """Mean over layers, heads and the words of the reasoning: (K,). One prefill of what was kept."""
+        self._check_kept(selection.size)
+        keep = torch.from_numpy(np.asarray(selection.keep))
+        prompt = self.prompt(grid, question, True).keep(keep, self.language.image)
+        with memory_full():
+            by_row = self.language.attention(prompt, self.language.ids(reasoning or ANSWER))
+        return by_row[torch.searchsorted(prompt.rows, prompt.study.layout.token[keep])]
 
     def check(self, question: Question, answer: str) -> None:
         """Raise QuestionError where question, a choice or the answer has too many tokens, or a special one."""

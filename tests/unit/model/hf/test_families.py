@@ -22,7 +22,7 @@ from sparsight.model.hf.reader import HFReader
 from sparsight.model.hf.tiny import families
 from sparsight.model.hf.vision import Pace, memory_full, thinned
 from sparsight.model.selectors import finish
-from sparsight.types import Question
+from sparsight.types import Question, Selection, TokenGrid
 
 from .conftest import Make
 
@@ -121,6 +121,47 @@ def test_the_overlay_lies_on_the_bright_patch(reader_of: Make, family: str) -> N
     assert low[1] <= corner[0] + 1
     assert high[0] >= corner[1] + size - 2
     assert high[1] >= corner[0] + size - 2
+
+
+def _looked(reader: HFReader, grid: TokenGrid, keep: NDArray[np.int64], text: str) -> torch.Tensor:
+    """What the model itself gives out where one pass reads prompt and text by plain attention."""
+    prompt = reader.prompt(grid, YES_NO, True).keep(torch.from_numpy(keep), reader.language.image)
+    ids = reader.language.ids(text)
+    followed = prompt.then(ids, reader.family.answer_type)
+    reader.model.set_attn_implementation({"text_config": "eager"})
+    with torch.no_grad():
+        out = reader.model(**reader.language.inputs([followed]), use_cache=False, output_attentions=True)
+    reader.model.set_attn_implementation({"text_config": "sdpa"})
+    weights = torch.stack([layer[0].mean(0)[-len(ids) :].mean(0) for layer in out.attentions]).mean(0)
+    visual = (followed.ids == reader.language.image).nonzero().squeeze(1)
+    return weights[visual[[prompt.rows.tolist().index(int(row)) for row in prompt.study.layout.token[keep]]]]
+
+
+def _kept(grid: TokenGrid, keep: NDArray[np.int64]) -> Selection:
+    return Selection(keep, np.zeros(grid.n, np.float32), 0.0, "greedy", "any")
+
+
+@pytest.mark.parametrize(("family", "tiles"), [(f, 1) for f in FAMILIES] + [("idefics3", 2)])
+def test_what_it_looks_at_is_its_own_attention(reader_of: Make, family: str, tiles: int) -> None:
+    reader = reader_of(family, tiles)
+    grid = reader.encode(pattern(1, 90, 120))
+    for keep in (np.arange(1, grid.n, 3), np.arange(grid.n)):
+        found = reader.attention(YES_NO, grid, _kept(grid, keep), "I see a mass.")
+        assert 0 < found.sum() <= 1
+        torch.testing.assert_close(found, _looked(reader, grid, keep, "I see a mass."), atol=1e-6, rtol=1e-3)
+    assert reader.model.config.get_text_config()._attn_implementation == "sdpa"
+    assert len(reader.attention(YES_NO, grid, _kept(grid, keep), "")) == grid.n
+
+
+def test_layers_that_see_only_the_last_tokens_look_at_no_others() -> None:
+    model, processor = tiny.tiny("gemma3")
+    for part in (model.config.get_text_config(), *(m for m in model.modules() if hasattr(m, "sliding_window"))):
+        part.sliding_window = 205
+    reader = HFReader(model, processor, family_of("gemma3"), "0" * 64, name="gemma3", pace=Pace(tokens=64))
+    grid = reader.encode(pattern(3, 90, 120))
+    found = reader.attention(YES_NO, grid, _kept(grid, np.arange(grid.n)), "I see a mass.")
+    assert found[0] == 0 < found[-1]
+    torch.testing.assert_close(found, _looked(reader, grid, np.arange(grid.n), "I see a mass."), atol=1e-6, rtol=1e-3)
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
