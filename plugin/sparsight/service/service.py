@@ -137,7 +137,7 @@ class Service:
             necessity=reading.necessity,
             threshold=serve.necessity_nats,
         )
-        tell(Progress("evidence", evidence=found))
+        tell(Progress("evidence", look=lambda: found))
         timings = {**study_.timings_ms, **reading.timings_ms, "total": (time.perf_counter() - start) * 1000}
         episode = Episode(
             id=episode_id or new_id(),
@@ -329,8 +329,7 @@ class Service:
         return doubt is not None or is_of_all(question, reading.answer.text)
 
     def _answering(self, study: Encoded, question: Question, tell: OnProgress | None = None) -> Answering:
-        heard = None if tell is None else study.volume  # where tokens lie is worked out for whoever listens
-        return Answering(self.reader, self.config.serve, heard, study.grid, question, tell or _quiet)
+        return Answering(self.reader, self.config.serve, study.volume, study.grid, question, tell or _quiet)
 
     def _answer(
         self,
