@@ -25,6 +25,7 @@ class ModelReport:
 
     @property
     def healthy(self) -> bool:
+        """Whether nothing was found that keeps it from working."""
         return all(finding.ok for finding in self.findings)
 
 

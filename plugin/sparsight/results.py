@@ -7,6 +7,7 @@ is stored once.
 from __future__ import annotations
 
 import io
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -29,10 +30,19 @@ from sparsight.evidence import heaviest
 from sparsight.imaging.grid import tokens_to_slice
 from sparsight.imaging.marks import mark_mask
 from sparsight.imaging.pair import index_of_prior
-from sparsight.imaging.results import Images, Outline, Review, corrections_seg, evidence_seg, make_report
+from sparsight.imaging.results import (
+    Images,
+    Outline,
+    Review,
+    corrections_seg,
+    deidentified,
+    evidence_seg,
+    make_report,
+)
 from sparsight.imaging.whole import whole
 from sparsight.reply import episode_json
 from sparsight.service import Asked, Service
+from sparsight.store.files import disk_errors, replace_file
 from sparsight.types import Episode, Feedback, MarkKind
 
 Kind = Literal["report", "evidence", "corrections"]
@@ -62,21 +72,28 @@ class Result:
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """What an episode became. status: of the report; left_out: kinds that there is nothing of, and why."""
+    """What an episode became. status: of the report; left_out: kinds that there is nothing of, and why.
+
+    named: the patient is; else the objects are without identity, and of a study that is not the true one.
+    """
 
     episode: str
     study_uid: str
     status: Status
     objects: tuple[Result, ...]
     left_out: tuple[tuple[Kind, str], ...]
+    named: bool = True
 
 
-def make_results(service: Service, episode_id: str, kinds: Sequence[Kind] | None = None) -> Results:
+def make_results(
+    service: Service, episode_id: str, kinds: Sequence[Kind] | None = None, *, deidentify: bool = False
+) -> Results:
     """Make the DICOM objects of an answer and its corrections. kinds: None for all that there can be.
 
-    Of a kind that was named and cannot be made, the reason is raised: ConflictError (no correction, a rejected answer),
-    GeometryError (images without a place). Raises NotFoundError (episode, study, or one that changed), ImageError (the
-    study is not DICOM), BusyError.
+    deidentify: without the patient, by the Basic Profile of PS3.15; of a report its text would be left, so there is
+    none then. Of a kind that was named and cannot be made, the reason is raised: ConflictError (no correction, a
+    rejected answer, a report without identity), GeometryError (images without a place). Raises NotFoundError (episode,
+    study, or one that changed), ImageError (the study is not DICOM), BusyError.
     """
     if kinds is not None and (not kinds or not set(kinds) <= set(KINDS)):
         raise InputError(
@@ -85,7 +102,8 @@ def make_results(service: Service, episode_id: str, kinds: Sequence[Kind] | None
     asked = service.reopen(episode_id)
     images = _images(service, asked)
     submitted = service.store.feedback_of(episode_id, submitted=True)
-    draft = _Draft(asked, images, tuple(given for given in submitted if not given.blinded))
+    key = _key(service.config.home) if deidentify else None
+    draft = _Draft(asked, images, tuple(given for given in submitted if not given.blinded), key)
     objects: list[Result] = []
     left_out: list[tuple[Kind, str]] = []
     for kind in KINDS if kinds is None else dict.fromkeys(kinds):
@@ -95,15 +113,18 @@ def make_results(service: Service, episode_id: str, kinds: Sequence[Kind] | None
             if kinds is not None:
                 raise
             left_out.append((kind, error.given))
-    return Results(episode_id, str(images.identity.StudyInstanceUID), draft.status, tuple(objects), tuple(left_out))
+    study = str(objects[0].dataset.StudyInstanceUID if objects and deidentify else images.identity.StudyInstanceUID)
+    return Results(episode_id, study, draft.status, tuple(objects), tuple(left_out), named=not deidentify)
 
 
 def write_results(service: Service, results: Results, folder: Path) -> dict[str, Path]:
     """Write each object to a file in `folder`/EPISODE, in place of what was there: where, by SOP instance UID.
 
+    Of those without identity the folder is EPISODE-deidentified.
+
     Raises OSError.
     """
-    own = folder / results.episode
+    own = folder / (results.episode if results.named else f"{results.episode}-deidentified")
     own.mkdir(mode=0o700, parents=True, exist_ok=True)  # they hold a patient's name
     written = {}
     for result in results.objects:
@@ -122,6 +143,7 @@ def send_results(service: Service, results: Results) -> None:
     the studies are files.
     """
     assert service.studies is not None  # the results were made from them
+    assert results.named
     refused = service.studies.store([result.dataset for result in results.objects])
     if stored := _hashes(results, without=refused):
         service.store.record_results(results.episode, "pacs", stored)
@@ -166,6 +188,7 @@ class _Draft:
     asked: Asked
     images: Images
     corrections: tuple[Feedback, ...]
+    key: str | None = None  # of the UIDs of objects without identity
 
     @property
     def status(self) -> Status:
@@ -177,13 +200,19 @@ class _Draft:
     def make(self, kind: Kind) -> Iterator[Result]:
         """The objects of one kind. Raises ConflictError where there is nothing of it."""
         if kind == "report":
+            if self.key is not None:
+                raise ConflictError(
+                    "a report without identity: it is text, which may name anybody",
+                    expected="evidence or corrections",
+                    todo="`sparsight export-feedback` has the answers",
+                )
             for number, report in enumerate(self.reports(), 1):
                 yield _result("report", f"report-{number}.dcm", report)
         elif kind == "evidence":
-            yield _result("evidence", "evidence-1.dcm", self.evidence())
+            yield _result("evidence", "evidence-1.dcm", self.evidence(), self.key)
         else:
             for number, marked in self.marked():
-                yield _result("corrections", f"corrections-{number}.dcm", marked)
+                yield _result("corrections", f"corrections-{number}.dcm", marked, self.key)
 
     def reports(self) -> Iterator[Dataset]:
         """The first report and one more for each correction, which refers to the one before."""
@@ -295,7 +324,17 @@ def _outline(mask: NDArray[np.bool_]) -> Outline:
     return Outline((rectangles[most], *rectangles[:most], *rectangles[most + 1 :]))
 
 
-def _result(kind: Kind, name: str, dataset: Dataset) -> Result:
+def _key(home: Path) -> str:
+    """A secret of this store, made when it is first needed. Raises BusyError, ConfigError."""
+    path = home / "deidentify.key"
+    with disk_errors():
+        if not path.exists():
+            replace_file(path, secrets.token_hex(32).encode())
+        return path.read_text(encoding="ascii")
+
+
+def _result(kind: Kind, name: str, dataset: Dataset, key: str | None = None) -> Result:
+    dataset = dataset if key is None else deidentified(dataset, key)
     buffer = io.BytesIO()
     dcmwrite(buffer, dataset, enforce_file_format=True)
     return Result(kind, name, dataset, buffer.getvalue())

@@ -10,9 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx
 import numpy as np
 import pytest
+
+from issuer import Issuer
+from sparsight.config import Config
+from sparsight.server.run import free_port, start, wait_until_ready
 
 pytestmark = [pytest.mark.server, pytest.mark.browser, pytest.mark.slow]
 
@@ -275,3 +281,67 @@ def test_the_reader_lists_images_without_dicom(browser, server):
     assert sorted(listed) == ["chest", "head"], "the DICOM study is left out"
     faults = [e for e in browser.events if e.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded")]
     assert not faults, faults
+
+
+@pytest.fixture
+def guarded(tmp_path, studies_folder, reader_folder):
+    """A server where people log in; `as_`: what a proxy adds to each of a person's requests."""
+    issuer = Issuer()
+    config = Config.load(home=tmp_path / "home", serve={"reader": str(reader_folder)}, site={"issuer": issuer.url})
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = start(config, str(studies_folder), port=port)
+
+    def as_(sub, role):
+        return {"Authorization": f"Bearer {issuer.token(sub=sub, roles=[role], exp=time.time() + 600)}"}
+
+    try:
+        wait_until_ready(url, process=process)
+        yield SimpleNamespace(url=url, as_=as_)
+    finally:
+        process.terminate()
+        process.wait(30)
+        issuer.close()
+
+
+def test_who_logged_in_is_the_reviewer_and_sees_what_their_role_may(browser, guarded):
+    jane = guarded.as_("jane", "reviewer")
+    browser.call("Network.setExtraHTTPHeaders", headers=jane)
+    asked(browser, guarded, "chest")
+    assert browser.run("document.getElementById('learn').offsetParent") is None, "a trainer's"
+    browser.key("a")
+    browser.wait("document.querySelector('#reviews [data-change=withdraw]') !== null")
+    browser.run("document.querySelector('#reviews [data-change=withdraw]').click()")
+    browser.wait("document.querySelector('#reviews [data-state=withdrawn]') !== null")
+    with httpx.Client(base_url=guarded.url, headers=jane, trust_env=False) as client:
+        me = client.get("/sparsight/me").json()["reviewer"]
+        episode = client.get("/sparsight/episodes").json()[0]["episode"]
+        [given] = client.get(f"/sparsight/episodes/{episode}/feedback").json()
+    assert (given["reviewer"], given["changes"][-1]["by"]) == (me, me)
+    assert me in browser.run("document.getElementById('reviews').textContent")
+
+    browser.call("Network.setExtraHTTPHeaders", headers=guarded.as_("joe", "reviewer"))
+    browser.call("Page.navigate", url=f"{guarded.url}/sparsight/")
+    browser.wait("document.querySelector('#history button') !== null")
+    browser.run("document.querySelector('#history button').click()")
+    browser.wait("document.querySelectorAll('#reviews > li').length === 1")
+    assert browser.run("document.querySelector('#reviews button') === null"), "not his to change"
+
+    browser.call("Network.setExtraHTTPHeaders", headers=guarded.as_("rita", "reader"))
+    browser.call("Page.navigate", url=f"{guarded.url}/sparsight/?study=head&question=Is%20there%20a%20nodule%3F")
+    browser.wait("document.querySelector('#answer .said') !== null && document.getElementById('canvas').width > 200")
+    shown = "['feedback', 'learn', 'blinded'].filter((id) => document.getElementById(id).offsetParent !== null)"
+    assert browser.run(shown) == []
+    browser.run("document.activeElement.blur()")
+    browser.key("a")
+
+    browser.call("Network.setExtraHTTPHeaders", headers=guarded.as_("tom", "trainer"))
+    browser.call("Page.navigate", url=f"{guarded.url}/sparsight/")
+    browser.wait("document.querySelectorAll('#policies tr').length === 1 && !document.getElementById('learn').disabled")
+    assert browser.run("document.getElementById('learn').offsetParent !== null")
+
+    # nobody was refused anything by their own page, nor told so
+    faults = [e for e in browser.events if e.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded")]
+    assert not faults, faults
+    refused = [e["params"]["response"] for e in browser.events if e.get("method") == "Network.responseReceived"]
+    assert {response["status"] for response in refused} <= {200, 304}, refused

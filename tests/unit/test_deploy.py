@@ -61,6 +61,41 @@ def test_the_database_has_one_name_and_its_password_is_in_a_file(compose: dict[s
     assert "password" not in str(ours["environment"]).lower()
 
 
+def test_compose_takes_it(absent: Callable[[str], NoReturn]) -> None:
+    """By a parser that knows every key and value of the specification."""
+    try:
+        from compose_spec import PyCompose
+    except ImportError:
+        absent("no compose-spec: make setup")
+    text = (DEPLOY / "compose.yaml").read_text()
+    assert PyCompose.from_yaml(text).service_names() == ["proxy", "login", "sparsight", "postgres", "orthanc"]
+    for there, wrong in (("cap_drop:", "cap_dropped:"), ("interval: 5s", "interval: soon")):
+        with pytest.raises(ValueError):
+            PyCompose.from_yaml(text.replace(there, wrong))
+
+
+def test_docker_takes_the_image_s_recipe(absent: Callable[[str], NoReturn], tmp_path: Path) -> None:
+    """By docker's own parser, and the shell's of what is run."""
+    try:
+        import dockerfile
+    except ImportError:
+        absent("no dockerfile: make setup")
+    commands = dockerfile.parse_file(str(DEPLOY / "Dockerfile"))
+    flags = {"COPY": {"from"}, "HEALTHCHECK": {"start-period", "interval", "timeout"}}
+    known = {"FROM", "WORKDIR", "RUN", "ARG", "ENV", "USER", "VOLUME", "EXPOSE", "STOPSIGNAL", "ENTRYPOINT", "CMD"}
+    for command in commands:
+        assert command.cmd in known | set(flags), command.original
+        assert {flag[2:].partition("=")[0] for flag in command.flags} <= flags.get(command.cmd, set())
+        assert all(command.value), command.original
+    stages = [command.value for command in commands if command.cmd == "FROM"]
+    named = {name for _, *rest in stages for name in rest if name != "AS"}
+    assert {flag.partition("=")[2] for command in commands for flag in command.flags if "from=" in flag} <= named
+    assert all(":" in image for image, *_ in stages), "of one version each"
+    for command in commands:
+        if command.cmd == "RUN":
+            subprocess.run(["sh", "-n"], input=command.value[0], text=True, check=True, timeout=10)
+
+
 def test_networks_volumes_and_files_of_the_composition_are_there(compose: dict[str, Any]) -> None:
     for name, service in compose["services"].items():
         assert set(service["networks"]) <= set(compose["networks"]), name

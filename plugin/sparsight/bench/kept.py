@@ -23,6 +23,7 @@ class Kept:
             return None
 
     def save(self, part: object, data: bytes) -> None:
+        """Keep what a part came to, whole or not at all."""
         self._folder.mkdir(parents=True, exist_ok=True)
         replace_file(self._file(part), data)
 

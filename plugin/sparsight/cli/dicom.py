@@ -26,6 +26,9 @@ def dicom(
     only: Annotated[
         list[str] | None, typer.Option(help="report, evidence or corrections; repeat it. Default: all there can be.")
     ] = None,
+    deidentify: Annotated[
+        bool, typer.Option("--deidentify", help="Without the patient (PS3.15, Basic Profile); no report, no PACS.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Write an answer and its corrections as DICOM (structured report, segmentations), or store them in the PACS."""
@@ -37,9 +40,13 @@ def dicom(
             expected="one of them",
             todo="give a folder, or --store",
         )
+    if deidentify and store:
+        raise InputError(
+            "--deidentify and --store", expected="a folder", todo="give --out: the PACS has the patient's own study"
+        )
     session: Session = context.obj
     with session.service(studies) as service:
-        made = make_results(service, episode, cast(list[Kind] | None, only))  # it checks them
+        made = make_results(service, episode, cast(list[Kind] | None, only), deidentify=deidentify)  # it checks them
         if out is None:
             send_results(service, made)
         written = None if out is None else write_results(service, made, out)

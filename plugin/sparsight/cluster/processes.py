@@ -67,6 +67,7 @@ class Processes(Ranks):
             )
 
     def lead(self, work: Callable[..., T], reader: Reader, given: Any, **here: Any) -> T:
+        """As in Ranks: the first process tells the others what to do."""
         self.same((work, given))
         return self._together(work, reader, given, **here)
 
@@ -97,6 +98,7 @@ class Processes(Ranks):
         return work(reader, self, given, **here)
 
     def everyone(self, work: Callable[[], T]) -> list[T]:
+        """As in Ranks: what each process made of it, by rank."""
         own: T | Exception
         try:
             own = work()
@@ -112,6 +114,7 @@ class Processes(Ranks):
         return told
 
     def same(self, value: T) -> T:
+        """As in Ranks: the first process's value."""
         held: list[Any] = [value if self.rank == 0 else None]
         dist.broadcast_object_list(held, src=0, group=self._group)
         told: T = held[0]
@@ -119,6 +122,7 @@ class Processes(Ranks):
 
     @torch.no_grad()
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """As in Ranks: the sum over all processes, in each of them."""
         own = list(parameters)
         there = torch.tensor([float(p.grad is not None) for p in own])
         parts = [torch.zeros(p.numel()) if p.grad is None else p.grad.flatten().float().cpu() for p in own]

@@ -28,6 +28,7 @@ NIFTI = (".nii", ".nii.gz")
 ITK = (".nrrd", ".mha")  # .nhdr and .mhd point to another file, which may be any file: not read
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_AT_ONCE = 2**22  # voxels of NIfTI that are unpacked and scaled together
 MAX_BEFORE_VOXELS = 2**24  # bytes of NIfTI header extensions, which nibabel unpacks before it tells the size
 MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}  # NIfTI xyzt_units
 
@@ -104,8 +105,21 @@ def _nifti(path: Path) -> tuple[Voxels, FloatArray]:
     if image.get_data_dtype().fields or image.get_data_dtype().kind == "c":
         raise ImageError("NIfTI of colour or complex values", expected="one number per voxel", todo="convert it")
     affine = RAS_TO_LPS @ np.diag([*[MM.get(header.get_xyzt_units()[0], 1.0)] * 3, 1.0]) @ image.affine
-    voxels = np.asarray(image.dataobj, dtype=np.float32).reshape(shape, order="A")
+    voxels = _nifti_values(path, image.dataobj, shape[0] * shape[1] * shape[2]).reshape(shape, order="F")
     return voxels.transpose(2, 1, 0), _checked(affine)
+
+
+def _nifti_values(path: Path, proxy: Any, count: int) -> Voxels:
+    """Scaled voxels in the file's order, (count,): a part at a time, for nibabel holds what is stored twice as well."""
+    values = np.empty(count, np.float32)
+    with ImageOpener(path) as file:
+        for at in range(0, count, _AT_ONCE):
+            n = min(_AT_ONCE, count - at)
+            offset = proxy.offset + at * proxy.dtype.itemsize
+            stored = ((n,), proxy.dtype, offset, proxy.slope, proxy.inter)
+            part = nibabel.arrayproxy.ArrayProxy(file, stored, mmap=False)  # it would map what is packed, too
+            values[at : at + n] = np.asarray(part, dtype=np.float32)
+    return values
 
 
 def _nifti_kind(path: Path) -> Any:

@@ -27,13 +27,20 @@ class Grid(Protocol):
     """What the geometry needs to know of a grid; `TokenGrid` and `GridGeometry` both are one (fields: types.py)."""
 
     @property
-    def shape(self) -> tuple[int, int, int]: ...  # (gd, gh, gw)
+    def shape(self) -> tuple[int, int, int]:
+        """(gd, gh, gw)."""
+
     @property
-    def patch(self) -> tuple[float, float, float]: ...
+    def patch(self) -> tuple[float, float, float]:
+        """Voxels of a token along (i, j, k)."""
+
     @property
-    def uvw_to_ijk(self) -> FloatArray: ...
+    def uvw_to_ijk(self) -> FloatArray:
+        """(4, 4)."""
+
     @property
-    def uvw_to_lps(self) -> FloatArray: ...
+    def uvw_to_lps(self) -> FloatArray:
+        """(4, 4), mm."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,6 +74,7 @@ class HalfReader(NanoReader):
         self.__dict__ = reader.__dict__
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
+        """As the reader does, in bfloat16."""
         with torch.autocast("cpu", torch.bfloat16):
             return super().score(requests)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, UploadFile
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
@@ -99,6 +98,8 @@ _EVENTS: Responses = {
     202: {"model": WithheldReply, "description": "asked blinded: recorded, and kept back until a blinded reading"},
 }
 
+_LEFT = 499  # as nginx has it: nobody gets it, log and metrics do
+
 router = APIRouter(prefix="/sparsight")
 
 
@@ -123,7 +124,7 @@ async def ask(request: AskRequest, service: Served, http: Request) -> Any:
         question = Question(question.text, kind, choices if kind != "free" else (), request.region)
     episode = new_id()
 
-    def run(tell: OnProgress | None = None) -> dict[str, Any]:
+    def run(tell: OnProgress) -> dict[str, Any]:
         asked = service.ask(
             request.study,
             question,
@@ -140,7 +141,9 @@ async def ask(request: AskRequest, service: Served, http: Request) -> Any:
     if stream.wants_events(http):
         pair = request.prior is not None
         return await stream.stream(run, episode, http, pair=pair, blinded=request.blinded)
-    told = await run_in_threadpool(run)
+    told = await stream.whole(run, http)
+    if told is None:
+        return Response(status_code=_LEFT)
     return JSONResponse(told, status_code=202) if request.blinded else told
 
 

@@ -13,6 +13,7 @@ from sparsight.types import Change, Difficulty, Doubt, FeedbackState
 Point = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 Corners = tuple[Point, Point]
 Voxel = tuple[int, int, int]
+Kind = Literal["report", "evidence", "corrections"]  # of DICOM objects
 Identifier = Annotated[str, Field(min_length=1, max_length=256)]
 Pseudonym = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
 _BOUND = "where people log in it must be their own (GET /sparsight/me), or left out"
@@ -271,9 +272,7 @@ class DicomRequest(_Request):
 
     model_config = _shown(examples.DICOM_REQUEST)
 
-    objects: list[Literal["report", "evidence", "corrections"]] | None = Field(
-        None, min_length=1, max_length=3, description="default: all that there can be"
-    )
+    objects: list[Kind] | None = Field(None, min_length=1, max_length=3, description="default: all that there can be")
     store: bool = Field(False, description="send them to the PACS; else they are written to files on the server")
 
 
@@ -282,7 +281,7 @@ class DicomObjectReply(BaseModel):
 
     model_config = _shown(examples.DICOM_OBJECT)
 
-    kind: Literal["report", "evidence", "corrections"]
+    kind: Kind
     sop_class_uid: str
     sop_uid: str
     series_uid: str
@@ -295,7 +294,7 @@ class DicomLeftOutReply(BaseModel):
 
     model_config = _shown(examples.DICOM_LEFT_OUT)
 
-    kind: Literal["report", "evidence", "corrections"]
+    kind: Kind
     why: str
 
 

@@ -55,6 +55,28 @@ async def stream(run: Run, episode: str, request: Request, *, pair: bool, blinde
     return _Events(asking, episode, first, request)
 
 
+async def whole(run: Run, request: Request) -> dict[str, Any] | None:
+    """What `run` computes in a thread. A client that closes the connection ends it likewise; then None."""
+    left = threading.Event()
+
+    def tell(progress: Progress) -> None:
+        if left.is_set() and progress.stage not in _READ:
+            raise _ClientLeftError
+
+    async def listen() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        left.set()
+
+    listening = asyncio.create_task(listen())
+    try:
+        return await to_thread.run_sync(run, tell)
+    except _ClientLeftError:
+        return None
+    finally:
+        listening.cancel()
+
+
 class _Asking:
     """A computation in a thread and the events it made; at the end None, or what it raised."""
 
@@ -80,7 +102,7 @@ class _Asking:
         if self._blinded:
             if progress.stage not in _BLIND:
                 return
-            progress = replace(progress, evidence=None)
+            progress = replace(progress, look=None)
         for name, data in _told(progress, self._pair):
             self._put(event(name, data))
 
@@ -132,9 +154,9 @@ def event(name: str, data: dict[str, Any]) -> bytes:
 
 def _told(progress: Progress, pair: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     """The events that stand for what the service told (docs/api.md)."""
-    found = progress.evidence
     if progress.stage in _STAGES:
         yield "progress", {"stage": _STAGES[progress.stage]}
+    found = progress.look() if progress.look is not None else None
     if progress.stage == "token":
         yield "token", {"text": progress.text}
     elif progress.stage == "answer":

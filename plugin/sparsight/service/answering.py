@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -46,14 +47,15 @@ _T = TypeVar("_T")
 class Progress:
     """Something happened during ask or learn: for a progress bar or an event stream.
 
-    evidence: of `read` where the tokens lie that a reading begins with, of `evidence` what the answer rests on.
+    look: works out, for whoever shows it, where the tokens lie: of `read` those that a reading begins with, of
+    `evidence` those that the answer rests on.
     """
 
     stage: str  # load, encode, select, read (its tokens follow), token, recheck, answer, evidence; step, sentinel, gate
     done: int = 0
     total: int = 0
     text: str = ""
-    evidence: Evidence | None = None
+    look: Callable[[], Evidence] | None = None
 
 
 OnProgress = Callable[[Progress], None]
@@ -79,7 +81,7 @@ class Answering:
 
     reader: Reader
     config: ServeConfig
-    volume: ImageVolume | None  # None: nobody is told where the tokens lie
+    volume: ImageVolume | None  # None: nobody can be told where the tokens lie
     grid: TokenGrid
     question: Question
     tell: OnProgress
@@ -125,8 +127,8 @@ class Answering:
         asked = len(selection.keep)
         while True:
             if self.volume is not None:
-                found = evidence.describe(self.volume, self.grid, selection, necessity=None, threshold=0.0)
-                self.tell(Progress("read", evidence=found))
+                look = partial(evidence.describe, self.volume, self.grid, selection, necessity=None, threshold=0.0)
+                self.tell(Progress("read", look=look))
             try:
                 answer = self.reader.read(
                     self.question, self.grid, selection, on_token=lambda text: self.tell(Progress("token", text=text))

@@ -137,9 +137,7 @@ class Service:
             necessity=reading.necessity,
             threshold=serve.necessity_nats,
         )
-        tell(Progress("evidence", evidence=found))
-        if study_.whole:
-            self._keep_tokens(study_)
+        tell(Progress("evidence", look=lambda: found))
         timings = {**study_.timings_ms, **reading.timings_ms, "total": (time.perf_counter() - start) * 1000}
         episode = Episode(
             id=episode_id or new_id(),
@@ -164,7 +162,10 @@ class Service:
             slices=None if grid.encoded is None else int(grid.encoded.sum()),
             blinded=blinded,
         )
-        self.store.save_episode(episode)
+        new = study_.whole and volume.sha256 not in self._tokens_kept
+        self.store.save_episode(episode, features_of(grid) if new else None)
+        if study_.whole:
+            self._tokens_kept.add(volume.sha256)
         for tell_of in self.listeners:
             tell_of(episode)
         self._shadow(study_, episode, share)
@@ -328,8 +329,7 @@ class Service:
         return doubt is not None or is_of_all(question, reading.answer.text)
 
     def _answering(self, study: Encoded, question: Question, tell: OnProgress | None = None) -> Answering:
-        heard = None if tell is None else study.volume  # where tokens lie is worked out for whoever listens
-        return Answering(self.reader, self.config.serve, heard, study.grid, question, tell or _quiet)
+        return Answering(self.reader, self.config.serve, study.volume, study.grid, question, tell or _quiet)
 
     def _answer(
         self,
@@ -422,10 +422,9 @@ class Service:
 
     def _keep_tokens(self, study: Encoded) -> None:
         """Store what was encoded, so that a correction can be learned when the study is no longer at hand."""
-        if study.volume.sha256 in self._tokens_kept:
-            return
-        self.store.put_features(study.volume.sha256, self.reader.id, features_of(study.grid))
-        self._tokens_kept.add(study.volume.sha256)
+        if study.volume.sha256 not in self._tokens_kept:
+            self.store.put_features(study.volume.sha256, self.reader.id, features_of(study.grid))
+            self._tokens_kept.add(study.volume.sha256)
 
     def _places(self, episode: Episode) -> TokenGrid:
         """Where the tokens of an episode's study lie, at the size it was asked at; some may not be encoded yet."""

@@ -11,6 +11,7 @@ write both: keep `head()` elsewhere to show that too.
 from __future__ import annotations
 
 import json
+import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -76,6 +77,46 @@ def keep_head(path: Path, last: Head) -> None:
     """
     with suppress(BusyError, ConfigError), disk_errors():
         replace_file(path, canonical(last).encode())
+
+
+class Witness:
+    """Keeps the witness up to date behind those who write to the log: nobody waits for it.
+
+    It lags by the milliseconds that its disk takes; of heads that come meanwhile only the newest is written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._newest = path, GENESIS
+        self._writer: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def keep(self, last: Head) -> None:
+        """Have this head written, unless a newer one was."""
+        with self._lock:
+            if last <= self._newest:
+                return
+            self._newest = last
+            if self._writer is None or not self._writer.is_alive():
+                self._writer = threading.Thread(target=self._write, name="sparsight-witness")
+                with suppress(RuntimeError):  # no more threads: it lags until there are
+                    self._writer.start()
+
+    def wait(self) -> None:
+        """Until what was given so far is on the disk, or was refused by it."""
+        with self._lock:
+            writer = self._writer
+        if writer is not None and writer.is_alive():
+            writer.join()
+
+    def _write(self) -> None:
+        written = GENESIS
+        while True:
+            with self._lock:
+                if self._newest == written:
+                    self._writer = None
+                    return
+                written = self._newest
+            keep_head(self._path, written)
 
 
 def verify(connection: Connection, head_file: Path, *, anchor: Head | None = None) -> list[str]:

@@ -2,7 +2,7 @@
 
     manifest.json    format, release, time, head of the audit log, {name: sha256}
     store.db         every row as SQLite, whichever database it came from
-    blobs/…, readers/…, datastore/…    arrays, policies and what was decided about them, labels with their index
+    blobs/…, readers/…, datastore/…    masks and tokens, policies and what was decided of them, labels with their index
 
 Not in it: studies, and what is made of them (converted images); weights of readers, which come with the release.
 Policies are held still meanwhile, and rows are one snapshot taken after them: a policy never comes without the record
@@ -37,7 +37,8 @@ from sparsight.store.files import disk_errors, fsync_folder, locked, make_folder
 
 _FORMAT = 1
 _ROWS = (  # in the order in which they refer to each other
-    tables.episodes, tables.feedback, tables.changes, tables.learned, tables.features, tables.shadows, tables.audit
+    tables.arrays, tables.episodes, tables.feedback, tables.changes, tables.learned, tables.features, tables.shadows,
+    tables.audit,
 )  # fmt: skip
 _FOLDERS = ("blobs", "readers", "datastore")
 _NAME = re.compile(r"(store\.db|(blobs|readers|datastore)(/(?!\.{1,2}(/|$))[^/\x00\\]{1,255}){1,8})")

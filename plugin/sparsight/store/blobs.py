@@ -1,5 +1,7 @@
 """Arrays by content: `blobs/ab/<sha256>.safetensors`. Equal arrays are one file; an altered one is found on reading.
 
+What is drawn and what is encoded is kept so; arrays of answers, which are small, are rows (arrays.py).
+
 Safetensors holds numbers only, so reading a foreign file runs no code.
 """
 
@@ -34,6 +36,22 @@ def pack(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     return data
 
 
+def unpack(data: bytes | None, sha256: str) -> Arrays:
+    """What was packed. Raises WeightsError when there is nothing, or it is not what was stored under this hash."""
+    if data is None or hash_of(data) != sha256:
+        raise WeightsError(
+            f"the stored arrays {sha256[:12]} are {'missing' if data is None else 'altered'}",
+            expected="the bytes that were stored (sha256)",
+            todo="restore the store from a backup",
+        )
+    return dict(load(data))
+
+
+def hash_of(data: bytes) -> str:
+    """Their name."""
+    return hashlib.sha256(data).hexdigest()
+
+
 class BlobStore:
     """Content-addressed arrays in a folder. Writers need no lock: equal names hold equal bytes."""
 
@@ -49,10 +67,10 @@ class BlobStore:
         A record that fails after this leaves a file nobody refers to, which the next try uses.
         """
         data = pack(arrays)
-        sha256 = hashlib.sha256(data).hexdigest()
+        sha256 = hash_of(data)
         path = self._path(sha256)
         with disk_errors():
-            if not (path.exists() and _hash(path.read_bytes()) == sha256):
+            if not (path.exists() and hash_of(path.read_bytes()) == sha256):
                 make_folder(path.parent)
                 replace_file(path, data, temporary=self._temporary)
         return sha256
@@ -62,13 +80,7 @@ class BlobStore:
         path = self._path(sha256)
         with disk_errors():
             data = path.read_bytes() if path.is_file() else None
-        if data is None or _hash(data) != sha256:
-            raise WeightsError(
-                f"the stored arrays {sha256[:12]} are {'missing' if data is None else 'altered'}",
-                expected="the bytes that were stored (sha256)",
-                todo="restore the store's blobs folder from a backup",
-            )
-        return dict(load(data))
+        return unpack(data, sha256)
 
     def _path(self, sha256: str) -> Path:
         if not re.fullmatch(r"[0-9a-f]{64}", sha256):
@@ -85,7 +97,3 @@ class BlobStore:
             for entry in entries:
                 if time.time() - entry.stat().st_mtime > _STALE_S:
                     Path(entry.path).unlink(missing_ok=True)
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -19,12 +19,14 @@ from types import TracebackType
 from typing import Any, Literal, TypeVar
 from uuid import uuid4
 
-from sqlalchemy import Connection, Row, Select, func, select, true
+from sqlalchemy import Connection, Row, select, true
 
-from sparsight.errors import ConflictError, FeedbackError, NotFoundError, SparsightError, WeightsError
-from sparsight.store import audit, changes, corrected, decisions, shadows, tables
+from sparsight.errors import ConflictError, FeedbackError, SparsightError, WeightsError
+from sparsight.store import arrays as rows
+from sparsight.store import audit, changes, corrected, decisions, queries, shadows, tables
+from sparsight.store import features as encoded
 from sparsight.store.audit import Head
-from sparsight.store.blobs import BlobStore
+from sparsight.store.blobs import BlobStore, hash_of, pack, unpack
 from sparsight.store.engine import Database
 from sparsight.store.features import Features, from_arrays, to_arrays
 from sparsight.store.files import make_folder
@@ -61,20 +63,29 @@ class Store:
         make_folder(root)
         self._blobs = BlobStore(root / "blobs")
         self._head_file = root / "audit.head"
+        self._witness = audit.Witness(self._head_file)
         self._database = Database(url_or_path, root, busy_timeout_s=busy_timeout_s)
         if not self._head_file.exists() and self.audit_head() == audit.GENESIS:
             audit.keep_head(self._head_file, audit.GENESIS)
 
-    def save_episode(self, episode: Episode) -> bool:
-        """Record an answered question; True if it is new. Raises ConflictError (same id, other content), InputError."""
+    def save_episode(self, episode: Episode, tokens: Features | None = None) -> bool:
+        """Record an answered question; True if it is new. Raises ConflictError (same id, other content), InputError.
+
+        tokens: of its study, where they are not kept yet (`put_features`).
+        """
         record, arrays = episode_to_record(episode)
-        body = canonical(record | {"arrays": self._blobs.put(arrays)})
+        blob = None if tokens is None else self._blobs.put(to_arrays(tokens))
+        data = pack(arrays)
+        body = canonical(record | {"arrays": hash_of(data)})
         with self._database.write() as connection:
             known = connection.execute(select(tables.episodes.c.body).filter_by(id=episode.id)).scalar_one_or_none()
             if known is not None:
                 return _same(known, body, "an episode's id")
-            seq = _next(connection, tables.episodes.c.seq)
+            seq = queries.next_seq(connection, tables.episodes.c.seq)
             row = {"seq": seq, "id": episode.id, "study_sha256": sha256_of(episode.study), "body": body}
+            rows.put(connection, hash_of(data), data)
+            if blob is not None:
+                encoded.put(connection, episode.volume_sha256, episode.reader, blob)
             connection.execute(tables.episodes.insert(), row)
             entry = {
                 "episode": episode.id,
@@ -83,15 +94,15 @@ class Store:
                 "study_sha256": row["study_sha256"],
             }
             last = audit.append(connection, "ask", entry)
-        audit.keep_head(self._head_file, last)
+        self._witness.keep(last)
         return True
 
     def episode(self, episode_id: str) -> Episode:
         """Read an episode with its arrays. Raises NotFoundError, WeightsError (arrays altered)."""
         with self._database.read() as connection:
-            body = connection.execute(_by_id(tables.episodes.c.body, episode_id)).scalar_one_or_none()
+            body = connection.execute(queries.by_id(tables.episodes.c.body, episode_id)).scalar_one_or_none()
         if body is None:
-            raise _unknown("episode")
+            raise queries.unknown("episode")
         return self._episode(body)
 
     def episodes(
@@ -106,9 +117,9 @@ class Store:
             query = query.filter_by(study_sha256=sha256_of(study))
         with self._database.read() as connection:
             if before is not None:
-                seq = connection.execute(_by_id(tables.episodes.c.seq, before)).scalar_one_or_none()
+                seq = connection.execute(queries.by_id(tables.episodes.c.seq, before)).scalar_one_or_none()
                 if seq is None:
-                    raise _unknown("episode")
+                    raise queries.unknown("episode")
                 query = query.where(tables.episodes.c.seq < seq)
             bodies = connection.execute(query).scalars().all()
         return _readable(self._episode, bodies, on_fault)
@@ -132,9 +143,9 @@ class Store:
                         "a correction that was kept as a draft", expected="a new one", todo="submit it by its key"
                     )
                 return _same(known, content, "a correction's key")
-            answered_by = _policy_of(connection, feedback.episode)
+            answered_by = queries.policy_of(connection, feedback.episode)
             row = {
-                "seq": _next(connection, tables.feedback.c.seq),
+                "seq": queries.next_seq(connection, tables.feedback.c.seq),
                 "feedback_key": feedback.key,
                 "episode_id": feedback.episode,
                 "content_sha256": content,
@@ -148,7 +159,7 @@ class Store:
                 kept = f"draft-{uuid4().hex}"
                 first = FeedbackChange(kept, feedback.key, "draft", feedback.reviewer, feedback.created, "draft")
                 last = self._record_change(connection, first)
-        audit.keep_head(self._head_file, last)
+        self._witness.keep(last)
         return True
 
     def change_feedback(
@@ -165,14 +176,14 @@ class Store:
             if (known := changes.by_key(connection, change_key)) is not None:
                 _same(canonical([known.feedback, known.change]), canonical([key, change]), "a change's key")
                 return known.state
-            if connection.execute(_one_feedback(key)).one_or_none() is None:
-                raise _unknown("correction")
+            if connection.execute(queries.one_feedback(key)).one_or_none() is None:
+                raise queries.unknown("correction")
             life = self._life(connection, key)
             state = life.after(change)
             if state is None:
                 return life.states[-1]
             last = self._record_change(connection, FeedbackChange(change_key, key, change, by, created, state))
-        audit.keep_head(self._head_file, last)
+        self._witness.keep(last)
         return state
 
     def changes_of(self, key: str) -> list[FeedbackChange]:
@@ -217,13 +228,13 @@ class Store:
         lineage: ids of the live policy and its ancestors (PolicyRegistry.lineage). on_fault: told of each correction
         that cannot be read, which is then left out; without it the first one raises WeightsError (arrays altered).
         """
-        keys = _used_by(lineage)
+        keys = queries.used_by(lineage)
         return self._feedback_where(tables.feedback.c.feedback_key.not_in(keys), on_fault)
 
     def learned_keys(self, lineage: Sequence[str], role: Role | None = None) -> set[str]:
         """Keys of all corrections that `lineage` has used, of a role or of any, also of those withdrawn since."""
         with self._database.read() as connection:
-            return set(connection.execute(_used_by(lineage, role)).scalars())
+            return set(connection.execute(queries.used_by(lineage, role)).scalars())
 
     def learned(
         self, lineage: Sequence[str], role: Role | None = None, *, on_fault: OnFault | None = None
@@ -232,7 +243,7 @@ class Store:
 
         on_fault: as in `unlearned`.
         """
-        return self._feedback_where(tables.feedback.c.feedback_key.in_(_used_by(lineage, role)), on_fault)
+        return self._feedback_where(tables.feedback.c.feedback_key.in_(queries.used_by(lineage, role)), on_fault)
 
     def mark_learned(self, policy: PolicyVersion, *, train: Sequence[str], heldout: Sequence[str] = ()) -> bool:
         """Record from which corrections a policy learned and by which it was judged; True if that is new.
@@ -254,12 +265,12 @@ class Store:
                 return _same(canonical(known), canonical(roles), "a policy's list of corrections")
             stored = set(connection.execute(select(tables.feedback.c.feedback_key)).scalars())
             if not roles.keys() <= stored:
-                raise _unknown("correction")
+                raise queries.unknown("correction")
             rows = [{"policy_id": policy.id, "feedback_key": key, "role": role} for key, role in roles.items()]
             if rows:
                 connection.execute(tables.learned.insert(), rows)
             last = audit.append(connection, "learn", audit.policy_entry(policy) | audit.learned_entry(roles))
-        audit.keep_head(self._head_file, last)
+        self._witness.keep(last)
         return True
 
     def put_features(self, volume_sha256: str, reader: str, features: Features) -> bool:
@@ -267,25 +278,16 @@ class Store:
 
         Raises InputError when features are not (N, C) float16 with N = gd * gh * gw.
         """
-        check_id(volume_sha256, what="a volume's hash")
-        check_id(reader, what="a reader's id")
         blob = self._blobs.put(to_arrays(features))
-        key = {"volume_sha256": volume_sha256, "reader": reader}
         with self._database.write() as connection:
-            known = connection.execute(select(tables.features.c.blob).filter_by(**key)).scalar_one_or_none()
-            if known == blob:
-                return False
-            connection.execute(tables.features.delete().filter_by(**key))
-            connection.execute(tables.features.insert(), key | {"blob": blob})
-        return True
+            return encoded.put(connection, volume_sha256, reader, blob)
 
     def features(self, volume_sha256: str, reader: str) -> Features:
         """Read an encoded study. Raises NotFoundError (encode it again), WeightsError (altered)."""
-        query = select(tables.features.c.blob).filter_by(volume_sha256=volume_sha256, reader=reader)
         with self._database.read() as connection:
-            blob = connection.execute(query).scalar_one_or_none()
+            blob = encoded.blob_of(connection, volume_sha256, reader)
         if blob is None:
-            raise _unknown("encoded study")
+            raise queries.unknown("encoded study")
         return from_arrays(self._blobs.get(blob))
 
     def save_shadow(self, shadow: Shadow) -> bool:
@@ -323,17 +325,17 @@ class Store:
         about = {} if policy is None else audit.policy_entry(policy)
         with self._database.write() as connection:
             last = audit.append(connection, kind, about | hashes)
-        audit.keep_head(self._head_file, last)
+        self._witness.keep(last)
 
     def record_results(self, episode_id: str, to: Literal["folder", "pacs"], sha256: dict[str, str]) -> None:
         """Log that DICOM objects of an answer left. sha256: of each as it was written, by SOP instance UID."""
         with self._database.write() as connection:
             last = audit.append(connection, "results", {"episode": episode_id, "to": to, "objects": sha256})
-        audit.keep_head(self._head_file, last)
+        self._witness.keep(last)
 
     def forget(self, studies: Collection[str], *, before: datetime | None = None) -> Forgotten:
         """Delete all there is of studies, for good; the log keeps hashes (forget.py). No server may run beside it."""
-        return erase(self._database, self._blobs.root, self._head_file, studies, before)
+        return erase(self._database, self._blobs.root, self._witness.keep, studies, before)
 
     def audit_head(self) -> Head:
         """Number and hash of the log's last entry; kept elsewhere, it shows any later tampering (`verify(anchor=)`)."""
@@ -345,12 +347,14 @@ class Store:
 
         readers: the folder with the registries of policies, compared with the log, too (decisions.py).
         """
+        self._witness.wait()
         with decisions.unchanged(readers) as registries, self._database.read() as connection:
             problems = audit.verify(connection, self._head_file, anchor=anchor)
             return [*problems, *decisions.differences(connection, registries)]
 
     def close(self) -> None:
-        """Give back the database's connections."""
+        """Wait for the log's witness, and give back the database's connections."""
+        self._witness.wait()
         self._database.close()
 
     def __enter__(self) -> Store:
@@ -363,7 +367,10 @@ class Store:
 
     def _episode(self, body: str) -> Episode:
         record = json.loads(body)
-        return episode_from_record(record, self._blobs.get(record["arrays"]))
+        with self._database.read() as connection:
+            data = rows.get(connection, record["arrays"])
+        kept = unpack(data, record["arrays"]) if data is not None else self._blobs.get(record["arrays"])
+        return episode_from_record(record, kept)
 
     def _feedback(self, body: str) -> Feedback:
         record = json.loads(body)
@@ -371,16 +378,16 @@ class Store:
 
     def _row(self, key: str) -> Row[Any]:
         with self._database.read() as connection:
-            row = connection.execute(_one_feedback(key)).one_or_none()
+            row = connection.execute(queries.one_feedback(key)).one_or_none()
         if row is None:
-            raise _unknown("correction")
+            raise queries.unknown("correction")
         return row
 
     def _life(self, connection: Connection, key: str) -> changes.Life:
         return changes.Life.of([change.change for change in changes.of(connection, key)])
 
     def _record_change(self, connection: Connection, change: FeedbackChange) -> Head:
-        row = changes.row_of(change, _next(connection, tables.changes.c.seq))
+        row = changes.row_of(change, queries.next_seq(connection, tables.changes.c.seq))
         connection.execute(tables.changes.insert(), row)
         entry = {"change": change.key, "feedback": change.feedback, "sha256": sha256_of(changes.sealed(row))}
         return audit.append(connection, "change", entry)
@@ -407,33 +414,6 @@ def _readable(read: Callable[[str], _T], bodies: Iterable[str], on_fault: OnFaul
     return found
 
 
-def _used_by(lineage: Sequence[str], role: Role | None = None) -> Select[Any]:
-    used = select(tables.learned.c.feedback_key).where(tables.learned.c.policy_id.in_(list(lineage)))
-    return used if role is None else used.filter_by(role=role)
-
-
-def _next(connection: Connection, column: Any) -> int:
-    """The next row number; writers are serialised, so nobody else takes it."""
-    return int(connection.execute(select(func.coalesce(func.max(column), 0))).scalar_one()) + 1
-
-
-def _by_id(column: Any, episode_id: str) -> Select[Any]:
-    """Find an episode by an id that may be anything: some texts no database takes even as a parameter."""
-    return select(column).filter_by(id=episode_id if is_id(episode_id) else "")
-
-
-def _policy_of(connection: Connection, episode_id: str) -> str:
-    """Hash of the policy that answered. Raises NotFoundError."""
-    body = connection.execute(_by_id(tables.episodes.c.body, episode_id)).scalar_one_or_none()
-    if body is None:
-        raise _unknown("episode")
-    return str(json.loads(body)["policy_sha256"])
-
-
-def _one_feedback(key: str) -> Select[Any]:
-    return select(tables.feedback).filter_by(feedback_key=key if is_id(key) else "")
-
-
 def _same(known: str, given: str, what: str) -> Literal[False]:
     if known != given:
         raise ConflictError(
@@ -442,8 +422,3 @@ def _same(known: str, given: str, what: str) -> Literal[False]:
             todo="use a new key for new content",
         )
     return False
-
-
-def _unknown(what: str) -> NotFoundError:
-    given = f"no {what} has this id, or it was forgotten with its study"
-    return NotFoundError(given, expected="an id that sparsight gave", todo="list what is stored")

@@ -1,4 +1,4 @@
-"""Encoded studies, as learning needs them again, and what of them a blob holds."""
+"""Encoded studies, as learning needs them again: what of them a blob holds, and the rows that say which it is."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy import Connection, select
 
 from sparsight.errors import InputError
+from sparsight.store import tables
 from sparsight.store.blobs import Arrays
+from sparsight.store.records import check_id
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,3 +60,22 @@ def from_arrays(arrays: Arrays) -> Features:
         uvw_to_lps=arrays["uvw_to_lps"],
         extras={name.removeprefix("extras."): a for name, a in arrays.items() if name.startswith("extras.")},
     )
+
+
+def put(connection: Connection, volume_sha256: str, reader: str, blob: str) -> bool:
+    """Say which blob holds a study's tokens, inside the caller's write transaction; False if that is known."""
+    key = {
+        "volume_sha256": check_id(volume_sha256, what="a volume's hash"),
+        "reader": check_id(reader, what="a reader's id"),
+    }
+    if blob_of(connection, volume_sha256, reader) == blob:
+        return False
+    connection.execute(tables.features.delete().filter_by(**key))
+    connection.execute(tables.features.insert(), key | {"blob": blob})
+    return True
+
+
+def blob_of(connection: Connection, volume_sha256: str, reader: str) -> str | None:
+    """Hash of the blob with a study's tokens."""
+    query = select(tables.features.c.blob).filter_by(volume_sha256=volume_sha256, reader=reader)
+    return connection.execute(query).scalar_one_or_none()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
+from sparsight.store import arrays as rows
 from sparsight.store import audit, tables
 from sparsight.store.audit import Head
 from sparsight.store.engine import Database
@@ -34,15 +35,22 @@ class Forgotten:
 
 
 def erase(
-    database: Database, arrays: Path, head_file: Path, studies: Collection[str], before: datetime | None = None
+    database: Database,
+    arrays: Path,
+    keep_head: Callable[[Head], object],
+    studies: Collection[str],
+    before: datetime | None = None,
 ) -> Forgotten:
-    """Forget studies in one transaction, then remove their arrays from `arrays` and their text from the file."""
+    """Forget studies in one transaction, then remove their arrays from the folder and their text from the file.
+
+    arrays: the folder. keep_head: told of the log's new head.
+    """
     with database.write() as connection:
         gone, unused, last = forget(connection, studies, before)
     if last is not None:
-        audit.keep_head(head_file, last)
+        keep_head(last)
     database.compact()  # also where a try before this one got no further
-    return replace(gone, arrays=remove_arrays(arrays, unused))
+    return replace(gone, arrays=gone.arrays + remove_arrays(arrays, unused))
 
 
 def forget(
@@ -73,7 +81,9 @@ def forget(
             connection.execute(column.table.delete().where(column.in_(some)))
     body = {"episodes": gone, "corrections": keys, "changes": changes, "learned": _left(connection, policies)}
     last = audit.append(connection, "forget", body)
-    return Forgotten(tuple(gone), tuple(keys), tuple(policies)), arrays - _arrays(connection), last
+    unused = arrays - _arrays(connection)
+    forgotten = Forgotten(tuple(gone), tuple(keys), tuple(policies), rows.remove(connection, unused))
+    return forgotten, unused, last
 
 
 def remove_arrays(folder: Path, hashes: Collection[str]) -> int:

@@ -1,7 +1,7 @@
 """The database's schema as an ordered list of small steps. A step that was released is never edited: add another.
 
-Plain SQL that SQLite and PostgreSQL both take. Numbers of rows (`seq`) are given by us, not by the database: writers
-are serialised (engine.py), and an audit log must not have the gaps that sequences leave.
+Plain SQL that SQLite and PostgreSQL both take, but for the type of bytes. Numbers of rows (`seq`) are given by us, not
+by the database: writers are serialised (engine.py), and an audit log must not have the gaps that sequences leave.
 """
 
 from __future__ import annotations
@@ -61,8 +61,14 @@ def _shadows(connection: Connection) -> None:
     )
 
 
+def _arrays(connection: Connection) -> None:
+    """The arrays of answers; those of before stay in files."""
+    kind = "BLOB" if connection.dialect.name == "sqlite" else "BYTEA"
+    connection.execute(text(f"CREATE TABLE arrays (sha256 VARCHAR(64) PRIMARY KEY, data {kind} NOT NULL)"))
+
+
 Migration = Callable[[Connection], None]
-MIGRATIONS: tuple[Migration, ...] = (_records, _learning, _changes, _shadows)
+MIGRATIONS: tuple[Migration, ...] = (_records, _learning, _changes, _shadows, _arrays)
 
 
 def migrate(connection: Connection, migrations: Sequence[Migration] = MIGRATIONS) -> None:

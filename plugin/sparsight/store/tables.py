@@ -1,6 +1,6 @@
 """The tables as queries name them. The schema itself is migrations.py; a test holds both together."""
 
-from sqlalchemy import Column, Integer, MetaData, String, Table, Text
+from sqlalchemy import Column, Integer, LargeBinary, MetaData, String, Table, Text
 
 metadata = MetaData()
 
@@ -12,6 +12,12 @@ episodes = Table(
     Column("id", String),
     Column("study_sha256", String),  # a hash: it only serves to filter, and a study's id may be any text
     Column("body", Text),  # canonical JSON (records.py), with the hash of its arrays
+)
+arrays = Table(
+    "arrays",
+    metadata,
+    Column("sha256", String, primary_key=True),
+    Column("data", LargeBinary),  # packed (blobs.py): the tokens of answers and their scores
 )
 feedback = Table(
     "feedback",

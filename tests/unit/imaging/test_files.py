@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sparsight.errors import GeometryError, ImageError
+from sparsight.imaging import files
 from sparsight.imaging.files import image_stem, read_volume_file, to_display
 from sparsight.imaging.load import load
 
@@ -131,6 +132,33 @@ def test_a_nifti_at_the_limit_is_read_and_one_beyond_it_is_not_unpacked(
     with pytest.raises(ImageError, match=f"128 x 128 x 129 pixels; expected .*{2**21} in all"):
         load(tmp_path / "129.nii.gz")
     assert peak(tmp_path / "129.nii.gz") < 2**20
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float64])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_nifti_takes_little_more_memory_than_its_voxels(
+    suffix: str, dtype: type, *, scaled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once as it is read, once as it is turned; what is stored, eight bytes a voxel here, never as a whole."""
+    monkeypatch.setattr(files, "_AT_ONCE", 2**15 - 1)  # the last part is a short one
+    array = RNG.integers(0, 200, (100, 90, 80)).astype(dtype)
+    image = nibabel.Nifti1Image(array, np.eye(4))
+    if scaled:
+        image.header.set_slope_inter(0.1, -7)
+    nibabel.save(image, tmp_path / f"a{suffix}")
+    tracemalloc.start()
+    try:
+        voxels, _ = read_volume_file(tmp_path / f"a{suffix}")
+        at_first = tracemalloc.get_traced_memory()[1]
+        load(tmp_path / f"a{suffix}")
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert at_first < 1.5 * voxels.nbytes
+    assert most < 3.5 * voxels.nbytes  # the first is still held
+    whole = np.asarray(nibabel.load(tmp_path / f"a{suffix}").dataobj, dtype=np.float32)
+    np.testing.assert_array_equal(voxels, whole.transpose(2, 1, 0))
 
 
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])

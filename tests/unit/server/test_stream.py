@@ -179,41 +179,49 @@ def test_silence_is_broken_by_comments(client: TestClient, monkeypatch: pytest.M
 
 def leave_after(app: FastAPI, name: bytes, timeout_s: float = 10.0) -> tuple[int, str]:
     """Ask, and close the connection when an event of this name has come: events received, and the episode's id."""
-    body, came = json.dumps(ASK).encode(), []
+    came: list[bytes] = []
 
-    async def run() -> None:
-        left, sent_body = asyncio.Event(), False
+    def got(message: dict[str, Any]) -> bool:
+        if message["type"] != "http.response.body" or not message["body"]:
+            return False
+        came.append(message["body"])
+        return came[-1].startswith(b"event: " + name)
 
-        async def receive() -> dict[str, Any]:
-            nonlocal sent_body
-            if not sent_body:
-                sent_body = True
-                return {"type": "http.request", "body": body, "more_body": False}
-            await left.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: dict[str, Any]) -> None:
-            if message["type"] == "http.response.body" and message["body"]:
-                came.append(message["body"])
-                if message["body"].startswith(b"event: " + name):
-                    left.set()
-
-        scope = {
-            "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST",
-            "path": "/sparsight/ask", "raw_path": b"/sparsight/ask", "query_string": b"", "root_path": "",
-            "scheme": "http", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1),
-            "headers": [(b"content-type", b"application/json"), (b"accept", b"text/event-stream")],
-        }  # fmt: skip
-        await asyncio.wait_for(app(scope, receive, send), timeout_s)
-
-    asyncio.run(run())
+    asyncio.run(leave_when(app, got, asyncio.Event(), b"text/event-stream", timeout_s))
     return len(came), json.loads(came[0].decode().split("data: ")[1])["episode"]
 
 
-def test_a_client_that_leaves_ends_the_computation(
-    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
+async def leave_when(
+    app: FastAPI, got: Callable[[dict[str, Any]], bool], left: asyncio.Event, accept: bytes, timeout_s: float
 ) -> None:
-    ended, said = threading.Event(), []
+    """Ask, and close the connection at a message of the reply that `got` says so of, or when `left` is set."""
+    body, sent_body = json.dumps(ASK).encode(), False
+
+    async def receive() -> dict[str, Any]:
+        nonlocal sent_body
+        if not sent_body:
+            sent_body = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        if got(message):
+            left.set()
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST",
+        "path": "/sparsight/ask", "raw_path": b"/sparsight/ask", "query_string": b"", "root_path": "",
+        "scheme": "http", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1),
+        "headers": [(b"content-type", b"application/json"), (b"accept", accept)],
+    }  # fmt: skip
+    await asyncio.wait_for(app(scope, receive, send), timeout_s)
+
+
+@pytest.fixture
+def wordy(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, list[int]]:
+    """A reader that says a thousand words; set when it ends, and what it said."""
+    ended, said = threading.Event(), list[int]()
 
     def read(*_: Any, on_token: Callable[[str], None], **__: Any) -> Answer:
         try:
@@ -225,15 +233,63 @@ def test_a_client_that_leaves_ends_the_computation(
             ended.set()
         raise AssertionError("nobody stopped it")
 
-    original = state.service().reader.read
     monkeypatch.setattr(state.service().reader, "read", read)
+    return ended, said
+
+
+def test_a_client_that_leaves_ends_the_computation(
+    app: FastAPI, client: TestClient, wordy: tuple[threading.Event, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, said = wordy
     _, episode = leave_after(app, b"token")
     assert ended.wait(2)
     assert len(said) < 500
     assert client.get(f"/sparsight/episodes/{episode}").status_code == 404
     assert client.get("/sparsight/episodes").json() == []
-    monkeypatch.setattr(state.service().reader, "read", original)
+    monkeypatch.undo()
     assert ask(client)[-1][0] == "done", "the machine is free again"
+
+
+def test_a_client_that_waits_for_json_and_leaves_ends_it_too(
+    app: FastAPI, client: TestClient, wordy: tuple[threading.Event, list[int]]
+) -> None:
+    ended, said = wordy
+    statuses: list[int] = []
+
+    def got(message: dict[str, Any]) -> bool:
+        statuses.extend([message["status"]] if "status" in message else [])
+        return False
+
+    async def run() -> None:
+        left = asyncio.Event()
+        asked = asyncio.create_task(leave_when(app, got, left, b"application/json", 10.0))
+        while len(said) < 3:
+            await asyncio.sleep(0.01)
+        left.set()
+        await asked
+
+    asyncio.run(run())
+    assert ended.is_set()
+    assert len(said) < 500
+    assert statuses == [499]
+    assert client.get("/sparsight/episodes").json() == []
+
+
+def test_who_leaves_while_waiting_for_json_is_out_of_the_queue(app: FastAPI, client: TestClient) -> None:
+    service = state.service()
+
+    async def run() -> None:
+        left = asyncio.Event()
+        asked = asyncio.create_task(leave_when(app, lambda message: False, left, b"application/json", 10.0))
+        while not sum(service.waiting().values()):
+            await asyncio.sleep(0.01)
+        left.set()
+        await asked
+
+    with service._turnstile.turn():
+        asyncio.run(run())
+        assert sum(service.waiting().values()) == 0
+    assert client.get("/sparsight/episodes").json() == []
 
 
 def test_an_answer_that_was_read_is_recorded_though_the_client_has_left(app: FastAPI, client: TestClient) -> None:

@@ -213,12 +213,9 @@ def test_the_time_it_took_is_told_apart(service: Service, picture: ImageVolume, 
     assert [p.stage for p in seen] == [
         "encode", "select", "read", "token", "recheck", "read", "token", "answer", "evidence",
     ]  # fmt: skip
-    first, second = [p.evidence for p in seen if p.stage == "read"]
-    assert first is not None
-    assert second is not None
+    first, second = [p.look() for p in seen if p.stage == "read"]
     assert (first.kept, second.kept) == (K, N)
-    assert seen[-1].evidence is not None
-    assert seen[-1].evidence.grounded is not None
+    assert seen[-1].look().grounded is not None
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """The store as its users see it: exactly once, in order, and a queue that forgets nothing."""
 
 import json
+import os
 import re
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 from safetensors.numpy import save
 
 from sparsight.errors import (
+    BusyError,
     ConfigError,
     ConflictError,
     FeedbackError,
@@ -21,11 +25,12 @@ from sparsight.errors import (
     SparsightError,
     WeightsError,
 )
-from sparsight.store import Features, PolicyRegistry, Store
+from sparsight.store import Features, PolicyRegistry, Store, audit
 from sparsight.types import Episode, Feedback, Question, Reward
 
 Make = Callable[..., Episode]
 MakeFeedback = Callable[..., Feedback]
+Tampering = Callable[[], AbstractContextManager[Any]]
 
 
 def keys(corrections: list[Feedback]) -> list[str]:
@@ -283,17 +288,52 @@ def test_a_correction_whose_mask_was_altered_is_told_and_the_others_are_read(
 
 
 def test_an_answer_whose_scores_were_altered_is_told_and_the_others_are_read(
-    store: Store, tmp_path: Path, make_episode: Make
+    store: Store, tampering: Tampering, make_episode: Make
 ) -> None:
     for n in range(3):
         made = make_episode(f"e{n}")
         scores = np.linspace(-1, n, 8, dtype=np.float32)  # arrays of its own
         store.save_episode(replace(made, selection=replace(made.selection, scores=scores)))
-        if n == 1:
-            blob = max((tmp_path / "blobs").rglob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
-    blob.write_bytes(b"x")
+    with tampering() as raw:
+        [(body,)] = raw.execute("SELECT body FROM episodes WHERE id = 'e1'")
+        raw.execute("UPDATE arrays SET data = ? WHERE sha256 = ?", (b"x", json.loads(body)["arrays"]))
     faults: list[SparsightError] = []
     assert [one.id for one in store.episodes(9, on_fault=faults.append)] == ["e2", "e0"]
     assert [fault.code for fault in faults] == ["bad_weights"]
     with pytest.raises(WeightsError, match="altered"):
         store.episodes(9)
+
+
+def test_an_answer_waits_for_the_disk_once(
+    store: Store, tmp_path: Path, make_episode: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies in its transaction as a whole; the log's witness is written behind it."""
+    waited: list[str] = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (waited.append(threading.current_thread().name), real(file)))
+    assert store.save_episode(make_episode("e1")) is True
+    assert threading.current_thread().name not in waited
+    assert list((tmp_path / "blobs").rglob("*.safetensors")) == []
+    store.close()
+    assert set(waited) == {"sparsight-witness"}
+    assert json.loads((tmp_path / "audit.head").read_bytes()) == list(store.audit_head())
+
+
+def test_an_answer_and_the_tokens_of_its_study_are_one_transaction(
+    store: Store, make_episode: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = Features(np.ones((8, 3), np.float16), (1, 2, 4), (1, 4, 4), np.eye(4), np.eye(4), {})
+
+    def fail(*_: object) -> None:
+        raise BusyError("x", expected="y", todo="z")
+
+    made = make_episode()
+    with monkeypatch.context() as broken:
+        broken.setattr(audit, "append", fail)
+        with pytest.raises(BusyError):
+            store.save_episode(made, given)
+    with pytest.raises(NotFoundError):
+        store.features(made.volume_sha256, made.reader)
+    assert store.save_episode(made, given) is True
+    np.testing.assert_array_equal(store.features(made.volume_sha256, made.reader).features, given.features)
+    assert store.put_features(made.volume_sha256, made.reader, given) is False

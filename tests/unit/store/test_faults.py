@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import event
 
 from sparsight.errors import BusyError, ConfigError, ConflictError, SparsightError
-from sparsight.store import PolicyRegistry, Store, StoreLock
+from sparsight.store import Features, PolicyRegistry, Store, StoreLock
 from sparsight.store.files import make_folder
 from sparsight.types import Episode, Feedback, Reward
 
@@ -114,13 +114,15 @@ def test_a_full_disk_under_the_arrays_is_busy_and_whole(
 
     policy = registry.add({"w": np.ones(3)}, parent=None, reader="r")
     before = files()
+    tokens = Features(np.ones((8, 3), np.float16), (1, 2, 4), (1, 4, 4), np.eye(4), np.eye(4), {})
     with no_room(), pytest.raises(BusyError, match="full"):
-        store.save_episode(make_episode())
+        store.save_episode(make_episode(), tokens)
     with no_room(), pytest.raises(BusyError, match="full"):
         registry.add({"w": np.zeros(3)}, parent=policy.id, reader="r")
     assert files() == before
     assert registry.list() == [policy]
-    assert store.save_episode(make_episode()) is True
+    assert store.counts()["episodes"] == 0
+    assert store.save_episode(make_episode(), tokens) is True
     assert store.verify() == []
 
 

@@ -77,12 +77,24 @@ def test_what_is_anothers_stays(full: Store) -> None:
     assert full.features("d" * 64, "r").features[0, 0] == ord("d")
 
 
-def test_nothing_is_left_in_any_file(full: Store, tmp_path: Path, store_url: str) -> None:
+def test_nothing_is_left_in_any_file(
+    full: Store, tmp_path: Path, store_url: str, tampering: Tampering, make_episode: Callable[..., Episode]
+) -> None:
     if not store_url.startswith("sqlite"):
         pytest.skip("PostgreSQL's files are its own")
-    blobs = len(list((tmp_path / "blobs").rglob("*.safetensors")))
+
+    def kept() -> tuple[int, int]:
+        files = len(list((tmp_path / "blobs").rglob("*.safetensors")))
+        with tampering() as raw:
+            return files, int(raw.execute("SELECT count(*) FROM arrays")[0][0])
+
+    mine = make_episode("e4", MARKER)
+    full.save_episode(replace(mine, selection=replace(mine.selection, keep=np.array([2, 3]))))  # arrays of its own
+    before = kept()
     gone = full.forget([MARKER, "1.9.9"])
-    assert gone.arrays == blobs - len(list((tmp_path / "blobs").rglob("*.safetensors"))) > 0
+    less = [a - b for a, b in zip(before, kept(), strict=True)]
+    assert gone.arrays == sum(less)
+    assert min(less) > 0
     full.close()
     found = [p for p in tmp_path.rglob("*") if p.is_file() and MARKER.encode() in p.read_bytes()]
     assert found == []

@@ -47,7 +47,7 @@ def version(path: Path) -> int:
 def test_version_1_opens_with_all_it_holds(
     tmp_path: Path, make_episode: Callable[..., Episode], make_feedback: Callable[..., Feedback], reward: Reward
 ) -> None:
-    with Store(tmp_path / "new.db", tmp_path) as store:  # rows whose format version 1 shares
+    with Store(tmp_path / "new.db", tmp_path / "new") as store:  # rows whose format version 1 shares
         store.save_episode(make_episode())
         store.save_feedback(make_feedback(), reward)
     with sqlite3.connect(tmp_path / "old.db") as raw:
@@ -55,9 +55,16 @@ def test_version_1_opens_with_all_it_holds(
         raw.execute("ATTACH ? AS new", (str(tmp_path / "new.db"),))
         for table in ("episodes", "feedback", "audit"):
             raw.execute(f"INSERT INTO {table} SELECT * FROM new.{table}")
+        [(sha256, arrays)] = raw.execute("SELECT sha256, data FROM new.arrays")
     raw.close()
+    (tmp_path / "new" / "blobs").rename(tmp_path / "blobs")
+    (tmp_path / "new" / "audit.head").rename(tmp_path / "audit.head")
+    (tmp_path / "blobs" / sha256[:2]).mkdir(exist_ok=True)  # arrays of answers were files then
+    (tmp_path / "blobs" / sha256[:2] / f"{sha256}.safetensors").write_bytes(arrays)
     with Store(tmp_path / "old.db", tmp_path) as store:
         assert store.episode("e1").question == make_episode().question
+        assert store.episode("e1").selection.keep.tolist() == make_episode().selection.keep.tolist()
+        assert store.feedback("k1").marks[0].mask is not None
         assert [one.key for one in store.unlearned(["p0000-00000000"])] == ["k1"]
         assert store.save_episode(make_episode("e2")) is True
         assert store.verify() == []

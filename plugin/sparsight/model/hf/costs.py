@@ -67,6 +67,7 @@ class Measured:
 
     @property
     def first_token_ms(self) -> float:
+        """Until the first token of an answer about a study that is new."""
         return self.encode_ms + self.prefill_ms
 
 

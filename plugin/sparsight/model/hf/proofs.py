@@ -34,6 +34,7 @@ class Proof:
 
     @property
     def passed(self) -> bool:
+        """Whether the worst difference is within the limit."""
         return self.worst <= self.limit
 
 

@@ -6,11 +6,12 @@ import { item } from "./reviews.js";
 const $ = (id) => document.getElementById(id);
 const TOOLS = ["box", "stroke", "point"];
 const PICTURES = location.pathname.endsWith("/reader");  // the page for images without DICOM
+const ROLES = ["reader", "reviewer", "trainer", "admin"];  // each may do what those before it may
 const [THING, THINGS] = PICTURES ? ["image", "images"] : ["study", "studies"];
 
 // withheld: the answer is kept back by the server until the reader's own one came. drag: points of what is being drawn.
 const state = {
-  reviewer: "page",  // or who logged in
+  reviewer: "page", role: null,  // or who logged in, and what they may do
   answer: null, withheld: false, geometry: null, slice: 0, evidence: true, marks: [], kind: null, tool: "box", drag: null, picture: null,
   sent: null, cannotTell: false,
 };
@@ -46,6 +47,7 @@ async function attempt(work) {
   }
 }
 
+const may = (role) => state.role === null || ROLES.indexOf(state.role) >= ROLES.indexOf(role);
 const offered = (study) => [...$("study").options].some(({ value }) => value === study);
 const short = (id) => (id.length > 24 ? `…${id.slice(-14)}` : id);  // DICOM UIDs differ at their end
 
@@ -76,7 +78,7 @@ async function show(answer) {
   else describe(answer);
   for (const shown of document.querySelectorAll(".sighted")) shown.hidden = state.withheld;
   $("amend-words").textContent = state.withheld ? "Show the answer" : "Send correction";
-  $("feedback").hidden = false;
+  $("feedback").hidden = !may("reviewer");
   $("reward").textContent = "";
   for (const field of ["right", "comment", "difficulty"]) $(field).value = "";
   tellNothing(false);
@@ -236,7 +238,7 @@ function marksChanged() {
 
 // draft: the server keeps it, and nothing is learned from it until it is submitted.
 async function correct(verdict, draft = false) {
-  if ($("amend").disabled) return;  // one is being sent
+  if ($("amend").disabled || !may("reviewer")) return;  // one is being sent
   const answer = $("right").value.trim(), { withheld, cannotTell } = state;
   if (withheld && (verdict !== "amend" || draft)) return;
   if (verdict === "amend" && !answer && !cannotTell && (withheld || !state.marks.length)) {
@@ -271,6 +273,7 @@ async function reveal(episode, own) {
 
 async function reviews() {
   const { episode } = state.answer;
+  if (!may("reviewer")) return;
   const given = state.withheld ? [] : (await attempt(() => call(`episodes/${episode}/feedback`))) ?? [];
   if (state.answer.episode !== episode) return;  // another answer is shown by now
   const change = async (key, name) => {
@@ -298,7 +301,7 @@ async function policies() {
     const made = new Date(policy.created).toLocaleString();
     row.append(...[policy.id, policy.state, made, policy.reasons.join("; ")].map((text) => element("td", text)));
     const cell = element("td", null);
-    if (policy.state === "candidate" || policy.state === "retired") {
+    if (may("trainer") && ["candidate", "retired"].includes(policy.state)) {
       const button = element("button", "Promote", { type: "button" });
       button.addEventListener("click", () => change(`policies/${encodeURIComponent(policy.id)}/promote`, `policy ${policy.id} is live`));
       cell.append(button);
@@ -416,7 +419,9 @@ async function begin() {
   if (PICTURES) inPictures();
   listen();
   const link = new URLSearchParams(location.search);  // ?study=…&question=… asks at once
-  state.reviewer = (await attempt(() => call("me")))?.reviewer ?? state.reviewer;
+  const me = await attempt(() => call("me"));
+  if (me?.role) Object.assign(state, me);
+  for (const part of document.querySelectorAll("[data-role]")) part.hidden = !may(part.dataset.role);
   const served = (await attempt(() => call("studies"))) ?? [];
   const studies = PICTURES ? served.filter((study) => !study.study_uid) : served;
   $("study").replaceChildren(...studies.map(({ id, modality }) => element("option", PICTURES ? short(id) : `${modality} ${short(id)}`, { value: id, title: id })));
@@ -425,7 +430,7 @@ async function begin() {
   if (link.get("study")) $("study").value = link.get("study");
   suggest();
   say(studies.length ? `${studies.length} ${THINGS}` : `no ${THINGS} are served`, !studies.length);
-  await Promise.all([history(), followLearning()]);
+  await Promise.all([history(), may("trainer") ? followLearning() : policies()]);
   if (link.get("question")) {
     $("question").value = link.get("question");
     await ask();
