@@ -22,14 +22,15 @@ def metadata(manifest: Manifest) -> dict[str, Any]:
     policy, reader = manifest.policy, manifest.reader
     number = f"{sparsight.__version__}+{policy.id}"
     by = f"; the policy: {manifest.site}" if manifest.site else ""
-    without = isinstance(reader, ModelEntry)
-    needs = (*_NEEDS, "peft") if without else _NEEDS
-    what = (
-        "A policy that chooses the tokens which a vision-language model reads, with LoRA of its language stream where "
-        "that has learned; the model itself is not part of the bundle. "
-        if without
-        else "A reader (encoder and language model) and the policy that chooses the tokens it reads. "
-    )
+    what = "A reader (encoder and language model) and the policy that chooses the tokens it reads. "
+    card, needs = "docs/README.md", list(_NEEDS)
+    if isinstance(reader, ModelEntry):
+        what = (
+            "A policy that chooses the tokens which a vision-language model reads, with LoRA of its language stream "
+            "where that has learned; the model itself is not part of the bundle. "
+        )
+        card = "the model's own card, which is not part of the bundle,"
+        needs += ["peft"] if reader.settings.quantization == "none" else ["peft", "bitsandbytes"]
     return {
         "schema": _SCHEMA,
         "version": number,
@@ -44,7 +45,7 @@ def metadata(manifest: Manifest) -> dict[str, Any]:
         f"reader {reader.id} (sha256 {reader.sha256}). No model.pt: all weights are safetensors.",
         "authors": f"The sparsight authors{by}",
         "copyright": "Copyright (c) The sparsight authors",
-        "data_source": "docs/README.md says what the reader learned from; the policy may have learned from the "
+        "data_source": f"{card} says what the reader learned from; the policy may have learned from the "
         "corrections of the site that exported it, which are not part of the bundle",
         "intended_use": _INTENDED,
         "eval_metrics": policy.metrics,
@@ -111,6 +112,7 @@ def _model(reader: ModelEntry) -> list[str]:
         f"`{reader.settings.name}`, of family {reader.settings.family}. It is not in the bundle: its licence is its",
         "authors', and so is its card. A site that has the same files makes this reader of them with these settings",
         f"(`{SETTINGS}`; copy it, name the model's folder). The sha256 above is that of files and settings together.",
+        "`LICENSE` is sparsight's; what was learned on a model may fall under the terms of that model as well.",
         "",
         "| setting | value |",
         "|---|---|",

@@ -115,6 +115,8 @@ def test_the_same_answers_at_another_site(
     with closing(Service(site("first", **own))) as first:
         teach(first)
         export_bundle(first, tmp_path / name)
+        metadata = json.loads(read_bundle(tmp_path / name).files["configs/metadata.json"])
+        assert {"transformers", "peft", "bitsandbytes"} < metadata["required_packages_version"].keys()
         moved(first, site("second", **own, name="ours"), tmp_path / name, picture)  # its own name for the same model
 
 
