@@ -214,18 +214,13 @@ class PoolConfig(_Strict):
     start_s: float = Field(300, gt=0, description="seconds in which all workers must have loaded their reader")
 
 
-class ModelConfig(_Strict):
-    """How a vision-language model of one's own becomes a reader. configs/model/*.yaml."""
+class ReaderSettings(_Strict):
+    """What makes a vision-language model of one's own this reader, on whatever machine."""
 
     name: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="in ids; default: the folder's")
-    weights: Path | None = Field(None, description="folder of the model as it was published")
-    policy: Path | None = Field(None, description="visual stream trained for it; default: a new one, all tokens kept")
     family: str | None = Field(None, description="model_type that the weights must be of")
     quantization: Literal["none", "int8", "nf4"] = Field("none", description="of the language stream's layers")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of what is not quantized, and of computing")
-    device: str | None = Field(
-        None, pattern=r"^(cpu|cuda(:\d{1,2})?)$", description="cpu, cuda, cuda:1; default: a GPU where there is one"
-    )
     tokens_per_image: int = Field(
         1024, ge=16, le=16384, description="visual tokens, the most of one picture, where open"
     )
@@ -234,6 +229,16 @@ class ModelConfig(_Strict):
     max_tokens: int = Field(4096, ge=16, description="the most visual tokens kept for one question")
     reasoning_tokens: int = Field(512, ge=1, le=8192, description="the most tokens of a written text")
     abstain_below: float = Field(0.5, ge=0, le=1, description="a lower confidence is shown as not sure")
+
+
+class ModelConfig(ReaderSettings):
+    """How a vision-language model of one's own becomes a reader here. configs/model/*.yaml."""
+
+    weights: Path | None = Field(None, description="folder of the model as it was published")
+    policy: Path | None = Field(None, description="visual stream trained for it; default: a new one, all tokens kept")
+    device: str | None = Field(
+        None, pattern=r"^(cpu|cuda(:\d{1,2})?)$", description="cpu, cuda, cuda:1; default: a GPU where there is one"
+    )
 
     @classmethod
     def read(cls, path: Path) -> Self:

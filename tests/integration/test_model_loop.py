@@ -14,6 +14,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from sparsight.config import Config
+from sparsight.exchange import export_bundle, import_bundle, read_bundle
 from sparsight.model.hf.proofs import pattern
 from sparsight.model.hf.tiny import save_tiny
 from sparsight.service import Service
@@ -61,7 +62,7 @@ def _study(i: int) -> ImageVolume:
     return pattern(1, 64, 64, (0, 6 * i % 40, 10 * i % 40), 16 + i)
 
 
-def test_ask_correct_learn_promote(service: Service) -> None:
+def test_ask_correct_learn_promote(service: Service, tmp_path: Path) -> None:
     first = service.ask(_study(0), ASKED)
     assert first.episode.selection.fraction == 1.0  # nothing was learned yet: all tokens, as the model was published
     assert first.episode.reader.startswith("own-")
@@ -82,10 +83,23 @@ def test_ask_correct_learn_promote(service: Service) -> None:
     assert again.episode.policy == learned.candidate.id
     assert again.episode.selection.fraction == pytest.approx(0.1, abs=0.05)
     assert again.episode.answer.text == wrong or again.episode.answer.confidence < confidence
+    assert _elsewhere(service, tmp_path) == (again.episode.answer.text, again.episode.answer.confidence)
     service.rollback()
     back = service.ask(_study(0), ASKED)
     assert back.episode.answer.text == first.episode.answer.text
     assert back.episode.answer.confidence == pytest.approx(confidence, abs=1e-4)  # as published, the adapter is off
+
+
+def _elsewhere(service: Service, folder: Path) -> tuple[str, float]:
+    """What another site with the same model answers, once it has taken in what was learned here and signed for it."""
+    config = service.config.model_copy(update={"home": folder / "elsewhere"})
+    export_bundle(service, folder / "bundle")
+    with closing(Service(config)) as there:
+        taken = import_bundle(config, read_bundle(folder / "bundle")).policy
+        there.promote(taken.id, sign_off="Dr. B")
+        episode = there.ask(_study(0), ASKED).episode
+    assert (episode.policy, episode.policy_sha256) == (taken.id, service.registry.live().sha256)
+    return episode.answer.text, episode.answer.confidence
 
 
 def test_who_asks_while_it_learns_is_answered_as_before(service: Service) -> None:

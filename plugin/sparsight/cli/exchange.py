@@ -24,7 +24,7 @@ def export_bundle(
     site: Annotated[str | None, typer.Option(help="Pseudonym of this site, written into the bundle.")] = None,
     json: Json = False,
 ) -> None:
-    """Write a policy with its reader as a MONAI bundle, for another site."""
+    """Write a policy as a MONAI bundle for another site, with its reader where that is nano."""
     from sparsight.exchange import export_bundle as export
 
     session: Session = context.obj

@@ -10,21 +10,24 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load
 
 from sparsight import evidence
 from sparsight.config import ServeConfig
 from sparsight.errors import InputError, finite
-from sparsight.exchange.bundle import read_bundle
-from sparsight.exchange.check import check_policy, check_sizes
+from sparsight.exchange.bundle import Bundle, read_bundle
+from sparsight.exchange.check import check_sizes
 from sparsight.exchange.layout import READER
+from sparsight.exchange.site import check_named, check_same, site_reader
 from sparsight.imaging.export import write_labelmap
 from sparsight.imaging.grid import tokens_to_labelmap
-from sparsight.imaging.load import load
-from sparsight.model import PolicySelector, TokenPolicy
+from sparsight.imaging.load import load as load_image
+from sparsight.model import PolicySelector, Reader, TokenPolicy, load_configured, model_config
 from sparsight.model.nano.reader import NanoReader
+from sparsight.model.nano.weights import NanoSpec
 from sparsight.service import parse_question
 from sparsight.service.answering import Answering, shown
-from sparsight.service.question import check_budget
+from sparsight.service.question import check_budget, usual_budget
 from sparsight.types import Budget, ImageVolume
 
 
@@ -38,17 +41,21 @@ class Answered:
 
 
 class Answerer:
-    """A bundle's reader and policy, loaded once. The settings are the defaults of serve.yaml; nothing is recorded.
+    """A bundle's policy and its reader, loaded once. The settings are the defaults of serve.yaml; nothing is recorded.
 
-    Raises BundleError where a file is not what was exported; other files in the folder do no harm.
+    reader: this site's configuration of the model, where the bundle does not hold it. Raises BundleError where a file
+    is not what was exported (other files in the folder do no harm), InputError (no reader is named), WeightsError
+    (another reader than the policy's, or one that does not fit the memory as it is configured).
     """
 
-    def __init__(self, bundle_root: str | Path = ".") -> None:
-        bundle = read_bundle(Path(bundle_root), alone=False)
-        check_sizes(bundle.reader_files, bundle.spec)
-        self._reader = NanoReader.load(Path(bundle_root) / READER)  # whatever else lies there
+    def __init__(self, bundle_root: str | Path = ".", reader: str | Path = "") -> None:
+        root = Path(bundle_root)
+        bundle = read_bundle(root, alone=False)
+        self._reader = _of_site(bundle, str(reader)) if bundle.spec is None else _held(bundle, bundle.spec, root)
         self._policy = bundle.manifest.policy
-        policy = TokenPolicy.from_arrays(check_policy(bundle.policy, bundle.spec))
+        arrays = load(bundle.policy)
+        self._reader.adapt(arrays)
+        policy = TokenPolicy.from_arrays(arrays)
         self._selector = PolicySelector(policy, self._reader, self._policy.id)
         self._config = ServeConfig()
 
@@ -57,8 +64,8 @@ class Answerer:
     ) -> Answered:
         """Answer a question about an image's file or a DICOM series' folder. budget: as of `sparsight ask`."""
         asked = parse_question(question, choices=tuple(choices), max_chars=self._config.max_question_chars)
-        share = check_budget(self._config.budget if budget is None else budget)
-        volume = load(Path(image))
+        share = check_budget(usual_budget(self._selector.policy, self._config) if budget is None else budget)
+        volume = load_image(Path(image))
         grid = self._reader.encode(volume)
         answering = Answering(self._reader, self._config, volume, grid, asked, lambda progress: None)
         reading = answering.answer(self._selector, share)
@@ -79,10 +86,26 @@ class Answerer:
                 {"box_mm": region.box_mm, "weight": round(region.weight, 4), "slice": region.slice_index}
                 for region in found.regions
             ],
+            "notes": list(reading.answer.notes),
             "policy": {"id": self._policy.id, "sha256": self._policy.sha256},
             "reader": self._reader.id,
         }
         return Answered(reply, tokens_to_labelmap(grid, kept.keep, volume.shape), volume)
+
+
+def _held(bundle: Bundle, spec: NanoSpec, root: Path) -> Reader:
+    """The bundle's own reader."""
+    check_sizes(bundle.reader_files, spec)
+    return NanoReader.load(root / READER)  # whatever else lies there
+
+
+def _of_site(bundle: Bundle, name: str) -> Reader:
+    """The site's own reader, which is the one that the policy was trained for."""
+    check_named(name)
+    here = site_reader(name)
+    check_same(here, bundle.manifest)
+    here.check_policy(bundle.policy)
+    return load_configured(model_config(name), smaller=False)
 
 
 def answer(

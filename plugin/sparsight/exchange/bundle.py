@@ -13,12 +13,9 @@ from pydantic import ValidationError
 
 from sparsight.errors import ConflictError, InputError
 from sparsight.exchange import files as containers
-from sparsight.exchange.check import check_policy, check_reader
-from sparsight.exchange.describe import as_json
+from sparsight.exchange.check import check_arrays, check_nano_policy, check_reader
 from sparsight.exchange.layout import (
     FORMAT,
-    INFERENCE,
-    INFERENCE_CONFIG,
     KNOWN,
     MANIFEST,
     METADATA,
@@ -26,18 +23,23 @@ from sparsight.exchange.layout import (
     POLICY,
     READER,
     Manifest,
+    ModelEntry,
     refused,
 )
+from sparsight.model.hf.families import FAMILIES
 from sparsight.model.nano.weights import NanoSpec, reader_id
 
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """Files by name, each of them checked. sha256: of the manifest, hence of everything."""
+    """Files by name, each of them checked. sha256: of the manifest, hence of everything.
+
+    spec: of the reader in it; None: it holds none, and whether its policy fits is seen where the model is.
+    """
 
     manifest: Manifest
     files: dict[str, bytes]
-    spec: NanoSpec
+    spec: NanoSpec | None
     sha256: str
 
     @property
@@ -74,9 +76,10 @@ def checked(files: Mapping[str, bytes], *, sha256: str | None = None) -> Bundle:
         raise refused(f"a bundle of sha256 {found[:12]}", expected=sha256[:12], todo="ask its sender which is meant")
     manifest = _manifest(files[MANIFEST])
     listed = manifest.sha256
-    if missing := sorted((NEEDED - listed.keys()) | (KNOWN & (listed.keys() - files.keys()))):
+    needed, known = NEEDED[manifest.format], KNOWN[manifest.format]
+    if missing := sorted((needed - listed.keys()) | (known & (listed.keys() - files.keys()))):
         raise refused(f"a bundle without {missing[0]}")
-    if listed.keys() - KNOWN or files.keys() - listed.keys() - {MANIFEST}:
+    if listed.keys() - known or files.keys() - listed.keys() - {MANIFEST}:
         raise refused("a bundle whose files are not those that its manifest lists")
     contents = {name: files[name] for name in listed}
     if altered := sorted(name for name in listed if sha256_of(contents[name]).hexdigest() != listed[name]):
@@ -84,20 +87,29 @@ def checked(files: Mapping[str, bytes], *, sha256: str | None = None) -> Bundle:
     return Bundle(manifest, contents, _checked_contents(manifest, contents), found)
 
 
-def _checked_contents(manifest: Manifest, files: Mapping[str, bytes]) -> NanoSpec:
+def _checked_contents(manifest: Manifest, files: Mapping[str, bytes]) -> NanoSpec | None:
     """The reader's spec, where the files hold what the manifest says of them, and nothing that runs."""
+    spec = None if isinstance(manifest.reader, ModelEntry) else _checked_reader(manifest, files)
+    policy = manifest.policy
+    if manifest.sha256[POLICY] != policy.sha256 or not policy.id.endswith(policy.sha256[:8]):
+        raise refused("another policy than the manifest says")
+    if spec is None:  # its sizes are those of a model that is elsewhere
+        check_arrays(files[POLICY], "a policy")
+    else:
+        check_nano_policy(files[POLICY], spec)
+    for name, data in manifest.configs().items():  # MONAI runs what such a file names, and evaluates what it writes
+        if files[name] != data:
+            raise refused(f"another {name} than sparsight writes")
+    if _runs(containers.parse_json(files[METADATA], METADATA)):
+        raise refused(f"a {METADATA} with an expression or a target: MONAI would run it")
+    return spec
+
+
+def _checked_reader(manifest: Manifest, files: Mapping[str, bytes]) -> NanoSpec:
     prefix = f"{READER}/"
     spec, sha256 = check_reader({n.removeprefix(prefix): data for n, data in files.items() if n.startswith(prefix)})
     if (reader_id(sha256), sha256) != (manifest.reader.id, manifest.reader.sha256):
         raise refused("another reader than the manifest says")
-    policy = manifest.policy
-    if manifest.sha256[POLICY] != policy.sha256 or not policy.id.endswith(policy.sha256[:8]):
-        raise refused("another policy than the manifest says")
-    check_policy(files[POLICY], spec)
-    if files[INFERENCE] != as_json(INFERENCE_CONFIG):  # MONAI runs what such a file names, and evaluates what it writes
-        raise refused(f"another {INFERENCE} than sparsight writes")
-    if _runs(containers.parse_json(files[METADATA], METADATA)):
-        raise refused(f"a {METADATA} with an expression or a target: MONAI would run it")
     return spec
 
 
@@ -111,11 +123,19 @@ def _manifest(data: bytes) -> Manifest:
             todo="update sparsight, or have it exported by an older release",
         )
     try:
-        return Manifest.model_validate(values)
+        manifest = Manifest.model_validate(values)
     except ValidationError as error:
         where = error.errors()[0]["loc"]
         known = where[0] if where and where[0] in Manifest.model_fields else "a key"
         raise refused(f"a {MANIFEST} in which {known} is not as it should be") from error
+    model = manifest.reader if isinstance(manifest.reader, ModelEntry) else None
+    if (manifest.format == 2) != (model is not None):
+        raise refused(f"a {MANIFEST} whose format is not that of its reader")
+    if model is not None and (
+        model.id != f"{model.settings.name}-{model.sha256[:8]}" or model.settings.family not in FAMILIES
+    ):
+        raise refused(f"a {MANIFEST} in which reader is not as it should be")
+    return manifest
 
 
 def _runs(value: Any) -> bool:

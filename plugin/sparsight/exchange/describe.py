@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import sparsight
 from sparsight.errors import NotFoundError
-from sparsight.exchange.layout import INFERENCE, POLICY, READER, Manifest
+from sparsight.exchange.layout import INFERENCE, POLICY, READER, SETTINGS, Manifest, ModelEntry
 
 # The schema that MONAI's `verify_metadata` downloads; the keys it demands are in docs/exchange.md.
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -18,16 +17,20 @@ _INTENDED = "Research use only; not a medical device. Not to be used for diagnos
 _NEEDS = ("safetensors", "tokenizers", "transformers")
 
 
-def as_json(value: Any) -> bytes:
-    """JSON as bundles hold it; the same value always gives the same bytes."""
-    return (json.dumps(value, indent=1) + "\n").encode()
-
-
 def metadata(manifest: Manifest) -> dict[str, Any]:
     """configs/metadata.json (MONAI bundle specification)."""
     policy, reader = manifest.policy, manifest.reader
     number = f"{sparsight.__version__}+{policy.id}"
     by = f"; the policy: {manifest.site}" if manifest.site else ""
+    what = "A reader (encoder and language model) and the policy that chooses the tokens it reads. "
+    card, needs = "docs/README.md", list(_NEEDS)
+    if isinstance(reader, ModelEntry):
+        what = (
+            "A policy that chooses the tokens which a vision-language model reads, with LoRA of its language stream "
+            "where that has learned; the model itself is not part of the bundle. "
+        )
+        card = "the model's own card, which is not part of the bundle,"
+        needs += ["peft"] if reader.settings.quantization == "none" else ["peft", "bitsandbytes"]
     return {
         "schema": _SCHEMA,
         "version": number,
@@ -35,15 +38,14 @@ def metadata(manifest: Manifest) -> dict[str, Any]:
         "monai_version": _plain("monai"),
         "pytorch_version": _plain("torch"),
         "numpy_version": _plain("numpy"),
-        "required_packages_version": {"sparsight": sparsight.__version__, **{name: _plain(name) for name in _NEEDS}},
+        "required_packages_version": {"sparsight": sparsight.__version__, **{name: _plain(name) for name in needs}},
         "name": f"sparsight {reader.id}",
         "task": "Answer a question about a medical image from a small share of its visual tokens, and show which",
-        "description": "A reader (encoder and language model) and the policy that chooses the tokens it reads. "
-        f"Policy {policy.id} (sha256 {policy.sha256}), reader {reader.id} (sha256 {reader.sha256}). "
-        "No model.pt: all weights are safetensors.",
+        "description": f"{what}Policy {policy.id} (sha256 {policy.sha256}), "
+        f"reader {reader.id} (sha256 {reader.sha256}). No model.pt: all weights are safetensors.",
         "authors": f"The sparsight authors{by}",
         "copyright": "Copyright (c) The sparsight authors",
-        "data_source": "docs/README.md says what the reader learned from; the policy may have learned from the "
+        "data_source": f"{card} says what the reader learned from; the policy may have learned from the "
         "corrections of the site that exported it, which are not part of the bundle",
         "intended_use": _INTENDED,
         "eval_metrics": policy.metrics,
@@ -54,9 +56,12 @@ def metadata(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def readme(manifest: Manifest, card: str | None) -> str:
-    """docs/README.md: the card of the policy, and that of the reader after it."""
+def readme(manifest: Manifest, card: str | None = None, rank: int = 0) -> str:
+    """docs/README.md: the card of the policy, and that of the reader after it. rank: of the policy's LoRA; 0: none."""
     policy, reader = manifest.policy, manifest.reader
+    without = isinstance(reader, ModelEntry)
+    place = "that of the site itself, set up as below" if without else f"`{READER}/`"
+    own = " --reader FILE" if without else ""
     metrics = [f"| {name} | {value:g} |" for name, value in sorted(policy.metrics.items())]
     lines = [
         f"# {reader.id} with policy {policy.id}",
@@ -70,7 +75,8 @@ def readme(manifest: Manifest, card: str | None) -> str:
         "",
         f"- `{POLICY}`, sha256 `{policy.sha256}`, made {policy.created:%Y-%m-%d}, exported by "
         f"{manifest.site or 'a site that gave no name'}, where it was {policy.state}.",
-        f"- For reader `{reader.id}`, sha256 `{reader.sha256}` (`{READER}/`), and no other.",
+        f"- For reader `{reader.id}`, sha256 `{reader.sha256}` ({place}), and no other.",
+        *([f"- For its language stream: {f'LoRA of rank {rank}' if rank else 'nothing'}."] if without else []),
         f"- Parent there: {policy.parent or 'none: it was shipped with the reader, or imported'}.",
         "- It may have learned from corrections of clinicians. No image, question, answer or name is in the bundle;",
         "  what weights may tell of the studies they learned from was not examined.",
@@ -80,8 +86,8 @@ def readme(manifest: Manifest, card: str | None) -> str:
         "## Use",
         "",
         "```",
-        "sparsight import-bundle BUNDLE            # a candidate; it goes live when a person promotes it by name",
-        f"python -m monai.bundle run --config_file {INFERENCE} --image IMAGE --question QUESTION",
+        f"sparsight{own} import-bundle BUNDLE            # a candidate; it goes live when a person promotes it by name",
+        f"python -m monai.bundle run --config_file {INFERENCE}{own} --image IMAGE --question QUESTION",
         "```",
         "",
         "The second one is run in the bundle's folder, needs sparsight and the package fire, and prints JSON;",
@@ -89,10 +95,29 @@ def readme(manifest: Manifest, card: str | None) -> str:
         "",
         "## The reader",
         "",
-        (card or f"No card lies beside {reader.id}.").replace("\n#", "\n##").removeprefix("# ").strip(),
+        *(_model(reader) if isinstance(reader, ModelEntry) else [_card(card, reader.id)]),
         "",
     ]
     return "\n".join(lines)
+
+
+def _card(card: str | None, reader: str) -> str:
+    return (card or f"No card lies beside {reader}.").replace("\n#", "\n##").removeprefix("# ").strip()
+
+
+def _model(reader: ModelEntry) -> list[str]:
+    """What to know of a model that is not in the bundle."""
+    settings = reader.settings.model_dump(mode="json", exclude={"name"})
+    return [
+        f"`{reader.settings.name}`, of family {reader.settings.family}. It is not in the bundle: its licence is its",
+        "authors', and so is its card. A site that has the same files makes this reader of them with these settings",
+        f"(`{SETTINGS}`; copy it, name the model's folder). The sha256 above is that of files and settings together.",
+        "`LICENSE` is sparsight's; what was learned on a model may fall under the terms of that model as well.",
+        "",
+        "| setting | value |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in settings.items()),
+    ]
 
 
 def licence() -> bytes:

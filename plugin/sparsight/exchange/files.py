@@ -23,7 +23,7 @@ from sparsight.exchange.layout import KNOWN, MANIFEST, MAX_BYTES, refused
 from sparsight.imaging.whole import TEMPORARY, fsync_folder, whole
 from sparsight.store.files import write_synced
 
-_NAMES = KNOWN | {MANIFEST}
+_NAMES = frozenset().union(*KNOWN.values(), {MANIFEST})
 _RUN_CODE = {".pt", ".pth", ".ts", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib", ".onnx", ".py", ".conf", ".yaml"}
 _MAX_ENTRIES = 64
 _DIRECTORY_BYTES = 2**16  # of a zip's list of entries

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,8 @@ __all__ = [
     "Selector",
     "TokenPolicy",
     "base_policy",
+    "identify",
+    "is_nano",
     "load_base_policy",
     "load_configured",
     "load_nano",
@@ -41,6 +43,7 @@ __all__ = [
     "model_config",
     "model_folder",
     "reader_files",
+    "shell",
 ]
 
 
@@ -92,6 +95,32 @@ def model_folder(config: ModelConfig) -> Path:
     """The folder with the whole model of a configuration: of smol the converted one in the user's cache."""
     weights = config.weights or Path()
     return cached() if is_smol(weights) else weights
+
+
+def is_nano(name: str | Path) -> bool:
+    """Whether a name is that of a nano reader. Raises ConfigError (an unknown reader)."""
+    return _is_nano(_place(name))
+
+
+def identify(config: ModelConfig) -> tuple[str, str]:
+    """Id and sha256 of the reader that a configuration names, loaded as it says; every file is read for it.
+
+    Raises WeightsError, ConfigError.
+    """
+    from sparsight.model.hf.load import identify as identify_model
+    from sparsight.model.smol.load import identify_smol
+
+    weights = config.weights or Path()
+    name, sha256 = (identify_smol if is_smol(weights) else identify_model)(weights, config)
+    return f"{name}-{sha256[:8]}", sha256
+
+
+def shell(config: ModelConfig) -> Any:
+    """The model of a configuration without its weights, for what its sizes decide. Raises WeightsError."""
+    import sparsight.model.smol.tower  # noqa: F401 - importing it makes transformers know smol's
+    from sparsight.model.hf.load import shell_of
+
+    return shell_of(model_folder(config))
 
 
 def load_nano(name: str | Path) -> NanoReader:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
+from sparsight.config import ServeConfig
 from sparsight.errors import BudgetError, GeometryError, QuestionError
 from sparsight.imaging.grid import box_to_tokens
+from sparsight.model import TokenPolicy
 from sparsight.types import Budget, Question, TokenGrid
 
 _YES_NO = re.compile(r"\s*(is|are|was|were|does|do|did|has|have|had|can|could|will)\b(?!.*\bor\b)", re.IGNORECASE)
@@ -59,3 +61,8 @@ def check_budget(budget: Budget) -> Budget:
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= 1:
         raise BudgetError(f"a budget of {budget!r}", expected="a share in (0, 1], or auto", todo="for example 0.1")
     return float(budget)
+
+
+def usual_budget(policy: TokenPolicy, config: ServeConfig) -> Budget:
+    """Where the caller names none: serve.budget; all tokens while the visual stream has learned nothing yet."""
+    return 1.0 if policy.untrained else config.budget

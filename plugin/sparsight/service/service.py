@@ -37,7 +37,7 @@ from sparsight.service.encoded import Encoded, EncodedStudies, Turn, features_of
 from sparsight.service.learning import Learned, Learner
 from sparsight.service.next_case import NextCase, Queue
 from sparsight.service.promotion import install_shipped, registry_of
-from sparsight.service.question import check_budget, check_pair, check_region, parse_question
+from sparsight.service.question import check_budget, check_pair, check_region, parse_question, usual_budget
 from sparsight.service.streams import Streams
 from sparsight.service.turn import Priority, Turnstile
 from sparsight.store import Store
@@ -107,7 +107,7 @@ class Service:
         start = time.perf_counter()
         serve = self.config.serve
         parse_question(question.text, choices=question.choices, max_chars=serve.max_question_chars)
-        share = check_budget(self._usual_budget() if budget is None else budget)
+        share = check_budget(usual_budget(self._streams.live()[1].policy, serve) if budget is None else budget)
         check_pair(question, compared=prior is not None)
         self._turnstile.check(priority)  # before anything is loaded
         in_turn = partial(self._turnstile.turn, priority, on_wait=lambda: tell(Progress("wait")))
@@ -385,10 +385,6 @@ class Service:
             self._streams.take_on(policy.id)
             k = tokens_at(self.config.serve.share, study.grid, self.reader)
             return text, acquire(self.reader, selector, study.grid, parse_question(text), k)
-
-    def _usual_budget(self) -> Budget:
-        """Where the caller names none: serve.budget; all tokens while the visual stream has learned nothing yet."""
-        return 1.0 if self._streams.live()[1].policy.untrained else self.config.serve.budget
 
     def _where(self, question: Question) -> Where | None:
         """Which slices of a long volume to encode before the first answer; None: all (serve.first_slices)."""

@@ -49,7 +49,7 @@ def test_every_refusal_has_a_code(run_at: Any, tmp_path: Path) -> None:
     (pickled / "models" / "model.pt").touch()
     newer = shutil.copytree(there, tmp_path / "newer")
     manifest = json.loads((newer / "manifest.json").read_text())
-    (newer / "manifest.json").write_text(json.dumps(manifest | {"format": 2}))
+    (newer / "manifest.json").write_text(json.dumps(manifest | {"format": 3}))
     for args, code in (
         (("export-bundle", str(there)), "bad_input"),
         (("export-bundle", str(tmp_path / "none" / "x")), "bad_input"),

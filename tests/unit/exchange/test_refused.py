@@ -112,7 +112,8 @@ def test_links_and_pipes(exported: Exported, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"format": 2}, "format 2"),
+        ({"format": 2}, "format"),
+        ({"format": 3}, "format 3"),
         ({"format": 0}, "format"),
         ({"format": "1"}, "format"),
         ({"made_by": "x" * 100}, "made_by"),
@@ -126,7 +127,7 @@ def test_links_and_pipes(exported: Exported, tmp_path: Path) -> None:
 def test_manifests(exported: Exported, tmp_path: Path, change: dict[str, Any], said: str) -> None:
     path = tmp_path / "bundle" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    given = refusal(tmp_path / "bundle", ConflictError if change.get("format") == 2 else BundleError).given
+    given = refusal(tmp_path / "bundle", ConflictError if change.get("format") == 3 else BundleError).given
     assert said in given
     assert "Doe" not in given
 

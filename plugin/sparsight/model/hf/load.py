@@ -45,7 +45,7 @@ def load_model(folder: Path, config: ModelConfig, *, smaller: bool = True) -> HF
     answer say so. It is another reader then: what was learned for the larger one is not used.
     """
     family = check_folder(folder, config)
-    sha256 = hash_folder(folder)
+    files = hash_folder(folder)
     processor = _loaded(lambda: transformers.AutoProcessor.from_pretrained(folder, **_AS_IT_LIES))
     rungs = LADDER[LADDER.index(config.quantization) :] if smaller else (config.quantization,)
     for rung in rungs:
@@ -61,16 +61,15 @@ def load_model(folder: Path, config: ModelConfig, *, smaller: bool = True) -> HF
                     todo="use a smaller model or a larger GPU; sparsight doctor says how much it needs",
                 ) from error
             _LOG.warning("out of memory: the model is loaded in the next smaller quantization")
-    pace = Pace(tokens=config.tokens_per_image, tiles=config.tiles, slices=config.slices)
     less = f"loaded in {rung} instead of {config.quantization}: the device's memory held no more"
     reader: HFReader = _loaded(
         lambda: HFReader(
             model,
             processor,
             family,
-            hashlib.sha256(f"{sha256} {rung} {config.dtype} {pace}".encode()).hexdigest(),
-            name=config.name or re.sub("[^a-z0-9._-]+", "-", folder.resolve().name.lower()).strip("-") or "model",
-            pace=pace,
+            _sha256(files, config, rung),
+            name=_name(folder, config),
+            pace=_pace(config),
             max_tokens=config.max_tokens,
             reasoning=config.reasoning_tokens,
             abstain_below=config.abstain_below,
@@ -78,6 +77,15 @@ def load_model(folder: Path, config: ModelConfig, *, smaller: bool = True) -> HF
         )
     )
     return reader
+
+
+def identify(folder: Path, config: ModelConfig) -> tuple[str, str]:
+    """Name and sha256 of the reader that `load_model` makes where it fits: every file is read, none of it loaded.
+
+    Raises WeightsError, ConfigError.
+    """
+    check_folder(folder, config)
+    return _name(folder, config), _sha256(hash_folder(folder), config, config.quantization)
 
 
 def policy_of(folder: Path, config: ModelConfig) -> bytes:
@@ -133,6 +141,12 @@ def check_folder(folder: Path, config: ModelConfig) -> Family:
 def shape_of(folder: Path) -> Any:
     """The configuration of the model in a folder. Raises WeightsError."""
     return _loaded(lambda: transformers.AutoConfig.from_pretrained(folder, **_AS_IT_LIES))
+
+
+def shell_of(folder: Path) -> Any:
+    """The model of a folder without its weights, on torch's meta device. Raises WeightsError."""
+    with torch.device("meta"):
+        return _loaded(lambda: transformers.AutoModelForImageTextToText.from_config(shape_of(folder)))
 
 
 def hash_folder(folder: Path) -> str:
@@ -194,6 +208,19 @@ def _loaded(make: Callable[[], Any]) -> Any:
         ) from error
 
 
+def _name(folder: Path, config: ModelConfig) -> str:
+    return config.name or re.sub("[^a-z0-9._-]+", "-", folder.resolve().name.lower()).strip("-") or "model"
+
+
+def _pace(config: ModelConfig) -> Pace:
+    return Pace(tokens=config.tokens_per_image, tiles=config.tiles, slices=config.slices)
+
+
+def _sha256(files: str, config: ModelConfig, rung: Quantization) -> str:
+    """Of a reader: all that decides tokens and answers. files: `hash_folder`."""
+    return hashlib.sha256(f"{files} {rung} {config.dtype} {_pace(config)}".encode()).hexdigest()
+
+
 def device_of(config: ModelConfig) -> str:
     """Where a model goes: this process's GPU where there is one. Raises ConfigError for one that is not there."""
     gpus = torch.cuda.device_count()
@@ -221,9 +248,7 @@ def _model(folder: Path, config: ModelConfig, rung: Quantization) -> Any:
 
 def _quantized(folder: Path, rung: Quantization) -> Any:
     """Only the layers of the language stream. Names are read off the model's own structure, without its weights."""
-    with torch.device("meta"):
-        shell = transformers.AutoModelForImageTextToText.from_config(shape_of(folder))
-    skip = untouched(shell)
+    skip = untouched(shell_of(folder))
     if rung == "int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     return transformers.BitsAndBytesConfig(

