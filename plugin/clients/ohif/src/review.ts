@@ -10,8 +10,8 @@ export type Difficulty = NonNullable<FeedbackRequest['difficulty']>;
 
 export const DIFFICULTIES: Difficulty[] = ['easy', 'moderate', 'hard'];
 
-/** A marked region: a box, or a path with half a pen's width in mm; one point is a click. id: of its measurement. */
-export type Drawn = { id: string; kind: Kind } & ({ box: Box } | { path: Vec3[]; radius: number });
+/** A marked region: a box, or a path with half a pen's width in mm; one point is a click. id: of its measurement; frame: of reference. */
+export type Drawn = { id: string; kind: Kind; frame?: string } & ({ box: Box } | { path: Vec3[]; radius: number });
 
 interface Draft {
   verdict: Verdict | null;
@@ -25,6 +25,7 @@ interface Draft {
 
 const EMPTY: Draft = { verdict: null, answer: '', cannotTell: false, difficulty: null, comment: '', marks: [], sent: null };
 const PREFIX = 'sparsight:draft:';
+const UID = /^[0-9.]{1,64}$/;
 
 /** The part of Storage that is needed; a browser may refuse it. */
 export interface Keeper {
@@ -184,9 +185,11 @@ export interface How {
   blinded?: boolean;
 }
 
+/** With the frame of reference that its millimetres are of, where the images have one: the server refuses a mark of another. */
 function sent(mark: Drawn): Mark {
-  const { kind } = mark;
-  return 'box' in mark ? { kind, box_mm: mark.box } : { kind, path_mm: mark.path, radius_mm: mark.radius };
+  const { kind, frame } = mark;
+  const of = frame && UID.test(frame) ? { frame_of_reference: frame } : {};
+  return 'box' in mark ? { kind, box_mm: mark.box, ...of } : { kind, path_mm: mark.path, radius_mm: mark.radius, ...of };
 }
 
 function restored(keeper: Keeper, episode: string): Draft {
