@@ -129,6 +129,7 @@ export class Panel extends LitElement {
       <div class="row">
         <button id="toggle" aria-pressed=${visible} @click=${() => s.toggleEvidence()}>On the image<kbd>E</kbd></button>
         <span class="grow"></span>
+        <button id="mark-region" title="relevant, irrelevant, not marked" ?disabled=${s.chosen < 0} @click=${() => s.markRegion()}>Mark it<kbd>M</kbd></button>
         <button aria-label="Region before" @click=${() => s.step(-1)}>‹<kbd>,</kbd></button>
         <button aria-label="Next region" @click=${() => s.step(1)}>›<kbd>.</kbd></button>
       </div>

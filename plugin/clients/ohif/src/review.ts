@@ -102,6 +102,13 @@ export class Review {
     this.change({ marks: [...this.draft.marks.filter(other => other.id !== drawn.id), drawn] });
   }
 
+  /** Of a region that is there without being drawn: relevant, then irrelevant, then no mark. */
+  markNext(id: string, box: Box, frame = ''): void {
+    const before = this.draft.marks.find(mark => mark.id === id)?.kind;
+    if (before === 'irrelevant') this.unmark(id);
+    else this.mark({ id, kind: before ? 'irrelevant' : 'relevant', box, frame });
+  }
+
   /** A region that was moved or stretched. */
   move(id: string, shape: { box: Box } | { path: Vec3[] }): void {
     if (!this.draft.marks.some(mark => mark.id === id)) return;
@@ -160,6 +167,14 @@ export class Review {
     if (this.draft.sent?.content !== text) this.draft.sent = { content: text, key: `ohif-${newKey()}` };
     this.keep();
     return { ...content, key: this.draft.sent.key };
+  }
+
+  /** Another tab changed what the browser keeps under `key`, null: all of it. Take it over, where it is this review; whether it is. */
+  follow(key: string | null): boolean {
+    if (key !== null && key !== PREFIX + this.episode) return false;
+    this.draft = restored(this.keeper, this.episode);
+    this.past = [];
+    return true;
   }
 
   /** It is recorded: nothing is kept of it in the browser. */
