@@ -129,7 +129,6 @@ export class Panel extends LitElement {
       <div class="row">
         <button id="toggle" aria-pressed=${visible} @click=${() => s.toggleEvidence()}>On the image<kbd>E</kbd></button>
         <span class="grow"></span>
-        <button id="mark-region" title="relevant, irrelevant, not marked" ?disabled=${s.chosen < 0} @click=${() => s.markRegion()}>Mark it<kbd>M</kbd></button>
         <button aria-label="Region before" @click=${() => s.step(-1)}>‹<kbd>,</kbd></button>
         <button aria-label="Next region" @click=${() => s.step(1)}>›<kbd>.</kbd></button>
       </div>
@@ -146,7 +145,10 @@ export class Panel extends LitElement {
                 ><span>${n + 1}</span>${Math.round(100 * region.weight)} %</button>
               </li>`,
             )}
-          </ol>`
+          </ol>
+          <div class="row">
+            <button id="mark-region" title="relevant, then irrelevant, then not" ?disabled=${s.chosen < 0} @click=${() => s.markRegion()}>Mark it<kbd>M</kbd></button>
+          </div>`
         : html`<p class="warn">No region stands out.</p>`}
       ${s.readings.length > 1 ? this.readings(s) : nothing}
     </section>`;
