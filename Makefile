@@ -11,9 +11,11 @@ PIP := $(BIN)/python -m pip install --quiet --no-deps $(if $(OFFLINE),--no-index
 
 OHIF := plugin/clients/ohif
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sparsight
+NEWER := $(CACHE)/ohif-3.12.10
+NEWER_SHA512 := d24b85eba32af5cf5d303fbe6d4b138ccac9a57270699873f41e2e4b6e380dac008d2913c0860553dde9c4fb915108b16918bb4001e517715ed6ab9d06566b98
 VIEWER := plugin/sparsight/server/static/ohif/extension.mjs
 
-.PHONY: demo test test-viewers test-smol check setup smol wheel wheelhouse clean
+.PHONY: demo test test-viewers test-newer-ohif test-smol check setup smol wheel wheelhouse clean
 
 demo: setup  ## start the server on sample studies; ONCE=1: the whole loop once, print JSON, exit
 	@$(BIN)/sparsight demo --port $(PORT) $(if $(ONCE),--once)
@@ -26,6 +28,11 @@ test-viewers: setup $(VIEWERS)  ## clients of viewers: OHIF; 3D Slicer in a proc
 	if command -v npm >/dev/null; then cd $(OHIF) && npm run --silent check && npm test --silent; fi
 	$(BIN)/python -m pytest tests/clients/ohif
 	$(BIN)/python -m pytest tests/clients/slicer
+
+test-newer-ohif: setup  ## the panel in OHIF 3.12.10, from npm, whose package is compared with the checksum that is written here
+	mkdir -p $(NEWER) && cd $(NEWER) && npm pack --silent @ohif/app@3.12.10 && echo "$(NEWER_SHA512)  ohif-app-3.12.10.tgz" | sha512sum --check --quiet
+	tar -xzf $(NEWER)/ohif-app-3.12.10.tgz -C $(NEWER)
+	SPARSIGHT_OHIF=$(NEWER)/package/dist $(BIN)/python -m pytest tests/clients/ohif/test_flow.py tests/clients/ohif/test_kinds.py tests/clients/ohif/test_planes.py
 
 test-smol: smol  ## the reader smol on the real parts that it is made of; its proofs: sparsight doctor --reader DIR/smol
 	$(BIN)/python -m pytest tests/smol

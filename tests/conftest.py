@@ -119,3 +119,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Keep the exit status for pytest_unconfigure."""
     session.config.exit_status = int(exitstatus)  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="session")
+def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where screenshots go: SPARSIGHT_ARTEFACTS, else a temporary folder."""
+    chosen = os.environ.get("SPARSIGHT_ARTEFACTS")
+    folder = Path(chosen) if chosen else tmp_path_factory.mktemp("artefacts")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

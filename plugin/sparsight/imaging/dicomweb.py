@@ -23,7 +23,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from sparsight.errors import ImageError, NotFoundError
 from sparsight.imaging.dicom import read_header
 from sparsight.imaging.load import is_image_file
-from sparsight.imaging.studies import FolderStudies, StudyInfo
+from sparsight.imaging.studies import FolderStudies, StudyInfo, change_of
 
 Json = dict[str, Any]
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
@@ -41,6 +41,9 @@ class FolderWeb:
     def __init__(self, source: FolderStudies) -> None:
         self._source = source
         self._read: dict[tuple[str, bool], tuple[str, list[Dataset]]] = {}  # fingerprint and headers; of all, of one
+        self._places: dict[
+            tuple[str, str, str], tuple[Path, tuple[int, int]]
+        ] = {}  # of images by their UIDs: file, change
 
     def studies(self, query: Mapping[str, str]) -> list[Json]:
         """Studies that match, as DICOM JSON; filters by keyword or tag, `*` and `?` in texts; offset and limit."""
@@ -74,11 +77,7 @@ class FolderWeb:
 
     def frame(self, study_uid: str, series_uid: str, sop_uid: str, number: int) -> tuple[bytes, str]:
         """One frame, from 1 on, as it is stored, and its transfer syntax. Raises NotFoundError, ImageError."""
-        path = next(
-            (Path(ds.filename) for ds in self._series(study_uid, series_uid) if ds.SOPInstanceUID == sop_uid), None
-        )
-        if path is None:
-            raise _not_here("image")
+        path = self._place(study_uid, series_uid, sop_uid)
         try:
             ds = dcmread(path, force=True)
             frames = int(ds.get("NumberOfFrames") or 1)
@@ -99,6 +98,20 @@ class FolderWeb:
             raise ImageError(
                 "a DICOM image whose pixels cannot be read", expected="pixel data", todo="export it again"
             ) from error
+
+    def _place(self, study_uid: str, series_uid: str, sop_uid: str) -> Path:
+        """The file of an image. The folder is searched once a series, not for each of its thousands of frames."""
+        key = (study_uid, series_uid, sop_uid)
+        known = self._places.get(key)
+        if known is None or change_of(known[0]) != known[1]:
+            self._places.pop(key, None)
+            for ds in self._series(study_uid, series_uid):
+                path = Path(ds.filename)
+                self._places[study_uid, series_uid, str(ds.SOPInstanceUID)] = path, change_of(path)
+            known = self._places.get(key)
+        if known is None:
+            raise _not_here("image")
+        return known[0]
 
     def _by_study(self) -> dict[str, list[StudyInfo]]:
         found: dict[str, list[StudyInfo]] = defaultdict(list)

@@ -179,7 +179,7 @@ class FolderStudies:
     def _refresh(self) -> None:
         """Read the index again if a folder changed; files whose time and size stayed are not opened again."""
         with self._lock:
-            stamp = frozenset((folder, _change(Path(folder))[0]) for folder, _, _ in os.walk(self.root))
+            stamp = frozenset((folder, change_of(Path(folder))[0]) for folder, _, _ in os.walk(self.root))
             if stamp == self._stamp:
                 return
             series: dict[str, dict[Path, Dataset]] = defaultdict(dict)
@@ -199,7 +199,7 @@ class FolderStudies:
 
     def _header(self, path: Path) -> Dataset | None:
         """The few attributes the index needs, or None for what is no DICOM image."""
-        key = _change(path)
+        key = change_of(path)
         known = self._headers.get(path)
         if known is None or known[0] != key:
             header = None
@@ -319,7 +319,7 @@ class DicomWebStudies:
             raise _odd_reply(f"what is not DICOMweb ({type(error).__name__})") from error
 
 
-def _change(path: Path) -> tuple[int, int]:
+def change_of(path: Path) -> tuple[int, int]:
     """Time of change and size; zeros for what was removed a moment ago."""
     try:
         status = path.stat()

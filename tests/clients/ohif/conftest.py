@@ -1,4 +1,7 @@
-"""The real server with the embedded reader on simulated DICOM studies, and OHIF in Chromium, driven by Playwright."""
+"""The real server with the embedded reader on simulated DICOM studies, and OHIF in Chromium, driven by Playwright.
+
+The viewer is the one that MONAI Label ships, or that of SPARSIGHT_OHIF, `dist` of the npm package @ohif/app.
+"""
 
 import json
 import os
@@ -15,6 +18,7 @@ import pytest
 from dicomweb_client import DICOMwebClient
 from pydicom import dcmread
 
+from newer_ohif import in_front_of
 from sparsight.config import Config
 from sparsight.demo import make_studies
 from sparsight.server.run import free_port, start, wait_until_ready
@@ -106,15 +110,6 @@ def hospital(pacs: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         process.wait(30)
 
 
-@pytest.fixture(scope="session")
-def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where screenshots go: SPARSIGHT_ARTEFACTS, else a temporary folder."""
-    chosen = os.environ.get("SPARSIGHT_ARTEFACTS")
-    folder = Path(chosen) if chosen else tmp_path_factory.mktemp("artefacts")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 @pytest.fixture
 def drive(server: Server, artefacts: Path) -> Callable[..., Any]:
     """Run a flow of flows.mjs in OHIF, of `server` or another `url`; what it saw."""
@@ -125,13 +120,10 @@ def drive(server: Server, artefacts: Path) -> Callable[..., Any]:
         pytest.fail(reason) if os.environ.get("CI", "").lower() in {"1", "true"} else pytest.skip(reason)
 
     def run(flow: str, **given: Any) -> Any:
-        where = {
-            "url": server.url,
-            "chromium": chromium,
-            "client": str(CLIENT),
-            "artefacts": str(artefacts),
-        }
-        command = [node, str(Path(__file__).with_name("flows.mjs")), flow, json.dumps(where | given)]
+        where = {"url": server.url, "chromium": chromium, "client": str(CLIENT), "artefacts": str(artefacts)} | given
+        if newer := os.environ.get("SPARSIGHT_OHIF"):
+            where["url"] = in_front_of(where["url"], Path(newer).resolve())
+        command = [node, str(Path(__file__).with_name("flows.mjs")), flow, json.dumps(where)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
         assert done.returncode == 0, done.stderr[-4000:]
         return json.loads(done.stdout)

@@ -1,6 +1,7 @@
 // What a radiologist does in OHIF, by mouse and keys; prints what was seen as JSON. Usage: node flows.mjs FLOW SETTINGS
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
+import { more } from './more-flows.mjs';
 
 const [flow, settings] = [process.argv[2], JSON.parse(process.argv[3])];
 const { chromium } = createRequire(join(settings.client, 'package.json'))('playwright-core');
@@ -82,6 +83,8 @@ async function drag(from, to) {
 }
 
 const flows = {
+  ...more({ page, settings, SLOW, shot, text, boxes, onScreen, openStudy, ask }),
+
   async whole() {
     await openStudy();
     await shot('ohif-1-opened');
@@ -350,51 +353,6 @@ const flows = {
     await page.waitForFunction(() => document.getElementById('reward').textContent, null, SLOW);
     await shot('reader');
     return { title: await page.title(), said: await text('#answer'), reward: await text('#reward'), status: await text('#status') };
-  },
-
-  /** What a reader waits for, in ms from the key to the frame that shows it; `rounds` times each, warmed up once. */
-  async times() {
-    // before the panel's own listener, which lets nobody else hear its keys
-    await page.addInitScript(() => window.addEventListener('keydown', event => (window.pressed = event), true));
-    await openStudy();
-    const found = { first: [], answer: [], overlay: [], reward: [], cancel: [] };
-    const blur = () => page.evaluate(() => document.activeElement?.blur());
-    /** Press a key; when each of `marks` was first to be seen, the last one at the latest after 20 s. */
-    const seen = async (key, marks) => {
-      await page.locator('sparsight-panel').evaluate((panel, [last, selectors]) => void (window.perceived = new Promise(resolve => {
-        const [begun, times] = [performance.now(), selectors.map(() => null)];
-        const drawn = () => [...document.querySelectorAll('canvas.sparsight-evidence')].some(c => (c.dataset.boxes ?? '[]') !== '[]');
-        const there = name => (name === 'overlay' ? panel.session.answer && panel.session.tokens && drawn() : panel.shadowRoot.querySelector(name)?.textContent.trim());
-        const look = now => {
-          const start = window.pressed?.key === last ? window.pressed.timeStamp : 0;
-          if (start > begun) selectors.forEach((name, i) => there(name) && (times[i] ??= now - start));
-          if (times.at(-1) !== null || now - begun > 20_000) resolve(times);
-          else requestAnimationFrame(look);
-        };
-        requestAnimationFrame(look);
-      })), [key.split('+').at(-1), marks]);
-      await page.keyboard.press(key);
-      const times = await page.evaluate(() => window.perceived);
-      if (times.at(-1) === null) throw new Error(`${key}: no ${marks.at(-1)}`);
-      return times;
-    };
-    for (let [round, end] = [0, Date.now() + 1000 * settings.seconds]; round <= settings.rounds && Date.now() < end; round++) {
-      const keep = (name, ms) => round > 0 && found[name].push(ms);
-      await page.locator('#question').fill(settings.question);
-      const [first, answer, overlay] = await seen('Control+Enter', ['#stream .reasoning', '#result', 'overlay']);
-      keep('first', first ?? answer); // within one frame
-      keep('answer', answer);
-      keep('overlay', overlay - answer);
-      await blur();
-      await page.keyboard.press('a');
-      keep('reward', (await seen('s', ['#reward']))[0]);
-      await page.locator('#question').focus();
-      await page.keyboard.press('Control+Enter');
-      await page.locator('#cancel').waitFor(SLOW);
-      await blur();
-      keep('cancel', (await seen('Escape', ['#ask']))[0]);
-    }
-    return found;
   },
 
   async cancel() {

@@ -12,6 +12,7 @@ PICTURES = {
     "ohif-8-mpr": "ohif-mpr",
     "ohif-18-report-2": "ohif-report",
     "reader": "reader",
+    "slicer-panel": "slicer-panel",
 }
 LARGEST = 200_000  # bytes
 

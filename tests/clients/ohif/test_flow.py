@@ -82,7 +82,8 @@ def test_the_whole_loop(server, drive, pictures, artefacts: Path):
         i, j, _, _ = to_ijk @ [*corner, 1]  # of a pixel's centre
         wanted = [(point["x"] - found["place"]["x"] - left) / scale, (point["y"] - found["place"]["y"] - top) / scale]
         assert [i + 0.5, j + 0.5] == pytest.approx(wanted, abs=1.5)
-    assert mark["kind"] == "relevant"
+    [image] = server.get(f"/sparsight/dicomweb/studies/{study['study_uid']}/series/{study['series_uid']}/metadata")
+    assert (mark["kind"], mark["frame_of_reference"]) == ("relevant", image["00200052"]["Value"][0])
     assert "answer" in found["reward"]
     assert answer["answer"] in found["again"], "a reload shows the history"
     assert study["study_uid"] not in found["next"]

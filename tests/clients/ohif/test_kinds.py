@@ -31,6 +31,9 @@ def test_strokes_points_and_the_life_of_a_draft(server, drive, picture):
 
     stroke, point = first["marks"]
     assert (stroke["kind"], stroke["radius_mm"], point["kind"]) == ("missed", 2, "relevant")
+    [sent] = [body for path, body in found["posted"] if path == "/sparsight/feedback" and body["marks"]]
+    [frame] = {mark["frame_of_reference"] for mark in sent["marks"]}
+    assert "." in frame
     drawn = on_screen(found["stroke"])
     path, clicked = np.array(stroke["path_mm"])[:, :2], np.array(point["path_mm"])[:, :2]
     assert len(clicked) == 1

@@ -136,6 +136,18 @@ def says(status: str, body: bytes = b"", *headers: str, length: int | None = Non
     return lambda connection: connection.sendall("\r\n".join(head).encode() + body)
 
 
+def streams(*events: tuple[str, Any], then: Callable[[socket.socket], None] = lambda _: None) -> Callable[..., None]:
+    """A reply of the raw server: events as they are, then whatever follows, then the end."""
+    told = "".join(f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in events)
+    head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nConnection: close\r\n\r\n: begun\n\n"
+
+    def reply(connection: socket.socket) -> None:
+        connection.sendall((head + told).encode())
+        then(connection)
+
+    return reply
+
+
 def as_json(value: Any) -> bytes:
     return json.dumps(value).encode()
 

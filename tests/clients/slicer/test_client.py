@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import socket
 import threading
 import time
 from pathlib import Path
@@ -10,10 +11,12 @@ import nibabel
 import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
-from servers import Proxy, as_json, raw_server, says
+from servers import Proxy, as_json, raw_server, says, streams
 
 from SparsightLib import words
-from SparsightLib.client import Cancel, CancelledError, Client, ClientError, RefusedError, UnreachableError
+from SparsightLib.client import Cancel, Client
+from SparsightLib.stream import Heard
+from SparsightLib.wire import CancelledError, ClientError, RefusedError, UnreachableError
 
 QUESTION = {"question": "Is there a nodule?"}
 SCHEMA = json.loads((Path(__file__).parents[3] / "docs/openapi.json").read_text(encoding="utf-8"))
@@ -74,6 +77,87 @@ def test_a_question_from_the_first_look_to_the_reward(client: Client, server) ->
     case = client.next_case(["chest"])
     fits(case, "NextCaseReply")
     assert case["study"] not in ("head", "chest")
+
+
+def test_an_answer_is_heard_as_it_comes(client: Client) -> None:
+    heard, names = Heard(QUESTION["question"]), []
+
+    def hear(name: str, data: dict) -> None:
+        names.append(name)
+        heard.take(name, data)
+
+    answer = client.ask({**QUESTION, "study": "head"}, hear=hear)
+    fits(answer, "AskReply")
+    assert (names[0], names[-2:]) == ("start", ["answer", "evidence"])
+    assert names.count("token") > 2, "not word by word"
+    assert heard.reasoning.strip() == answer["reasoning"]
+    assert (heard.answer, heard.stage in ("reading", "rechecking")) == (answer["answer"], True)
+    assert (heard.kept, heard.total) == (answer["budget"]["kept"], answer["budget"]["total"])
+    said = words.heard_html(heard)
+    assert all(
+        part in said for part in (answer["answer"], f"{heard.kept} of {heard.total} tokens", words.stage(heard.stage))
+    )
+
+
+def test_a_second_reading_begins_anew_and_nothing_heard_is_html() -> None:
+    heard = Heard("<script>?")
+    assert "loading the study" in words.heard_html(heard)
+    reading = {"kept": 6, "total": 60, "regions": []}
+    for name, data in (
+        ("kept", reading),
+        ("token", {"text": "none"}),
+        ("kept", reading),
+        ("token", {"text": "<b>one"}),
+    ):
+        heard.take(name, data)
+    assert heard.reasoning == "<b>one"
+    said = words.heard_html(heard)
+    assert "<script>" not in said
+    assert "<b>one" not in said
+
+
+START = ("start", {"episode": "e0123456789abcdef"})
+ANSWERED = {
+    "episode": "e0123456789abcdef", "study": "head", "answer": "yes", "confidence": 0.9, "abstained": False,
+    "grounded": True, "budget": {}, "evidence": [],
+}  # fmt: skip
+NOT_THERE = as_json({"error": {"code": "not_found", "given": "no such episode", "expected": "one", "todo": "ask"}})
+
+
+def test_an_answer_whose_stream_was_cut_is_looked_up() -> None:
+    there = [says("404 Not Found", NOT_THERE), says("200 OK", as_json(ANSWERED))]
+    with raw_server(streams(START), *there) as (url, heard):
+        assert Client(url).ask({**QUESTION, "study": "head"}) == ANSWERED
+    assert heard[1].startswith(b"GET /sparsight/episodes/e0123456789abcdef HTTP")
+    assert b"Accept: text/event-stream\r\n" in heard[0]
+    assert b"Accept: application/json\r\n" in heard[1]
+    gone = raw_server(streams(START), *[says("404 Not Found", NOT_THERE)] * 3)
+    with gone as (url, heard), pytest.raises(UnreachableError, match="before the answer was read") as cut:
+        Client(url).ask({**QUESTION, "study": "head"})
+    assert (cut.value.code, len(heard)) == ("cut", 4)
+
+
+def test_what_goes_wrong_in_a_stream_is_told_in_the_servers_words() -> None:
+    failed = {"error": {"code": "bad_image", "given": "a slice that is missing", "expected": "all", "todo": "send it"}}
+    with raw_server(streams(START, ("error", failed))) as (url, _), pytest.raises(RefusedError) as refused:
+        Client(url).ask({**QUESTION, "study": "head"})
+    assert (refused.value.code, refused.value.given) == ("bad_image", "a slice that is missing")
+    with raw_server(streams(START, ("progress", ["odd"]))) as (url, _), pytest.raises(ClientError, match="no object"):
+        Client(url).ask({**QUESTION, "study": "head"})
+
+
+def test_cancelling_a_question_closes_its_stream() -> None:
+    closed, cancel = threading.Event(), Cancel()
+
+    def until_closed(connection: socket.socket) -> None:
+        if connection.recv(1) == b"":
+            closed.set()
+
+    with raw_server(streams(START, then=until_closed)) as (url, heard):
+        with pytest.raises(CancelledError):
+            Client(url).ask({**QUESTION, "study": "head"}, cancel, lambda name, data: cancel.cancel())
+        assert closed.wait(5), "the server is not told"
+    assert len(heard) == 1, "nothing is looked up"
 
 
 def test_a_mask_is_sent_as_a_form(client: Client, server) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel
@@ -11,8 +12,8 @@ import slicer
 from mrml import make_scene, oblique, paint, read_volume
 
 from SparsightLib import volumes
-from SparsightLib.client import ClientError
 from SparsightLib.logic import KINDS, SparsightLogic
+from SparsightLib.wire import ClientError
 
 SHAPE = (10, 40, 48)  # (D, H, W) of `head`
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -234,6 +235,27 @@ def test_a_review_becomes_a_request(logic: SparsightLogic) -> None:
     }
     logic.write(verdict="accept")
     assert "answer" not in logic.corrections("r-1")[0][0]  # accepted is what was answered
+
+
+def test_a_mark_names_the_frame_of_reference_that_slicer_knows(
+    logic: SparsightLogic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(logic, "missed")
+    logic.write(verdict="amend")
+    kept = {"1.2.3.4.1": "1.2.3.9\0", "1.2.3.4.2": "", "1.2.3.4.3": "no UID"}
+    database = SimpleNamespace(instanceValue=lambda instance, tag: kept[instance] if tag == "0020,0052" else "")
+    monkeypatch.setattr(slicer, "dicomDatabase", database, raising=False)
+
+    def frame() -> str | None:
+        [mark] = logic.corrections("r")[0][0]["marks"]
+        return mark.get("frame_of_reference")
+
+    assert frame() is None, "a volume that is not from DICOM"
+    for instance, told in zip(kept, ("1.2.3.9", None, None), strict=True):
+        logic.volume.SetAttribute("DICOM.instanceUIDs", f"{instance} 1.2.3.4.9")
+        assert frame() == told
+    monkeypatch.delattr(slicer, "dicomDatabase")
+    assert frame() is None
 
 
 def test_what_the_image_cannot_tell_and_how_hard_it_is(logic: SparsightLogic) -> None:

@@ -87,7 +87,7 @@ def test_it_is_python_3_9_and_imports_nothing_that_slicer_does_not_bring(path: P
     brought = {"numpy", "vtk", "slicer", "qt", "ctk", "SparsightLib"}
     foreign = {name.split(".")[0] for name in imported} - brought
     assert foreign <= sys.stdlib_module_names
-    if path.stem == "client":
+    if path.stem in ("client", "stream", "wire"):
         assert not {name.split(".")[0] for name in imported} & brought
 
 
@@ -105,19 +105,26 @@ def test_confidence_is_said_in_the_words_of_the_page(p: float, said: str) -> Non
     assert said.split(" (", maxsplit=1)[0] in page
 
 
+def test_stages_are_said_in_the_words_of_ohif() -> None:
+    told = (ROOT / "plugin/clients/ohif/src/words.ts").read_text(encoding="utf-8")
+    for name, said in words._STAGES.items():
+        assert f"{name}: '{said}'" in told
+    assert words.stage("another") == "another"
+
+
 def test_an_answer_says_all_that_matters_and_nothing_is_html() -> None:
     answer = {
         "question": "<script>?", "answer": "no", "reasoning": "I see no <b>nodule</b>.", "confidence": 0.63,
         "abstained": False, "grounded": False, "budget": {"kept": 1024, "total": 6048, "fraction": 0.169},
         "slices": {"encoded": 48, "total": 384}, "evidence": [{}], "policy": {"id": "p0"},
-        "recheck": {"note": "No was re-checked with all tokens: still no"},
+        "recheck": {"note": "No was re-checked with all tokens: still no"}, "notes": ["one slice was left out"],
     }  # fmt: skip
     said = words.answer_html(answer)
     assert "<script>" not in said
     assert "<b>nodule" not in said
     for part in (
         "more likely right than not (about 6 in 10)", "Not grounded:", "1024 of 6048 tokens (16.9 %), 1 region<",
-        "48 of 384 slices", "Re-checked:", "still no",
+        "48 of 384 slices", "Re-checked:", "still no", "Note:", "one slice was left out",
     ):  # fmt: skip
         assert part in said
     abstained = words.answer_html({**answer, "abstained": True, "grounded": None, "recheck": None, "slices": None})

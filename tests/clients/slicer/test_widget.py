@@ -11,7 +11,7 @@ import pytest
 import slicer
 from fake_qt import Slicer
 from mrml import oblique, read_volume
-from servers import Proxy
+from servers import Proxy, raw_server, streams
 
 from SparsightLib import volumes, words
 
@@ -210,6 +210,32 @@ def test_a_server_that_is_away_costs_nothing(panel: Any, server, head: Any) -> N
     panel.ui.submitButton.click()
     assert done(panel) == "Review recorded."
     proxy.stop()
+
+
+def test_an_answer_is_shown_as_it_comes_and_half_of_one_does_not_stay(panel: Any, head: Any) -> None:
+    ask(panel, head)
+    before = panel.ui.answerView.html
+    assert words.answer_html(panel.logic.answer) == before
+    events = [
+        ("start", {"episode": "e0123456789abcdef"}),
+        ("progress", {"stage": "reading"}),
+        ("kept", {"kept": 6, "total": 60, "regions": []}),
+        ("token", {"text": "I see "}),
+        ("token", {"text": "a <spot>"}),
+    ]
+    with raw_server(streams(*events, then=lambda connection: connection.recv(1))) as (url, _):
+        panel.ui.urlEdit.write(url)
+        panel.ui.questionEdit.plainText = "Which side?"
+        panel.ui.askButton.click()
+        until(panel, lambda: "I see a &lt;spot&gt;" in panel.ui.answerView.html)
+        assert "Which side?" in panel.ui.answerView.html
+        assert "reading: 6 of 60 tokens (10.0 %)" in panel.ui.answerView.html
+        tick_slowly(panel)
+        assert panel.ui.statusLabel.text.startswith("Reading, ")
+        panel.ui.cancelButton.click()
+    assert (panel.ui.answerView.html, panel.ui.statusLabel.text) == (before, "Cancelled.")
+    done(panel)
+    assert panel.ui.answerView.html == before
 
 
 def test_waiting_can_be_cancelled(panel: Any, head: Any) -> None:

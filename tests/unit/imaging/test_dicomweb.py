@@ -94,6 +94,30 @@ def test_what_is_not_there_is_not_found(web: FolderWeb) -> None:
         web.frame("1.2.0", "1.2.0.1", "9.9", 1)
 
 
+def test_the_folder_is_searched_once_for_the_frames_of_a_series(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ds = dcmread(get_testdata_file("CT_small.dcm"))
+    for k in range(3):
+        ds.SOPInstanceUID, ds.ImagePositionPatient[2] = f"1.2.3.{k}", 5 * k
+        ds.save_as(tmp_path / f"{k}.dcm")
+    study, series = str(ds.StudyInstanceUID), str(ds.SeriesInstanceUID)
+    source = FolderStudies(tmp_path)
+    web, listed, look = FolderWeb(source), [], source.list
+    monkeypatch.setattr(source, "list", lambda: listed.append(1) or look())
+    for k in (0, 1, 2, 0, 1):
+        assert web.frame(study, series, f"1.2.3.{k}", 1)[0] == ds.PixelData
+    assert len(listed) == 1, "each frame of thousands would look at thousands of files"
+    ds.SOPInstanceUID, ds.PixelData = "1.2.3.9", bytes(len(ds.PixelData))
+    ds.save_as(tmp_path / "1.dcm")  # another image in its place
+    with pytest.raises(NotFoundError):
+        web.frame(study, series, "1.2.3.1", 1)
+    assert web.frame(study, series, "1.2.3.9", 1)[0] == ds.PixelData
+    (tmp_path / "0.dcm").unlink()
+    with pytest.raises(NotFoundError):
+        web.frame(study, series, "1.2.3.0", 1)
+
+
 def test_new_files_are_seen(tmp_path: Path) -> None:
     shutil.copy(str(get_testdata_file("CT_small.dcm")), tmp_path / "a.dcm")
     web = FolderWeb(FolderStudies(tmp_path))

@@ -48,7 +48,7 @@ export interface Listener {
   answer?(answer: string): void;
 }
 
-/** What went wrong, in words for a person; `code` as in docs/errors.md, `away` where nobody answered. */
+/** What went wrong, in words for a person; `code` as in docs/errors.md, `away` where nobody answered, `login` where a login has ended. */
 export class Refused extends Error {
   constructor(
     readonly code: string,
@@ -65,7 +65,9 @@ export function isWithheld(reply: Answer | Withheld): reply is Withheld {
 }
 
 const AWAY = () => new Refused('away', 'the server does not answer', 'a running server', 'try again; your draft is kept');
+const LOGIN = () => new Refused('login', 'a login that has ended', 'one that stands', 'reload this page and log in; what you wrote is kept');
 const TRIES = 3;
+const EVENTS = 'text/event-stream';
 
 export class Client {
   constructor(
@@ -150,10 +152,11 @@ export class Client {
     const response = await this.fetch('/ask', {
       method: 'POST',
       body: JSON.stringify(question),
-      headers: { 'Content-Type': 'application/json', Accept: 'text/event-stream' },
+      headers: { 'Content-Type': 'application/json', Accept: EVENTS },
       signal,
     });
     if (!response.ok || !response.body) throw await refusal(response);
+    if (!response.headers.get('Content-Type')?.startsWith(EVENTS)) throw LOGIN(); // a page in its place
     let episode = '';
     try {
       for await (const { name, data } of events(response.body)) {
@@ -188,14 +191,14 @@ export class Client {
     const init = body === undefined ? { headers } : { method: 'POST', headers, body: JSON.stringify(body) };
     const response = await this.fetch(path, init);
     if (!response.ok) throw await refusal(response);
-    return (await response.json()) as T;
+    return (await response.json().catch(() => Promise.reject(LOGIN()))) as T; // a page in its place
   }
 
   private async fetch(path: string, init: RequestInit & { headers: Record<string, string> }): Promise<Response> {
     const token = this.token();
     if (token) init.headers['Authorization'] = `Bearer ${token}`;
     try {
-      return await fetch(this.base + path, { ...init, credentials: 'same-origin' });
+      return await fetch(this.base + path, { ...init, credentials: 'same-origin', redirect: 'manual' }); // a redirect leads to a login
     } catch (error) {
       if (init.signal?.aborted) throw error;
       throw AWAY();
@@ -220,6 +223,7 @@ async function refusal(response: Response): Promise<Refused> {
   try {
     return detailed(await response.json());
   } catch {
+    if (response.type === 'opaqueredirect' || response.status === 401) return LOGIN();
     return new Refused('odd', `a reply of status ${response.status}`, 'a sparsight server', 'see its log');
   }
 }

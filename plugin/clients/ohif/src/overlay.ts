@@ -20,6 +20,9 @@ export interface Drawing {
   marks: readonly Drawn[]; // of the review
 }
 
+/** What a session needs of it. */
+export type Picture = Pick<Overlay, 'visible' | 'opacity' | 'show'>;
+
 export class Overlay {
   visible = true;
   opacity = 1;

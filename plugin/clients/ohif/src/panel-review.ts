@@ -121,7 +121,7 @@ function cannotTell(s: Session): TemplateResult {
 function difficulty(s: Session): TemplateResult {
   return html`<span class="quiet">It is<kbd>F</kbd></span>
     ${DIFFICULTIES.map(
-      one => html`<button data-difficulty=${one} aria-pressed=${s.review!.difficulty === one} @click=${() => s.rate(one)}>${one}</button>`,
+      one => html`<button data-difficulty=${one} aria-pressed=${s.review!.difficulty === one} @click=${() => s.edit(review => review.rate(one))}>${one}</button>`,
     )}`;
 }
 

@@ -145,7 +145,10 @@ export class Panel extends LitElement {
                 ><span>${n + 1}</span>${Math.round(100 * region.weight)} %</button>
               </li>`,
             )}
-          </ol>`
+          </ol>
+          <div class="row">
+            <button id="mark-region" title="relevant, then irrelevant, then not" ?disabled=${s.chosen < 0} @click=${() => s.markRegion()}>Mark it<kbd>M</kbd></button>
+          </div>`
         : html`<p class="warn">No region stands out.</p>`}
       ${s.readings.length > 1 ? this.readings(s) : nothing}
     </section>`;

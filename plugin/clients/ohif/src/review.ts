@@ -10,8 +10,8 @@ export type Difficulty = NonNullable<FeedbackRequest['difficulty']>;
 
 export const DIFFICULTIES: Difficulty[] = ['easy', 'moderate', 'hard'];
 
-/** A marked region: a box, or a path with half a pen's width in mm; one point is a click. id: of its measurement. */
-export type Drawn = { id: string; kind: Kind } & ({ box: Box } | { path: Vec3[]; radius: number });
+/** A marked region: a box, or a path with half a pen's width in mm; one point is a click. id: of its measurement; frame: of reference. */
+export type Drawn = { id: string; kind: Kind; frame?: string } & ({ box: Box } | { path: Vec3[]; radius: number });
 
 interface Draft {
   verdict: Verdict | null;
@@ -25,6 +25,7 @@ interface Draft {
 
 const EMPTY: Draft = { verdict: null, answer: '', cannotTell: false, difficulty: null, comment: '', marks: [], sent: null };
 const PREFIX = 'sparsight:draft:';
+const UID = /^[0-9.]{1,64}$/;
 
 /** The part of Storage that is needed; a browser may refuse it. */
 export interface Keeper {
@@ -101,6 +102,13 @@ export class Review {
     this.change({ marks: [...this.draft.marks.filter(other => other.id !== drawn.id), drawn] });
   }
 
+  /** Of a region that is there without being drawn: relevant, then irrelevant, then no mark. */
+  markNext(id: string, box: Box, frame = ''): void {
+    const before = this.draft.marks.find(mark => mark.id === id)?.kind;
+    if (before === 'irrelevant') this.unmark(id);
+    else this.mark({ id, kind: before ? 'irrelevant' : 'relevant', box, frame });
+  }
+
   /** A region that was moved or stretched. */
   move(id: string, shape: { box: Box } | { path: Vec3[] }): void {
     if (!this.draft.marks.some(mark => mark.id === id)) return;
@@ -161,6 +169,14 @@ export class Review {
     return { ...content, key: this.draft.sent.key };
   }
 
+  /** Another tab changed what the browser keeps under `key`, null: all of it. Take it over, where it is this review; whether it is. */
+  follow(key: string | null): boolean {
+    if (key !== null && key !== PREFIX + this.episode) return false;
+    this.draft = restored(this.keeper, this.episode);
+    this.past = [];
+    return true;
+  }
+
   /** It is recorded: nothing is kept of it in the browser. */
   recorded(): void {
     this.past = [];
@@ -184,9 +200,11 @@ export interface How {
   blinded?: boolean;
 }
 
+/** With the frame of reference that its millimetres are of, where the images have one: the server refuses a mark of another. */
 function sent(mark: Drawn): Mark {
-  const { kind } = mark;
-  return 'box' in mark ? { kind, box_mm: mark.box } : { kind, path_mm: mark.path, radius_mm: mark.radius };
+  const { kind, frame } = mark;
+  const of = frame && UID.test(frame) ? { frame_of_reference: frame } : {};
+  return 'box' in mark ? { kind, box_mm: mark.box, ...of } : { kind, path_mm: mark.path, radius_mm: mark.radius, ...of };
 }
 
 function restored(keeper: Keeper, episode: string): Draft {

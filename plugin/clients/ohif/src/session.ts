@@ -2,24 +2,18 @@
 import { isWithheld, Refused, type Answer, type Client, type Feedback, type Study, type Tokens, type Withheld } from './client';
 import { Asking, type Reading } from './asking';
 import { Cases } from './cases';
+import type { Box } from './geometry';
 import { Recorded } from './given';
 import { Lessons } from './lessons';
-import type { Drawing } from './overlay';
-import { Review, type Difficulty, type Drawn, type Keeper, type Kind, type Verdict } from './review';
-import type { Place, Shown, Tool, Viewer } from './viewer';
+import type { Drawing, Picture } from './overlay';
+import { Review, type Drawn, type Keeper, type Kind, type Verdict } from './review';
+import { NEXT_TOOL, type Place, type Screen, type Shown, type Tool } from './viewer';
 import { Unread } from './unread';
 import * as words from './words';
 
-type Screen = Pick<Viewer, 'shown' | 'frameOfReference' | 'onChange' | 'jump' | 'draw' | 'stopDrawing' | 'label' | 'erase' | 'onDrawn'>;
-interface Picture {
-  visible: boolean;
-  opacity: number;
-  show(drawing: Drawing | null): void;
-}
-
+const SOON_MS = 250;
 const NO_MARKS: readonly Drawn[] = [];
 const REVIEWER = 'sparsight:reviewer';
-const NEXT_TOOL: Record<Tool, Tool> = { box: 'stroke', stroke: 'point', point: 'box' };
 const PSEUDONYM = /^[A-Za-z0-9._-]{1,64}$/;
 
 export class Session extends EventTarget {
@@ -71,7 +65,10 @@ export class Session extends EventTarget {
   }
 
   start(): void {
+    const heard = (event: StorageEvent) => void this.elsewhere(event.key);
+    window.addEventListener('storage', heard);
     this.ends.push(
+      () => window.removeEventListener('storage', heard),
       () => this.lessons.end(),
       this.screen.onChange(() => void this.follow()),
       this.screen.onDrawn(() => this.place, {
@@ -114,8 +111,7 @@ export class Session extends EventTarget {
 
   /** Another series came on screen: its suggestions, its earlier answers, and the newest of them. */
   async follow(): Promise<void> {
-    const shown = this.screen.shown();
-    const before = this.shown;
+    const [before, shown] = [this.shown, this.screen.shown()];
     this.shown = shown;
     if (!shown || shown.series === before?.series) return;
     this.stop?.abort();
@@ -129,8 +125,7 @@ export class Session extends EventTarget {
       this.earlier = await this.client.episodes(study);
       const wanted = this.cases.wanted(study);
       const suggested = this.studies.find(other => other.id === study)?.question;
-      const asked = this.earlier.map(answer => answer.question);
-      this.suggestions = [...new Set([suggested, ...asked].filter(text => text !== undefined))].slice(0, 5);
+      this.suggestions = [...new Set([suggested, ...this.earlier.map(answer => answer.question)].filter(text => text !== undefined))].slice(0, 5);
       this.question = wanted ?? suggested ?? '';
       const unread = this.unread.of(study);
       if (unread) this.hold(unread);
@@ -140,12 +135,14 @@ export class Session extends EventTarget {
 
   async ask(): Promise<void> {
     const question = this.question.trim();
-    if (!question || !this.shown || this.asking) return;
+    if (!question || !this.shown) return;
+    if (this.asking) return this.say('One question at a time: Esc stops the one that is being answered.');
     const stop = (this.stop = new AbortController());
     this.leave();
     const asking = (this.asking = new Asking(question));
     this.place = this.here();
     const study = this.study();
+    this.changed();
     await this.attempt('', async () => {
       try {
         const answer = await this.client.ask(
@@ -184,9 +181,7 @@ export class Session extends EventTarget {
   async readFirst(): Promise<void> {
     const { withheld, review } = this;
     if (!withheld || !review || this.busy) return;
-    this.trouble = review.answer.trim() || review.cannotTell ? '' : 'Write your own answer, or that the image cannot tell.';
-    this.changed();
-    if (this.trouble) return;
+    if (!review.answer.trim() && !review.cannotTell) return this.say('Write your own answer, or that the image cannot tell.');
     await this.attempt('sending', async () => {
       await this.client.feedback(review.request(this.reviewer, { blinded: true }));
       const own = review.cannotTell ? 'the image cannot tell' : review.answer.trim();
@@ -292,14 +287,6 @@ export class Session extends EventTarget {
     this.edit(review => review.tellNothing());
   }
 
-  rate(difficulty: Difficulty): void {
-    this.edit(review => review.rate(difficulty));
-  }
-
-  rateNext(): void {
-    this.edit(review => review.rateNext());
-  }
-
   write(answer: string): void {
     this.edit(review => review.write(answer));
   }
@@ -315,6 +302,12 @@ export class Session extends EventTarget {
     if (this.drawing) this.screen.draw(this.tool);
     else this.screen.stopDrawing();
     this.changed();
+  }
+
+  /** Without drawing: the region that is looked at is relevant, irrelevant, not marked. */
+  markRegion(): void {
+    const region = this.answer?.evidence[this.chosen];
+    if (region) this.edit(review => review.markNext(`region-${this.chosen}`, region.box_mm as Box, this.place?.frame));
   }
 
   /** Draw boxes, strokes or points from now on. */
@@ -344,16 +337,14 @@ export class Session extends EventTarget {
     if (this.withheld) return draft ? undefined : this.readFirst();
     const { review, answer } = this;
     if (!review || !answer || this.recorded || this.busy) return;
-    this.trouble = review.missing(answer) ?? '';
-    this.changed();
-    if (this.trouble) return;
+    const missing = review.missing(answer);
+    if (missing) return this.say(missing);
     await this.attempt('sending', async () => {
       const reply = await this.client.feedback(review.request(this.reviewer, { draft }));
       review.recorded();
       if (this.review === review) this.recorded = reply;
-      this.changed(); // the reward at once, before the list
-      await this.given.load();
     });
+    await this.attempt('', () => this.given.load()); // the reward is shown by then
   }
 
   /** Another review of the same answer. */
@@ -377,8 +368,7 @@ export class Session extends EventTarget {
 
   async nextCase(): Promise<void> {
     await this.cases.next();
-    if (this.cases.seenAll) this.trouble = 'All cases were seen.';
-    this.changed();
+    if (this.cases.seenAll) this.say('All cases were seen.');
   }
 
   modality(study: string): string {
@@ -406,11 +396,25 @@ export class Session extends EventTarget {
     return { place: this.place, regions, tokens, chosen: this.chosen, marks: this.review?.marks ?? NO_MARKS };
   }
 
-  private edit(change: (review: Review) => void): void {
+  /** Another tab wrote into this review, or has sent or dropped it. */
+  private async elsewhere(key: string | null): Promise<void> {
+    const { review } = this;
+    const begun = !!review && !review.empty;
+    if (this.recorded || !review?.follow(key)) return;
+    if (!begun || !review.empty) return this.say('');
+    this.say('This review was sent or dropped in another tab.');
+    await this.attempt('', () => this.given.load());
+  }
+
+  private say(trouble: string): void {
+    this.trouble = trouble;
+    this.changed();
+  }
+
+  edit(change: (review: Review) => void): void {
     if (!this.review || this.recorded) return;
     change(this.review);
-    this.trouble = '';
-    this.changed();
+    this.say('');
   }
 
   /** What was on screen goes; drafts stay where they are kept. */
@@ -423,21 +427,23 @@ export class Session extends EventTarget {
     this.changed();
   }
 
+  /** Do it, and say what went wrong. What is done soon is not announced before: without a GPU each frame costs a tenth of a second. */
   private async attempt(busy: string, work: () => Promise<void>): Promise<void> {
-    if (busy) this.busy = busy;
-    this.changed();
+    if (busy) [this.busy, this.trouble] = [busy, ''];
+    const soon = setTimeout(() => this.changed(), SOON_MS);
     try {
       await work();
     } catch (error) {
       this.trouble = error instanceof Refused ? error.message : `Something went wrong here: ${String(error)}`;
     } finally {
+      clearTimeout(soon);
       if (busy) this.busy = '';
       this.changed();
     }
   }
 
   private changed(): void {
-    this.picture.show(this.drawn());
     this.dispatchEvent(new Event('change'));
+    this.picture.show(this.drawn());
   }
 }

@@ -20,8 +20,12 @@ export interface Place {
 }
 
 export type Tool = 'box' | 'stroke' | 'point';
-/** A region as it was drawn: a box, or the points that a pen ran through. */
-export type Shape = { box: Box } | { path: Vec3[] };
+export const NEXT_TOOL: Record<Tool, Tool> = { box: 'stroke', stroke: 'point', point: 'box' };
+/** A region as it was drawn: a box, or the points that a pen ran through; frame: of reference, of the images it was drawn on. */
+export type Shape = ({ box: Box } | { path: Vec3[] }) & { frame: string };
+
+/** What a session needs of it. */
+export type Screen = Pick<Viewer, 'shown' | 'frameOfReference' | 'onChange' | 'jump' | 'draw' | 'stopDrawing' | 'label' | 'erase' | 'onDrawn'>;
 
 const TOOLS: Record<Tool, string> = { box: 'RectangleROI', stroke: 'PlanarFreehandROI', point: 'Probe' };
 const MOST_POINTS = 400; // of a stroke: a token is millimetres wide
@@ -156,15 +160,15 @@ export class Viewer {
   }
 
   private shapeOf(measurement: Measurement, place: Place | null): Shape | null {
-    const { referenceSeriesUID, FrameOfReferenceUID, points, toolName } = measurement;
-    const elsewhere = referenceSeriesUID !== place?.series && (!place?.frame || FrameOfReferenceUID !== place.frame);
+    const { referenceSeriesUID, FrameOfReferenceUID: frame = '', points, toolName } = measurement;
+    const elsewhere = referenceSeriesUID !== place?.series && (!place?.frame || frame !== place.frame);
     if (!place || !points?.length || elsewhere) return null; // drawn on other images: its millimetres are not ours
     for (const [id, viewport] of this.viewports()) {
       const moved = this.toViewport(place, id, viewport);
       if (!moved) continue;
       const back = invert(moved);
       const there = points.map(point => apply(back, [...point] as Vec3));
-      return toolName === TOOLS.stroke || toolName === TOOLS.point ? { path: thinned(there) } : { box: boxAround(there) };
+      return toolName === TOOLS.stroke || toolName === TOOLS.point ? { path: thinned(there), frame } : { box: boxAround(there), frame };
     }
     return null;
   }

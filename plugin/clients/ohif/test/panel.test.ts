@@ -71,6 +71,13 @@ test('readings are offered where there was more than one', async () => {
   expect(root.textContent).toContain('I see.');
 });
 
+test('an answer without regions says so', async () => {
+  const root = await shown({ answer: { ...answer, evidence: [] }, review: new Review('e1', keeper()) });
+  expect(root.querySelector('#regions')).toBeNull();
+  expect(root.textContent).toContain('No region stands out.');
+  expect(root.textContent).toContain('0 regions');
+});
+
 test('a draft is said to be one until it is submitted', async () => {
   const draft = { answer, review: new Review('e1', keeper()), recorded: { ...recorded, state: 'draft' } };
   expect((await shown(draft)).querySelector('#reward h2')?.textContent).toMatch(/draft/);

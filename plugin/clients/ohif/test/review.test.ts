@@ -109,16 +109,44 @@ test('how hard it is goes from easy to hard and back to not said', () => {
 test('strokes and points are sent as paths, in whatever draft they were kept', () => {
   const kept = keeper();
   const review = new Review('e1', kept);
-  review.mark({ id: 's', kind: 'missed', path: [[0, 0, 0], [5, 5, 0]], radius: 2 });
-  review.mark({ id: 'p', kind: 'relevant', path: [[1, 2, 3]], radius: 0 });
+  review.mark({ id: 's', kind: 'missed', path: [[0, 0, 0], [5, 5, 0]], radius: 2, frame: '1.2.9' });
+  review.mark({ id: 'p', kind: 'relevant', path: [[1, 2, 3]], radius: 0, frame: '' });
   review.mark({ id: 'b', kind: 'irrelevant', box });
+  review.mark({ id: 'c', kind: 'missed', box, frame: '1.2.9' });
+  review.mark({ id: 'd', kind: 'missed', box, frame: 'made up by a viewer' });
   review.move('s', { path: [[0, 0, 0], [6, 6, 0]] });
   review.judge('amend');
   expect(new Review('e1', kept).request('r').marks).toEqual([
-    { kind: 'missed', path_mm: [[0, 0, 0], [6, 6, 0]], radius_mm: 2 },
+    { kind: 'missed', path_mm: [[0, 0, 0], [6, 6, 0]], radius_mm: 2, frame_of_reference: '1.2.9' },
     { kind: 'relevant', path_mm: [[1, 2, 3]], radius_mm: 0 },
     { kind: 'irrelevant', box_mm: box },
+    { kind: 'missed', box_mm: box, frame_of_reference: '1.2.9' },
+    { kind: 'missed', box_mm: box },
   ]);
+});
+
+test('a region that is there is marked without drawing, and undone as any other', () => {
+  const review = new Review('e1', keeper());
+  const kinds = ['relevant', 'irrelevant', undefined, 'relevant'].map(() => (review.markNext('region-0', box, '1.2.9'), review.marks[0]?.kind));
+  expect(kinds).toEqual(['relevant', 'irrelevant', undefined, 'relevant']);
+  review.undo();
+  expect(review.marks).toEqual([]);
+  review.undo();
+  expect(review.marks).toEqual([{ id: 'region-0', kind: 'irrelevant', box, frame: '1.2.9' }]);
+});
+
+test('two tabs write one review, and send it once', () => {
+  const kept = keeper();
+  const [here, there] = [new Review('e1', kept), new Review('e1', kept)];
+  there.write('no');
+  expect(here.follow('sparsight:draft:e2')).toBe(false);
+  expect([here.follow('sparsight:draft:e1'), here.answer]).toEqual([true, 'no']);
+  const key = there.request('r').key;
+  here.follow('sparsight:draft:e1');
+  expect(here.request('r').key).toBe(key);
+  there.recorded();
+  here.follow(null);
+  expect(here.empty).toBe(true);
 });
 
 test('a draft and what is submitted are two corrections; a blinded reading has no marks', () => {

@@ -18,11 +18,13 @@ from slicer.ScriptedLoadableModule import ScriptedLoadableModule, ScriptedLoadab
 from slicer.util import VTKObservationMixin
 
 from SparsightLib import volumes, words
-from SparsightLib.client import CancelledError, Client, ClientError
+from SparsightLib.client import Client
 from SparsightLib.learning import LearningPanel, fill
 from SparsightLib.logic import SparsightLogic
 from SparsightLib.review import ReviewPanel
+from SparsightLib.stream import Heard
 from SparsightLib.tasks import Tasks
+from SparsightLib.wire import CancelledError, ClientError
 
 _TICK_MS = 30
 _SLOWLY = 10  # ticks between two looks at what changes by itself
@@ -63,6 +65,7 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic = SparsightLogic(slicer.mrmlScene)
         self._tasks, self._task, self._doing, self._since_s = Tasks(), None, "", 0.0
         self._region, self._ticks = 0, 0
+        self._heard = None  # of the question that is being answered
         self._studies, self._earlier, self._suggestions, self._offered = [], [], [], []
         self._learning = LearningPanel(self.ui, self._start, self._beside, self._say)
         self._review = ReviewPanel(self.ui, self.logic, self._start, self._guarded, self._say)
@@ -180,8 +183,10 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._learning.tick()
 
     def _failed(self, error: Exception) -> None:
+        if self._heard is not None:  # half an answer does not stay
+            self._show_said()
         if isinstance(error, CancelledError):
-            self._say("Cancelled. What the server had begun it finishes: see the earlier answers.")
+            self._say("Cancelled.")
         elif isinstance(error, ClientError):
             self._say(words.error(error.given, error.expected, error.todo), bad=True)
         else:
@@ -298,6 +303,7 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _ask_as(self, volume, ids, request) -> None:
         """Ask under the first of these ids that the server knows; offer to send the image where it knows none."""
+        hear = self._listen(request)
 
         def done(answer) -> None:
             own = volumes.upload_id(volume) if answer is None else ""
@@ -308,7 +314,19 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             else:
                 self._offer(volume, own, request)
 
-        self._start("Looking at the study", lambda client, cancel: client.ask_any(ids, request, cancel), done)
+        self._start("Looking at the study", lambda c, cancel: c.ask_any(ids, request, cancel, hear), done)
+
+    def _listen(self, request):
+        """What a question's thread calls with each event: it is shown here, unless another one was asked since."""
+        heard = self._heard = Heard(request["question"])
+
+        def show(name, data) -> None:
+            if heard is self._heard:
+                heard.take(name, data)
+                self._doing = words.stage(heard.stage).capitalize()
+                self.ui.answerView.html = words.heard_html(heard)
+
+        return lambda name, data: self._tasks.hand_over(lambda: show(name, data))
 
     def _offer(self, volume, study: str, request) -> None:
         size_mb = volume.GetImageData().GetActualMemorySize() / 1024
@@ -322,10 +340,10 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             return
 
         def send() -> None:
-            image = volumes.image_nrrd(volume)
+            image, hear = volumes.image_nrrd(volume), self._listen(request)
 
             def work(client, cancel):
-                return client.ask({**request, "study": client.upload(study, image, cancel)}, cancel)
+                return client.ask({**request, "study": client.upload(study, image, cancel)}, cancel, hear)
 
             self._start("Sending the image", work, lambda answer: self._take_answer(answer, volume))
 
@@ -334,6 +352,7 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _take_answer(self, answer, volume) -> None:
         """Show the answer at once; what it rests on, and the earlier answers, follow."""
         if not slicer.mrmlScene.IsNodePresent(volume):
+            self._show_said()
             self._say("Answered, but the volume is no longer in the scene.", bad=True)
             return
         self.logic.show(answer, volume)
@@ -375,10 +394,13 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _show_answer(self) -> None:
         """Answer and draft as the scene has them."""
-        answer = self.logic.answer
-        self.ui.answerView.html = words.answer_html(answer) if answer else ""
+        self._show_said()
         self._review.show()
         self._enable()
+
+    def _show_said(self) -> None:
+        self._heard, answer = None, self.logic.answer
+        self.ui.answerView.html = words.answer_html(answer) if answer else ""
 
     def _look(self, step: int) -> None:
         self._region = self.logic.look_at(self._region + step)

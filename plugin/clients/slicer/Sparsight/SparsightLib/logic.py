@@ -18,7 +18,7 @@ import slicer
 from vtk.util.numpy_support import vtk_to_numpy
 
 from . import geometry, volumes
-from .client import ClientError
+from .wire import ClientError
 
 Json = dict[str, Any]
 Correction = tuple[Json, Optional[bytes], str]  # request, mask (NRRD), kind of the mask
@@ -201,9 +201,9 @@ class SparsightLogic:
         if answer is None or not said["verdict"]:
             raise ClientError("no_verdict", "a review without verdict", expected="one", todo="accept, amend or reject")
         common = {"episode": answer["episode"], "reviewer": reviewer}
-        boxes = [
-            {"kind": roi.GetAttribute(_KIND), "box_mm": self.box_of(roi)} for roi in self._marks() if _is_drawn(roi)
-        ]
+        frame = volumes.frame_of_reference(self.volume) if self.volume is not None else ""
+        of = {"frame_of_reference": frame} if frame else {}  # the server refuses a mark in another one than the image's
+        boxes = [{"kind": roi.GetAttribute(_KIND), "box_mm": self.box_of(roi), **of} for roi in self._drawn()]
         request = {**common, "verdict": said["verdict"], "marks": boxes, "comment": said["comment"].strip()}
         if said["difficulty"]:
             request["difficulty"] = said["difficulty"]

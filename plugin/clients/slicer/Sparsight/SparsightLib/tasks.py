@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from .client import Cancel, CancelledError
+from .client import Cancel
+from .wire import CancelledError
 
 _GIVE_WAY_S = 0.01  # Slicer's event loop may keep Python's lock to itself: threads then run only while we wait here
 
@@ -40,7 +41,7 @@ class Tasks:
     """Starts work in threads. A timer of the window calls `deliver`."""
 
     def __init__(self) -> None:
-        self._finished: queue.SimpleQueue[tuple[Task, Any, Exception | None]] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._running = 0
 
     def start(
@@ -54,18 +55,25 @@ class Tasks:
                 outcome: tuple[Any, Exception | None] = (work(task.cancel), None)
             except Exception as error:  # it belongs to whoever started the work
                 outcome = (None, error)
-            self._finished.put((task, *outcome))
+            self.hand_over(lambda: self._end(task, *outcome))
 
         self._running += 1
         threading.Thread(target=run, name="sparsight", daemon=True).start()  # Slicer may end while one waits
         return task
 
+    def hand_over(self, action: Callable[[], None]) -> None:
+        """Have something done by `deliver`, in its turn: what work says while it goes on. Any thread may call."""
+        self._waiting.put(action)
+
     def deliver(self) -> None:
-        """Hand over what is finished, in the thread that calls."""
+        """Hand over what is finished or was said meanwhile, in the thread that calls."""
         while self._running:
             try:
-                task, result, error = self._finished.get(timeout=_GIVE_WAY_S)
+                action = self._waiting.get(timeout=_GIVE_WAY_S)
             except queue.Empty:
                 return
-            self._running -= 1
-            task.deliver(result, error)
+            action()
+
+    def _end(self, task: Task, result: Any, error: Exception | None) -> None:
+        self._running -= 1
+        task.deliver(result, error)

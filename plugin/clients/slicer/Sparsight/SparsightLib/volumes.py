@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,12 @@ import slicer
 import vtk
 from vtk.util.numpy_support import numpy_to_vtk
 
-from .client import ClientError
+from .wire import ClientError
 
 _STUDY = "Sparsight.Study"  # attribute of a volume that came from the server
 _UINT8 = 2  # NIfTI's code
 _DICOM = "DICOM"  # kind of the subject hierarchy's UIDs
+_FRAME = "0020,0052"  # FrameOfReferenceUID
 
 
 def studies_of(scene: Any, volume: Any) -> list[str]:
@@ -32,6 +34,14 @@ def studies_of(scene: Any, volume: Any) -> list[str]:
     instances = (volume.GetAttribute("DICOM.instanceUIDs") or "").split()
     ids = [volume.GetAttribute(_STUDY), series, instances[0] if len(instances) == 1 else ""]
     return [study for study in dict.fromkeys(ids) if study]
+
+
+def frame_of_reference(volume: Any) -> str:
+    """UID of the frame that a volume from DICOM lies in, by Slicer's own database; empty where it is not known."""
+    database = getattr(slicer, "dicomDatabase", None)
+    [instance, *_] = (volume.GetAttribute("DICOM.instanceUIDs") or "").split() or [""]
+    frame = database.instanceValue(instance, _FRAME).strip(" \0") if database and instance else ""
+    return frame if re.fullmatch(r"[0-9.]{1,64}", frame) else ""
 
 
 def upload_id(volume: Any) -> str:

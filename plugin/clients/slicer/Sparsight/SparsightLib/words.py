@@ -5,6 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from .stream import Heard
+
 Json = dict[str, Any]
 RESEARCH = "Research use only: not for diagnosis."
 
@@ -18,6 +20,32 @@ def confidence(p: float) -> str:
     else:
         words = "more likely right than not" if p >= 0.6 else "uncertain"
     return f"{words} (about {round(p * 10)} in 10)"
+
+
+_STAGES = {
+    "loading": "loading the study",
+    "encoding": "looking at the images",
+    "selecting": "choosing what to read",
+    "reading": "reading",
+    "rechecking": "in doubt: re-checking with more tokens",
+}
+
+
+def stage(name: str) -> str:
+    """What the server does meanwhile."""
+    return _STAGES.get(name, name)
+
+
+def kept(n: int, total: int) -> str:
+    """How much of the image was looked at."""
+    return f"{n} of {total} tokens ({100 * n / total:.1f} %)"
+
+
+def heard_html(heard: Heard) -> str:
+    """An answer as far as it has come."""
+    how_far = stage(heard.stage) + (f": {kept(heard.kept, heard.total)}" if heard.total else "")
+    parts = [f"<p>{escape(heard.question)}</p>", f"<h3>{escape(heard.answer or '…')}</h3>"]
+    return "".join([*parts, f"<p><i>{escape(heard.reasoning)}</i></p>", f"<p>{escape(how_far)}</p>"])
 
 
 def answer_html(answer: Json) -> str:
@@ -43,12 +71,13 @@ def _facts(answer: Json) -> list[tuple[str, str]]:
     else:
         facts.append(("Not grounded", "the answer hardly depends on the regions shown"))
     if budget:
-        share = f"{budget['kept']} of {budget['total']} tokens ({100 * budget['fraction']:.1f} %)"
+        share = kept(budget["kept"], budget["total"])
         facts.append(("Looked at", f"{share}, {regions} region{'' if regions == 1 else 's'}"))
     if slices:
         facts.append(("First look", f"{slices['encoded']} of {slices['total']} slices were encoded before this answer"))
     if recheck:
         facts.append(("Re-checked", recheck["note"]))
+    facts += [("Note", note) for note in answer.get("notes") or ()]
     if policy := answer.get("policy"):
         facts.append(("Policy", policy["id"]))
     return facts
