@@ -99,6 +99,7 @@ def encoded(body: Json | None) -> tuple[str, bytes | None]:
 
 
 def whole(response: http.client.HTTPResponse) -> bytes:
+    """A reply's body. Raises ClientError for one that is too large, IncompleteRead for one that was cut."""
     content = response.read(_LARGEST + 1)
     if len(content) > _LARGEST:
         raise odd("a reply that is too large")
@@ -122,6 +123,7 @@ def streamed(response: http.client.HTTPResponse, hear: Hear) -> bytes:
 
 
 def parsed(content: bytes) -> Any:
+    """JSON of a reply. Raises ClientError for anything else."""
     try:
         return json.loads(content)
     except ValueError as error:
@@ -129,6 +131,7 @@ def parsed(content: bytes) -> Any:
 
 
 def refusal(response: http.client.HTTPResponse) -> RefusedError:
+    """What a reply of status 400 or more says, and when to ask again where it says that."""
     error = _refused(response.read(2**16), response.status)
     error.passing = response.status in _PASSING
     with contextlib.suppress(ValueError):
@@ -178,10 +181,12 @@ def no_answer(error: Exception, host: str, read_s: float) -> UnreachableError:
 
 
 def odd(given: str) -> ClientError:
+    """The error of a reply that no sparsight server of this version gives."""
     return ClientError(
         "odd_reply", given, expected="a sparsight server of this version", todo="check address and version"
     )
 
 
 def quoted(value: str) -> str:
+    """A value as one part of a path."""
     return quote(value, safe="")
