@@ -111,7 +111,7 @@ def hospital(pacs: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 
 
 @pytest.fixture
-def drive(server: Server, artefacts: Path) -> Callable[..., Any]:
+def drive(request: pytest.FixtureRequest, artefacts: Path) -> Callable[..., Any]:
     """Run a flow of flows.mjs in OHIF, of `server` or another `url`; what it saw."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     node = shutil.which("node")
@@ -120,7 +120,8 @@ def drive(server: Server, artefacts: Path) -> Callable[..., Any]:
         pytest.fail(reason) if os.environ.get("CI", "").lower() in {"1", "true"} else pytest.skip(reason)
 
     def run(flow: str, **given: Any) -> Any:
-        where = {"url": server.url, "chromium": chromium, "client": str(CLIENT), "artefacts": str(artefacts)} | given
+        url = given.pop("url", None) or request.getfixturevalue("server").url  # it takes seconds to start
+        where = {"url": url, "chromium": chromium, "client": str(CLIENT), "artefacts": str(artefacts)} | given
         if newer := os.environ.get("SPARSIGHT_OHIF"):
             where["url"] = in_front_of(where["url"], Path(newer).resolve())
         command = [node, str(Path(__file__).with_name("flows.mjs")), flow, json.dumps(where)]

@@ -300,6 +300,16 @@ const flows = {
     await others.filter({ hasText: 'SR' }).first().dblclick();
     await page.waitForTimeout(6000);
     await shot('ohif-16-report');
+    await others.filter({ hasText: 'SEG' }).filter({ hasText: /corrections/i }).first().dblclick();
+    await page.getByRole('button', { name: 'Yes', exact: true }).first().click(SLOW);
+    await page.waitForTimeout(4000);
+    await shot('ohif-19-segmentation');
+    const [mark] = posted.find(([path]) => path === '/sparsight/feedback')[1].marks;
+    found.marked = await page.locator('sparsight-panel').evaluate((panel, box) => {
+      const [[, viewport]] = panel.session.screen.viewports();
+      const { x, y } = viewport.element.getBoundingClientRect();
+      return box.map(corner => viewport.worldToCanvas(corner)).map(([u, v]) => [x + u, y + v]);
+    }, mark.box_mm);
     await page.goto(`${settings.url}/ohif/`, SLOW);
     await page.getByText(/SR/).first().waitFor(SLOW);
     await page.waitForTimeout(1500);

@@ -52,7 +52,7 @@ export const more = ({ page, settings, SLOW, shot, text, boxes, onScreen, openSt
     const found = { ran: [await ran()], said: [] };
     await shot('ohif-22-odd-list');
     await openStudy();
-    found.heading = await text('h2');
+    found.heading = await text('sparsight-panel h2 >> nth=0');
     await ask(settings.question);
     await page.locator('#result').waitFor(SLOW);
     found.result = await text('#result');
@@ -62,7 +62,7 @@ export const more = ({ page, settings, SLOW, shot, text, boxes, onScreen, openSt
     for (let n = 0; n < found.series.length; n++) {
       await others.nth(n).dblclick(SLOW);
       await page.waitForTimeout(2500);
-      found.said.push(await text('h2'));
+      found.said.push(await text('sparsight-panel h2 >> nth=0'));
       await shot(`ohif-23-odd-${n}`);
     }
     found.ran.push(await ran());

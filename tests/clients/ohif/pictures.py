@@ -11,6 +11,7 @@ PICTURES = {
     "ohif-5-reward": "ohif-reward",
     "ohif-8-mpr": "ohif-mpr",
     "ohif-18-report-2": "ohif-report",
+    "ohif-19-segmentation": "ohif-segmentation",
     "reader": "reader",
     "slicer-panel": "slicer-panel",
 }

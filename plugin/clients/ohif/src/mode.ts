@@ -42,11 +42,13 @@ function toolGroups({ extensionManager, servicesManager }: Manager): void {
   });
 }
 
-function buttons(): unknown[] {
+function buttons({ extensionManager }: Manager): unknown[] {
+  const kinds = extensionManager.modules['toolbarModule']?.flatMap(({ module }) => module.map(one => one.name));
+  const kind = kinds?.includes('ohif.toolButton') ? 'ohif.toolButton' : 'ohif.radioGroup'; // as it was called up to 3.10
   const use = { commandName: 'setToolActiveToolbar', commandOptions: { toolGroupIds: ['default', 'mpr', 'SRToolGroup'] } };
   const button = (id: string, icon: string, label: string, more: object = {}) => ({
     id,
-    uiType: 'ohif.radioGroup',
+    uiType: kind,
     props: { icon, label, commands: use, evaluate: 'evaluate.cornerstoneTool', ...more },
   });
   return [
@@ -97,7 +99,7 @@ export default {
         const { measurementService, toolbarService } = manager.servicesManager.services;
         (measurementService as any).clearMeasurements();
         toolGroups(manager);
-        const all = buttons();
+        const all = buttons(manager);
         toolbarService.addButtons(all);
         toolbarService.createButtonSection('primary', all.map(each => (each as { id: string }).id));
       },

@@ -63,7 +63,7 @@ export interface Services {
 export interface Manager {
   servicesManager: { services: Services };
   commandsManager: { runCommand(name: string, options?: Record<string, unknown>, context?: string): unknown };
-  extensionManager: { getModuleEntry(id: string): any };
+  extensionManager: { getModuleEntry(id: string): any; modules: Record<string, { module: { name: string }[] }[]> };
 }
 
 /** Modalities whose objects are none that one can ask about. */
