@@ -83,7 +83,7 @@ async function drag(from, to) {
 }
 
 const flows = {
-  ...more({ page, settings, SLOW, shot, text, boxes, onScreen, openStudy, ask }),
+  ...more({ page, settings, SLOW, shot, text, openStudy, ask }),
 
   async whole() {
     await openStudy();

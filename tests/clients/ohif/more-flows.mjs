@@ -1,47 +1,6 @@
-// Flows of the hard cases, the first minutes and the waiting times, with what flows.mjs shares.
+// Flows of an odd study, the first minutes and the waiting times, with what flows.mjs shares.
 
-export const more = ({ page, settings, SLOW, shot, text, boxes, onScreen, openStudy, ask }) => ({
-  /** A long series: each region leads to its slice; then the server is killed, twice, and comes again. */
-  async restarted() {
-    const ready = () => page.waitForFunction(async () => (await fetch('/sparsight/health/ready').catch(() => null))?.ok, null, { ...SLOW, polling: 500 });
-    const trouble = async () => {
-      await page.locator('#trouble').waitFor(SLOW);
-      return text('#trouble');
-    };
-    await openStudy();
-    const found = { slices: await page.locator('sparsight-panel').evaluate(panel => panel.session.screen.viewports()[0][1].getImageIds().length) };
-    await ask(settings.question);
-    await page.locator('#regions button').first().waitFor(SLOW);
-    await page.locator('#regions button').first().click();
-    await page.waitForTimeout(2000);
-    found.jump = { image: (await onScreen()).image, boxes: await boxes() };
-    await shot('ohif-20-long');
-    await page.locator('#answer').fill(settings.right);
-    await page.evaluate(() => document.activeElement?.blur());
-    await fetch(settings.kill);
-    await page.keyboard.press('s');
-    found.away = await trouble();
-    found.kept = await page.locator('#answer').inputValue();
-    await ready();
-    await page.keyboard.press('s');
-    await page.locator('#reward').waitFor(SLOW);
-
-    await page.locator('#question').fill(settings.question);
-    await page.keyboard.press('Control+Enter');
-    await page.waitForFunction(() => document.querySelector('sparsight-panel').session.asking?.stage === 'encoding', null, SLOW);
-    await fetch(settings.kill);
-    found.cut = await trouble();
-    found.question = await page.locator('#question').inputValue();
-    await shot('ohif-21-cut');
-    await ready();
-    await page.keyboard.press('Control+Enter');
-    await page.locator('#result').waitFor(SLOW);
-    await page.reload(SLOW);
-    await page.locator('#result').waitFor(SLOW);
-    found.earlier = await page.locator('#earlier li').count();
-    return found;
-  },
-
+export const more = ({ page, settings, SLOW, shot, text, openStudy, ask }) => ({
   /** A study whose texts are scripts, beside series that nobody can ask about. */
   async odd() {
     await page.addInitScript(() => (window.ran = 0));
