@@ -6,6 +6,7 @@ The simulated clinician knows where the findings are, as a radiologist would, an
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -161,7 +162,10 @@ def _tell(summary: dict[str, Any], lesson: tuple[str, Case], folder: Path) -> No
 
 
 def _until_interrupted() -> None:
+    """Until Ctrl-C or SIGTERM, also where a shell started it in the background, which has it ignore the first."""
     try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
