@@ -1,6 +1,45 @@
-// Flows of an odd study, the first minutes and the waiting times, with what flows.mjs shares.
+// Flows of a killed server, an odd study, the first minutes and the waiting times, with what flows.mjs shares.
 
 export const more = ({ page, settings, SLOW, shot, text, openStudy, ask }) => ({
+  /** The server is killed, twice, and comes again: while a review is sent, and while a question is answered. */
+  async restarted() {
+    const ready = async () => {
+      while (!(await fetch(`${settings.url}/sparsight/health/ready`).catch(() => null))?.ok) await page.waitForTimeout(300);
+    };
+    const trouble = async () => {
+      await page.locator('#trouble').waitFor(SLOW);
+      return text('#trouble');
+    };
+    await openStudy();
+    const found = {};
+    await ask(settings.question);
+    await page.locator('#result').waitFor(SLOW);
+    await page.locator('#answer').fill(settings.right);
+    await page.evaluate(() => document.activeElement?.blur());
+    await fetch(settings.kill);
+    await page.keyboard.press('s');
+    found.away = await trouble();
+    found.kept = await page.locator('#answer').inputValue();
+    await ready();
+    await page.keyboard.press('s');
+    await page.locator('#reward').waitFor(SLOW);
+
+    await page.locator('#question').fill(settings.question);
+    await page.keyboard.press('Control+Enter');
+    await page.waitForFunction(() => ['encoding', 'selecting', 'reading'].includes(document.querySelector('sparsight-panel').session.asking?.stage), null, SLOW);
+    await fetch(settings.kill);
+    found.cut = await trouble();
+    found.question = await page.locator('#question').inputValue();
+    await shot('ohif-21-cut');
+    await ready();
+    await page.keyboard.press('Control+Enter');
+    await page.locator('#result').waitFor(SLOW);
+    await page.reload(SLOW);
+    await page.locator('#result').waitFor(SLOW);
+    found.earlier = await page.locator('#earlier li').count();
+    return found;
+  },
+
   /** A study whose texts are scripts, beside series that nobody can ask about. */
   async odd() {
     await page.addInitScript(() => (window.ran = 0));
