@@ -303,6 +303,20 @@ def test_fastv_ranks_first_what_attention_is_built_to_prefer(reader: NanoReader,
     assert plain.argmax() != favourite
 
 
+def test_fastv_reads_a_study_once_for_all_budgets(
+    reader: NanoReader, volume: ImageVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid, other, selector, rows = reader.encode(volume), reader.encode(volume), FastVSelector(reader), list[Row]()
+    attention = reader.language.attention
+    monkeypatch.setattr(reader.language, "attention", lambda row: (rows.append(row), attention(row))[1])
+    kept = [selector.select(grid, ASKED, k).keep for k in (5, 50)]
+    assert len(rows) == 1
+    assert set(kept[0]) < set(kept[1])
+    selector.select(grid, Question("Is there a ring?"), 5)
+    selector.select(other, ASKED, 5)
+    assert len(rows) == 3
+
+
 def test_fastv_attention_is_that_of_the_chosen_layer_and_leaves_the_model_as_it_was(
     reader: NanoReader, volume: ImageVolume
 ) -> None:

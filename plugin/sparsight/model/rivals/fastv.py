@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from sparsight.errors import ConfigError
 from sparsight.model.nano.language import Row, visual_row
@@ -30,15 +31,26 @@ class FastVSelector:
                 f"attention of layer {layer}", expected=f"1 to {reader.spec.layers}", todo="choose a layer there is"
             )
         self._reader, self._layer = reader, layer
+        self._last: tuple[TokenGrid, Question, Tensor] | None = None
 
-    @torch.no_grad()
     def select(self, grid: TokenGrid, question: Question, k: int, *, seed: int | None = None) -> Selection:
         """Scores are log-attention; the seed changes nothing."""
         check_budget(k, grid.n)
+        return ScoreSelector(self._scores(grid, question).numpy(), self.id).select(grid, question, k, seed=seed)
+
+    def _scores(self, grid: TokenGrid, question: Question) -> Tensor:
+        """Of all tokens, the same whatever is kept: the last ones are remembered, for the next budget."""
+        last = self._last
+        if last is None or last[0] is not grid or last[1] != question:
+            last = self._last = (grid, question, self._attention(grid, question))
+        return last[2]
+
+    @torch.no_grad()
+    def _attention(self, grid: TokenGrid, question: Question) -> Tensor:
         read = GridSelector().select(grid, question, min(grid.n, self._reader.max_tokens))
         keep, ids = torch.from_numpy(read.keep), spell(self._reader, question)
         row = Row(ids, *visual_row(grid.features, grid.shape, keep), [ANSWER])
         attention = self._reader.language.attention(row)[self._layer - 1, -1].clamp_min(1e-12).log()
         scores = torch.full((grid.n,), float(attention.min()) - 1)
         scores[keep] = attention
-        return ScoreSelector(scores.numpy(), self.id).select(grid, question, k, seed=seed)
+        return scores
