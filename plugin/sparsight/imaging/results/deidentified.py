@@ -12,7 +12,7 @@ from copy import deepcopy
 from pydicom import DataElement, Dataset
 from pydicom.sr.codedict import codes
 
-from sparsight.imaging.results.images import uid
+from sparsight.imaging.results.images import OF_ANIMALS, uid
 
 _EMPTIED = {  # Z; of type 2 in our objects
     "PatientBirthDate",
@@ -36,14 +36,7 @@ _REMOVED = {  # X, or what only means something beside what was removed
     "IssuerOfAccessionNumberSequence",
     "TimezoneOffsetFromUTC",
     "SeriesDescription",
-    "PatientSpeciesDescription",
-    "PatientSpeciesCodeSequence",
-    "PatientBreedDescription",
-    "PatientBreedCodeSequence",
-    "BreedRegistrationSequence",
-    "PatientSexNeutered",
-    "ResponsiblePerson",
-    "ResponsibleOrganization",
+    *OF_ANIMALS,
     "TrackingID",  # names the answer in the store that it comes from
     "TrackingUID",
 }

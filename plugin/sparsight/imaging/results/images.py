@@ -51,7 +51,7 @@ _WITH_THEM = (  # who issued those ids, and whether they are true ones
     "DeidentificationMethodCodeSequence",
     "TimezoneOffsetFromUTC",
 )
-_OF_ANIMALS = (  # required of them
+OF_ANIMALS = (  # required of them
     "PatientSpeciesDescription",
     "PatientSpeciesCodeSequence",
     "PatientBreedDescription",
@@ -210,7 +210,7 @@ def _zone(identity: Dataset) -> timezone | None:
 
 def _identity(source: Dataset) -> Dataset:
     animal = any(source.get(k) for k in ("PatientSpeciesDescription", "PatientSpeciesCodeSequence"))
-    made = _only(source, (*_REQUIRED, *_WITH_THEM, *(_OF_ANIMALS if animal else ())))
+    made = _only(source, (*_REQUIRED, *_WITH_THEM, *(OF_ANIMALS if animal else ())))
     for keyword in _REQUIRED:
         if keyword not in made:
             setattr(made, keyword, "")
