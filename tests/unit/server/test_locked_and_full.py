@@ -98,7 +98,11 @@ def is_busy(reply: Response) -> None:
 
 
 def files(service: Service) -> dict[Path, bytes]:
-    """All of the store but the database, which verify() looks after, and empty folders."""
+    """All of the store but the database, which verify() looks after, and empty folders.
+
+    verify() also waits for the log's witness, which is written behind those who write to the log.
+    """
+    assert service.store.verify() == []
     home = service.config.home
     found = [path for path in home.rglob("*") if path.is_file() and "store.db" not in path.name]
     return {path.relative_to(home): path.read_bytes() for path in found}
