@@ -116,9 +116,9 @@ def pose(
     posed = []
     for name, make in selectors.items():
         selector = make(case, grid)
-        for budget in (ONCE[name],) if name in ONCE else budgets:
-            selection = selector.select(grid, case.question, tokens_at(budget, grid, reader))
-            posed.append(posed_as(name, budget, case, grid, selection, share))
+        at = (ONCE[name],) if name in ONCE else sorted(budgets, reverse=True)  # greedy ones remember the largest choice
+        kept = {budget: selector.select(grid, case.question, tokens_at(budget, grid, reader)) for budget in at}
+        posed += [posed_as(name, budget, case, grid, kept[budget], share) for budget in sorted(kept)]
     return posed
 
 

@@ -90,6 +90,16 @@ def test_the_same_twice(rival: Selector, reader: NanoReader, volume: ImageVolume
         assert torch.equal(one.context.features, two.context.features)
 
 
+def test_what_was_chosen_before_changes_nothing(rival: Selector, reader: NanoReader, volume: ImageVolume) -> None:
+    grid, other = reader.encode(volume), reader.encode(volume)
+    afresh = rival.select(grid, ASKED, 20)
+    rival.select(other, ASKED, 60)
+    rival.select(grid, ASKED, 60)
+    again = rival.select(grid, ASKED, 20)
+    assert np.array_equal(afresh.keep, again.keep)
+    assert np.array_equal(afresh.scores, again.scores)
+
+
 def test_only_tokens_of_the_region_are_used(rival: Selector, reader: NanoReader, volume: ImageVolume) -> None:
     grid = reader.encode(volume)
     region = ((10.0, 12.0, 0.0), (28.0, 30.0, 0.0))

@@ -9,7 +9,7 @@ from torch.nn import functional
 from sparsight.model.coverage import allowed
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.positions import encode_positions
-from sparsight.model.rivals.common import ranked, spell
+from sparsight.model.rivals.common import Remembered, ranked, spell
 from sparsight.model.selectors import ScoreSelector, check_budget
 from sparsight.types import Question, Selection, TokenGrid
 
@@ -30,14 +30,19 @@ class CDPrunerSelector:
 
     def __init__(self, reader: NanoReader) -> None:
         self._reader = reader
+        self._order = Remembered(self._choose)
 
     def select(self, grid: TokenGrid, question: Question, k: int, *, seed: int | None = None) -> Selection:
         """Scores fall in the order of choice; the seed changes nothing."""
         check_budget(k, grid.n)
-        inside = allowed(grid, question)
-        relevance = self.relevance(grid, question, inside)
-        order = inside[conditional_dpp(grid.features[inside], relevance, min(k, len(inside)))]
+        order = self._order(grid, question, k)[:k]  # greedy: a smaller choice is the beginning of a larger one
         return ScoreSelector(ranked(order, grid.n).numpy(), self.id).select(grid, question, k, seed=seed)
+
+    def _choose(self, grid: TokenGrid, question: Question, k: int) -> Tensor:
+        inside = allowed(grid, question)
+        return inside[
+            conditional_dpp(grid.features[inside], self.relevance(grid, question, inside), min(k, len(inside)))
+        ]
 
     @torch.no_grad()
     def relevance(self, grid: TokenGrid, question: Question, tokens: Tensor) -> Tensor:

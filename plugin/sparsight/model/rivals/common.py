@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.nano.tokenizer import QUESTION, encode_text
-from sparsight.types import Question
+from sparsight.types import Question, TokenGrid
+
+
+class Remembered:
+    """What was last made of a grid and a question, for the next budgets: it serves every k up to its own.
+
+    make(grid, question, k) is called for another grid or question, or for a larger k.
+    """
+
+    def __init__(self, make: Callable[[TokenGrid, Question, int], Tensor]) -> None:
+        self._make = make
+        self._last: tuple[TokenGrid, Question, int, Tensor] | None = None
+
+    def __call__(self, grid: TokenGrid, question: Question, k: int) -> Tensor:
+        """The tensor that `make` returned."""
+        last = self._last
+        if last is None or last[0] is not grid or last[1] != question or last[2] < k:
+            last = self._last = (grid, question, k, self._make(grid, question, k))
+        return last[3]
 
 
 def ranked(order: Tensor, n: int) -> Tensor:

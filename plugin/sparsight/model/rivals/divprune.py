@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparsight.model.coverage import allowed
-from sparsight.model.rivals.common import ranked
+from sparsight.model.rivals.common import Remembered, ranked
 from sparsight.model.selectors import ScoreSelector, check_budget
 from sparsight.types import Question, Selection, TokenGrid
 
@@ -22,12 +22,18 @@ class DivPruneSelector:
 
     id = "divprune"
 
+    def __init__(self) -> None:
+        self._order = Remembered(self._choose)
+
     def select(self, grid: TokenGrid, question: Question, k: int, *, seed: int | None = None) -> Selection:
         """Scores fall in the order of choice; the seed changes nothing."""
         check_budget(k, grid.n)
-        inside = allowed(grid, question)
-        order = inside[farthest(grid.features[inside], min(k, len(inside)))]
+        order = self._order(grid, question, k)[:k]  # greedy: a smaller choice is the beginning of a larger one
         return ScoreSelector(ranked(order, grid.n).numpy(), self.id).select(grid, question, k, seed=seed)
+
+    def _choose(self, grid: TokenGrid, question: Question, k: int) -> Tensor:
+        inside = allowed(grid, question)
+        return inside[farthest(grid.features[inside], min(k, len(inside)))]
 
 
 def farthest(features: Tensor, k: int) -> Tensor:

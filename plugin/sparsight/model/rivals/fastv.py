@@ -9,7 +9,7 @@ from sparsight.errors import ConfigError
 from sparsight.model.nano.language import Row, visual_row
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.nano.tokenizer import ANSWER
-from sparsight.model.rivals.common import spell
+from sparsight.model.rivals.common import Remembered, spell
 from sparsight.model.selectors import GridSelector, ScoreSelector, check_budget
 from sparsight.types import Question, Selection, TokenGrid
 
@@ -31,22 +31,15 @@ class FastVSelector:
                 f"attention of layer {layer}", expected=f"1 to {reader.spec.layers}", todo="choose a layer there is"
             )
         self._reader, self._layer = reader, layer
-        self._last: tuple[TokenGrid, Question, Tensor] | None = None
+        self._scores = Remembered(self._attention)
 
     def select(self, grid: TokenGrid, question: Question, k: int, *, seed: int | None = None) -> Selection:
         """Scores are log-attention; the seed changes nothing."""
         check_budget(k, grid.n)
-        return ScoreSelector(self._scores(grid, question).numpy(), self.id).select(grid, question, k, seed=seed)
-
-    def _scores(self, grid: TokenGrid, question: Question) -> Tensor:
-        """Of all tokens, the same whatever is kept: the last ones are remembered, for the next budget."""
-        last = self._last
-        if last is None or last[0] is not grid or last[1] != question:
-            last = self._last = (grid, question, self._attention(grid, question))
-        return last[2]
+        return ScoreSelector(self._scores(grid, question, 0).numpy(), self.id).select(grid, question, k, seed=seed)
 
     @torch.no_grad()
-    def _attention(self, grid: TokenGrid, question: Question) -> Tensor:
+    def _attention(self, grid: TokenGrid, question: Question, _: int) -> Tensor:
         read = GridSelector().select(grid, question, min(grid.n, self._reader.max_tokens))
         keep, ids = torch.from_numpy(read.keep), spell(self._reader, question)
         row = Row(ids, *visual_row(grid.features, grid.shape, keep), [ANSWER])
