@@ -54,6 +54,9 @@ class ServeConfig(_Strict):
         ge=0,
         description="slices of 128 or more that are encoded before the first answer, at least an eighth; 0: all",
     )
+    together: int = Field(
+        8, ge=1, description="questions that are answered at the same time, their texts written in the same passes"
+    )
     max_waiting: int = Field(
         32, ge=1, description="questions in the queue before a new one is refused; of a batch half"
     )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from at_once import at_once
 from sparsight.bench import looks
 from sparsight.bench.parts import spread
 from sparsight.bench.served import Served, may_be_denied, serve, summarise_served
@@ -20,6 +21,7 @@ from sparsight.model import PolicySelector, TokenPolicy, load_base_policy
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.protocols import ScoreRequest
 from sparsight.model.selectors import ScoreSelector
+from sparsight.model.together import Work
 from sparsight.rl.tables import EVERY, compare
 from sparsight.types import Answer, Case, ImageVolume, Question, Selection, TokenGrid
 
@@ -80,6 +82,12 @@ class Reads:
     def read(self, question: Question, grid: TokenGrid, selection: Selection, **_: Any) -> Answer:
         yes = 7 in selection.keep and len(selection.keep) <= self.most
         return Answer("yes" if yes else "no", "", 0.9, False, None, {})
+
+    def reading(self, *given: Any, **more: Any) -> Work[Answer]:
+        return at_once(self.read)(*given, **more)
+
+    def begin(self, *_: Any) -> Any:
+        raise AssertionError("nothing is written")
 
     def attention(self, *_: Any) -> None:
         return None

@@ -21,6 +21,7 @@ import httpx
 import numpy as np
 
 from sparsight.bench.clients import ASK, FEEDBACK, FIRST, INFO, STREAM, Clinician, Sample, together
+from sparsight.bench.joint import measure_joint, said_of_joint
 from sparsight.bench.memory import held
 from sparsight.config import Config
 from sparsight.imaging.load import load
@@ -60,6 +61,7 @@ def measure(
             wait_until_ready(url, process=server)
             on_step("overhead", 1, steps)
             overhead = _overhead(config, folder, url, pictures, pairs)
+            joint = measure_joint(config, folder, [folder / "studies" / f"picture-{n:02d}" for n in range(PICTURES)])
             with httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
                 studies = client.get("/sparsight/studies").raise_for_status().json()
                 for study in studies:  # every study is encoded, so that memory stands when the first level begins
@@ -89,6 +91,7 @@ def measure(
         "seed": seed,
         "studies": len(studies),
         "overhead": overhead,
+        "joint": joint,
         "levels": levels,
         "beside": beside,
         "memory": {"mib": memory.rows, "growth": grown},
@@ -298,6 +301,7 @@ def page(report: dict[str, Any]) -> str:
         lines.append(
             f"| {level['clients']} | {level['answers_per_s']:.2f} | {level['requests_per_s']:.1f} | {counted} |"
         )
+    lines += ["", said_of_joint(report["joint"])]
     many = report["levels"][-1]["clients"]
     lines += ["", f"| route, {many} clients | n | p50 s | p95 s | p99 s |", "|---|---|---|---|---|"]
     for row in report["levels"][-1]["routes"]:

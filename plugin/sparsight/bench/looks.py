@@ -16,7 +16,7 @@ from sparsight.model import PolicySelector, Reader
 from sparsight.model.nano.encoder import LONG_SIDE
 from sparsight.model.nano.language import Row, visual_row
 from sparsight.model.nano.reader import NanoReader
-from sparsight.model.nano.tokenizer import END_THINK, THINK
+from sparsight.model.nano.tokenizer import THINK
 from sparsight.model.policy import FOVEA
 from sparsight.model.rivals.common import spell
 from sparsight.model.selectors import AllSelector
@@ -55,11 +55,11 @@ class LongVolume:
         return grid, self.ours.select(grid, QUESTION, self.k)
 
     def begin(self, grid: TokenGrid, selection: Selection) -> None:
-        """Write the first token with the reader's own language stream."""
+        """Read all that stands before the first token with the reader's own language stream."""
         visual, at = visual_row(grid.features, grid.shape, torch.from_numpy(selection.keep))
         row = Row(spell(self.reader, QUESTION), visual, at, [THINK])
         with torch.inference_mode():
-            next(iter(self.reader.language.continue_text(row, END_THINK, 1)), None)
+            self.reader.begin(row, [])
 
 
 def sees_first(reader: Reader, ours: PolicySelector) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sparsight.imaging.grid import Grid
 from sparsight.model.completions import AdapterPolicy
+from sparsight.model.together import Behind, Work
 from sparsight.types import Answer, ContextTokens, ImageVolume, Question, Selection, TokenGrid
 
 
@@ -66,6 +67,24 @@ class Reader(Protocol):
         """How much each token stands out to the encoder itself, whatever is asked: (N,). A rival of every policy."""
         ...
 
+    def reading(
+        self,
+        question: Question,
+        grid: TokenGrid,
+        selection: Selection,
+        *,
+        on_token: Callable[[str], None] | None = None,
+    ) -> Work[Answer]:
+        """Reason over the kept tokens, at their original positions, then answer. on_token hears the reasoning.
+
+        It stops at each text that is to be written, so that several readings can be written together.
+        """
+        ...
+
+    def begin(self, prompt: Any, said: Sequence[int]) -> Behind:
+        """Read a prompt that a reading wants a text after, and what was written of it (together.Begin)."""
+        ...
+
     def read(
         self,
         question: Question,
@@ -74,7 +93,7 @@ class Reader(Protocol):
         *,
         on_token: Callable[[str], None] | None = None,
     ) -> Answer:
-        """Reason over the kept tokens, at their original positions, then answer. on_token hears the reasoning."""
+        """Do a reading by itself."""
         ...
 
     def attention(self, question: Question, grid: TokenGrid, selection: Selection, reasoning: str) -> Tensor | None:

@@ -26,6 +26,7 @@ from sparsight.model.coverage import allowed
 from sparsight.model.policy import PolicySelector
 from sparsight.model.protocols import Reader, ScoreRequest
 from sparsight.model.selectors import tokens_at
+from sparsight.model.together import Work, alone
 from sparsight.rl.answers import is_negative, normalise
 from sparsight.types import (
     Answer,
@@ -87,11 +88,15 @@ class Answering:
     tell: OnProgress
 
     def answer(self, selector: PolicySelector, budget: Budget, *, recheck: bool = True) -> Reading:
+        """Do the work by itself."""
+        return alone(self.reader.begin, self.work(selector, budget, recheck=recheck))
+
+    def work(self, selector: PolicySelector, budget: Budget, *, recheck: bool = True) -> Work[Reading]:
         """Answer from `budget` of the tokens; where that is in doubt, from more (serve.recheck_budget)."""
         self.tell(Progress("select"))
         share = selector.budget(self.grid, self.question) if budget == "auto" else budget
         selection, select_ms = timed(lambda: selector.select(self.grid, self.question, self._k(share)))
-        selection, answer = self._read(selection)
+        selection, answer = yield from self._read(selection)
         selection, attention_ms = timed(lambda: self._attended(selection, answer))
         necessity, necessity_ms = timed(lambda: self._necessity(answer, selection, selection))
         timings = {"select": select_ms, **answer.timings_ms}
@@ -103,14 +108,15 @@ class Answering:
             reading = first
         else:
             self.tell(Progress("recheck"))
-            again, recheck_ms = timed(lambda: self._again(first, doubt, wide))
-            reading = replace(again, timings_ms={**timings, "recheck": recheck_ms})
+            start = time.perf_counter()
+            again = yield from self._again(first, doubt, wide)
+            reading = replace(again, timings_ms={**timings, "recheck": 1e3 * (time.perf_counter() - start)})
         self.tell(Progress("answer", text=reading.answer.text))
         return reading
 
-    def _again(self, first: Reading, doubt: Doubt, k: int) -> Reading:
+    def _again(self, first: Reading, doubt: Doubt, k: int) -> Work[Reading]:
         """Read the k best tokens. Another answer has evidence of its own, the same one that of the first reading."""
-        wide, answer = self._read(best(first.selection, k))
+        wide, answer = yield from self._read(best(first.selection, k))
         changed = normalise(answer.text) != normalise(first.answer.text)
         recheck = Recheck(doubt, first.answer, first.necessity, len(wide.keep), changed)
         selection, necessity = first.selection, first.necessity
@@ -122,7 +128,7 @@ class Answering:
     def _attended(self, selection: Selection, answer: Answer) -> Selection:
         return attended(self.reader, self.question, self.grid, selection, answer.reasoning)
 
-    def _read(self, selection: Selection) -> tuple[Selection, Answer]:
+    def _read(self, selection: Selection) -> Work[tuple[Selection, Answer]]:
         """What was read, and the answer: all that was selected, or its best half, quarter, ... where memory is full."""
         asked = len(selection.keep)
         while True:
@@ -130,7 +136,7 @@ class Answering:
                 look = partial(evidence.describe, self.volume, self.grid, selection, necessity=None, threshold=0.0)
                 self.tell(Progress("read", look=look))
             try:
-                answer = self.reader.read(
+                answer = yield from self.reader.reading(
                     self.question, self.grid, selection, on_token=lambda text: self.tell(Progress("token", text=text))
                 )
             except MemoryFullError:

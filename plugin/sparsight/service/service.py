@@ -27,13 +27,15 @@ from sparsight.model.completions import rank_of
 from sparsight.model.policy import FOVEA
 from sparsight.model.protocols import Reader, Where
 from sparsight.model.selectors import tokens_at
+from sparsight.model.together import Work
 from sparsight.rl.acquisition import Worth, acquire
 from sparsight.rl.answers import is_of_all
 from sparsight.rl.ranks import ALONE, Ranks
 from sparsight.service import blinded as blind
 from sparsight.service import corrections, promotion, shadow
 from sparsight.service.answering import Answering, Asked, OnProgress, Progress, Reading, new_id, shown
-from sparsight.service.encoded import Encoded, EncodedStudies, Turn, features_of, patiently
+from sparsight.service.encoded import Encoded, EncodedStudies, features_of, patiently
+from sparsight.service.joint import Joint
 from sparsight.service.learning import Learned, Learner
 from sparsight.service.next_case import NextCase, Queue
 from sparsight.service.promotion import install_shipped, registry_of
@@ -74,6 +76,7 @@ class Service:
         self._queue = Queue(self.store, self._grid)
         self._tokens_kept: set[str] = set()  # hashes of volumes whose tokens this process has stored
         self._streams = Streams(self.registry, self.reader)
+        self._joint = Joint(self.reader.begin, self._streams.take_on, self._turnstile, config.serve.together)
         self.listeners: list[Callable[[Episode | Feedback], object]] = []  # told of what is new in the store
         self._rest = ThreadPoolExecutor(1, "sparsight-rest")  # what nobody waits for
         self._finishing: dict[str, tuple[Future[None], TokenGrid]] = {}  # by hash of the volume
@@ -122,11 +125,11 @@ class Service:
         )
         volume = study_.volume
         check_region(question, study_.grid)
-        policy, reading = self._answer(study_, question, share, on_progress, in_turn, recheck=recheck and study_.whole)
+        policy, reading = self._answer(study_, question, share, on_progress, priority, recheck=recheck and study_.whole)
         if recheck and not study_.whole and self._in_doubt(study_, question, reading):
             tell(Progress("recheck"))  # what was not looked at may say otherwise
             study_ = self._encoded.complete(study_, self.reader, in_turn)
-            policy, reading = self._answer(study_, question, share, on_progress, in_turn, recheck=True)
+            policy, reading = self._answer(study_, question, share, on_progress, priority, recheck=True)
         grid = study_.grid
         if not study_.whole:
             self._finish(study_)
@@ -337,18 +340,20 @@ class Service:
         question: Question,
         share: Budget,
         tell: OnProgress | None,
-        in_turn: Turn,
+        priority: Priority,
         *,
         recheck: bool,
     ) -> tuple[PolicyVersion, Reading]:
-        """One answer with the policy that is live when it is our turn, or, for a canary's study, the candidate."""
-        with in_turn():
+        """One answer with the policy that is live when it is begun, or, for a canary's study, the candidate."""
+
+        def make() -> tuple[PolicyVersion, Work[Reading]]:
             policy = self.registry.live()
             if shadow.is_canary(study.volume.sha256, self.config.gate.canary):
                 policy = self._candidate() or policy
-            self._streams.take_on(policy.id)
-            selector = self._streams.of(policy.id)
-            return policy, self._answering(study, question, tell).answer(selector, share, recheck=recheck)
+            answering = self._answering(study, question, tell)
+            return policy, answering.work(self._streams.of(policy.id), share, recheck=recheck)
+
+        return self._joint.do(make, priority, partial(tell or _quiet, Progress("wait")))
 
     def _candidate(self) -> PolicyVersion | None:
         """The candidate on trial, where gate.yaml lets it answer at all."""

@@ -44,17 +44,25 @@ class Turnstile:
         *,
         bounded: bool = True,
         on_wait: Callable[[], object] = lambda: None,
+        needless: Callable[[], bool] = lambda: False,
     ) -> Iterator[None]:
         """Wait for the machine and hold it.
 
         on_wait: called now and then while it waits; what it raises ends the waiting. bounded: raises QueueFullError at
-        once when too many wait already, and later when it took too long.
+        once when too many wait already, and later when it took too long. needless: whether somebody did meanwhile what
+        it was wanted for (and called `look`): then nobody waits longer, and the machine is not held.
         """
-        self._acquire(priority, bounded=bounded, on_wait=on_wait)
+        held = self._acquire(priority, bounded=bounded, on_wait=on_wait, needless=needless)
         try:
             yield
         finally:
-            self._release()
+            if held:
+                self._release()
+
+    def look(self) -> None:
+        """Have those who wait look whether they still need to."""
+        with self._changed:
+            self._changed.notify_all()
 
     def give_way(self, priority: Priority) -> None:
         """Called by the holder between two steps: whoever waits with a better claim goes first."""
@@ -78,7 +86,14 @@ class Turnstile:
         with self._changed:
             return {p: sum(ticket[0] == p for ticket in self._waiting) for p in Priority}
 
-    def _acquire(self, priority: Priority, *, bounded: bool, on_wait: Callable[[], object] = lambda: None) -> None:
+    def _acquire(
+        self,
+        priority: Priority,
+        *,
+        bounded: bool,
+        on_wait: Callable[[], object] = lambda: None,
+        needless: Callable[[], bool] = lambda: False,
+    ) -> bool:
         with self._changed:
             if bounded:
                 self.check(priority)
@@ -88,6 +103,9 @@ class Turnstile:
             try:
                 while not (self._free and self._waiting[0] == ticket):
                     self._changed.wait(min(_LOOK_S, max(0.0, ends - time.monotonic())))
+                    if needless():
+                        self._leave(ticket)
+                        return False
                     on_wait()
                     if time.monotonic() >= ends and not (self._free and self._waiting[0] == ticket):
                         raise QueueFullError(
@@ -96,12 +114,16 @@ class Turnstile:
                             todo="ask again later",
                         )
             except BaseException:
-                self._waiting.remove(ticket)
-                heapq.heapify(self._waiting)
-                self._changed.notify_all()  # it may be the next one's turn
+                self._leave(ticket)
                 raise
             heapq.heappop(self._waiting)
             self._free = False
+            return True
+
+    def _leave(self, ticket: tuple[int, int]) -> None:
+        self._waiting.remove(ticket)
+        heapq.heapify(self._waiting)
+        self._changed.notify_all()  # it may be the next one's turn
 
     def _release(self) -> None:
         with self._changed:

@@ -20,6 +20,7 @@ from sparsight.model.nano.reader import NanoReader
 from sparsight.model.rivals import MasksSelector, ViToSSelector, rival_of
 from sparsight.model.rivals.boxes import spell_boxes
 from sparsight.model.rivals.trained import NOTE, WEIGHTS, load_rivals, save_rivals
+from sparsight.model.together import Behind, Write
 from sparsight.types import ImageVolume, Question, TokenGrid
 
 ASKED = Question("Is there a nodule in the upper left?", "yes_no", ("yes", "no"))
@@ -35,9 +36,13 @@ class Writes:
     def eval(self) -> "Writes":
         return self
 
-    def continue_text(self, row: Row, stop: int, limit: int) -> Sequence[int]:
+    def begin(self, row: Row, said: Sequence[int]) -> Behind:
+        raise AssertionError("it is written already")
+
+    def text_after(self, row: Row, stop: int, limit: int) -> Write:
         self.rows.append(row)
-        return self.ids[:limit]
+        ids = list(self.ids[:limit])
+        return Write(row, frozenset([stop]), len(ids), ids=ids)
 
 
 def vitos(reader: NanoReader, text: str) -> ViToSSelector:

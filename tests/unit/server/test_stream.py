@@ -15,9 +15,11 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from at_once import at_once
 from routes import serving
 from sparsight.config import Config
 from sparsight.errors import BusyError
+from sparsight.model.together import Work
 from sparsight.server import state, stream
 from sparsight.service import Service
 from sparsight.types import Answer
@@ -42,16 +44,16 @@ def app(tmp_path: Path, reader_folder: Path) -> Iterator[FastAPI]:
 @pytest.fixture
 def spoken(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
     """The untrained reader says something: three words, or two from all tokens."""
-    original = state.service().reader.read
+    original = state.service().reader.reading
 
-    def read(question: Any, grid: Any, selection: Any, *, on_token: Callable[[str], None]) -> Answer:
-        answer = original(question, grid, selection)
+    def reading(question: Any, grid: Any, selection: Any, *, on_token: Callable[[str], None]) -> Work[Answer]:
+        answer = yield from original(question, grid, selection)
         words = ["I ", "see ", "a ring."] if len(selection.keep) < grid.n else ["I ", "see\nnone: \u00e9"]
         for word in words:
             on_token(word)
         return replace(answer, reasoning="".join(words))
 
-    monkeypatch.setattr(state.service().reader, "read", read)
+    monkeypatch.setattr(state.service().reader, "reading", reading)
 
 
 @pytest.fixture
@@ -152,7 +154,7 @@ def test_what_goes_wrong_later_ends_the_stream_with_the_body_of_a_failed_request
         on_token("I see")
         raise error
 
-    monkeypatch.setattr(state.service().reader, "read", read)
+    monkeypatch.setattr(state.service().reader, "reading", at_once(read))
     events = ask(client)
     assert [name for name, _ in events][-2:] == ["token", "error"]
     plain = client.post("/sparsight/ask", json=ASK).json()
@@ -165,13 +167,13 @@ def test_what_goes_wrong_later_ends_the_stream_with_the_body_of_a_failed_request
 
 def test_silence_is_broken_by_comments(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "HEARTBEAT_S", 0.05)
-    original = state.service().reader.read
+    original = state.service().reader.reading
 
-    def read(*given: Any, **more: Any) -> Answer:
+    def reading(*given: Any, **more: Any) -> Work[Answer]:
         time.sleep(0.3)
-        return original(*given, **more)
+        return (yield from original(*given, **more))
 
-    monkeypatch.setattr(state.service().reader, "read", read)
+    monkeypatch.setattr(state.service().reader, "reading", reading)
     events = ask(client, recheck=False)
     assert sum(name == "" for name, _ in events) >= 3
     assert events[-1][0] == "done", "nothing is lost beside them"
@@ -233,7 +235,7 @@ def wordy(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Even
             ended.set()
         raise AssertionError("nobody stopped it")
 
-    monkeypatch.setattr(state.service().reader, "read", read)
+    monkeypatch.setattr(state.service().reader, "reading", at_once(read))
     return ended, said
 
 

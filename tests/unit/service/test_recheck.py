@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from at_once import at_once
 from sparsight.config import Config
 from sparsight.errors import MemoryFullError
 from sparsight.model.protocols import ScoreRequest
@@ -52,7 +53,7 @@ def told(service: Service, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def follow(*args: Any, **more: Any) -> Script:
         script = Script(*args, **more)
-        monkeypatch.setattr(service.reader, "read", script.read)
+        monkeypatch.setattr(service.reader, "reading", at_once(script.read))
         monkeypatch.setattr(service.reader, "score", script.score)
         return script
 
@@ -156,7 +157,7 @@ def test_where_nothing_wider_is_to_be_read_nothing_is(
 ) -> None:
     serve = config.serve.model_copy(update={"recheck_budget": setting})
     service, script = Service(config.model_copy(update={"serve": serve})), Script("no")
-    monkeypatch.setattr(service.reader, "read", script.read)
+    monkeypatch.setattr(service.reader, "reading", at_once(script.read))
     asked = service.ask(picture, QUESTION, budget=budget)
     assert asked.episode.recheck is None
     assert len(script.read_) == 1
@@ -166,7 +167,7 @@ def test_where_nothing_wider_is_to_be_read_nothing_is(
 def test_part_of_the_tokens_may_do(config: Config, picture: ImageVolume, monkeypatch: pytest.MonkeyPatch) -> None:
     serve = config.serve.model_copy(update={"recheck_budget": 0.15})
     service, script = Service(config.model_copy(update={"serve": serve})), Script("no", {72: "yes"})
-    monkeypatch.setattr(service.reader, "read", script.read)
+    monkeypatch.setattr(service.reader, "reading", at_once(script.read))
     asked = service.ask(picture, QUESTION)
     assert ask_json(asked)["recheck"]["note"] == "No was re-checked with 72 of 480 tokens: now yes"
     assert set(asked.shown.keep) < best(asked, 0, 72)
@@ -235,7 +236,7 @@ def test_a_corrected_recheck_is_learned_from(
     service: Service, picture: ImageVolume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(service.reader, "read", Script("no", {N: "yes"}).read)
+        patched.setattr(service.reader, "reading", at_once(Script("no", {N: "yes"}).read))
         asked = service.ask(picture, QUESTION)
     mark = Mark("missed", mask=asked.labelmap().astype(bool), mask_ijk_to_lps=picture.ijk_to_lps)
     service.correct(Feedback("k", asked.episode.id, "r", "amend", datetime.now(UTC), "yes", (mark,)))
@@ -286,7 +287,7 @@ def test_where_memory_is_full_the_best_half_is_read_and_the_answer_says_so(
             raise MemoryFullError("a question", expected="room", todo="keep fewer tokens")
         return script.read(question, grid, selection, **more)
 
-    monkeypatch.setattr(service.reader, "read", full)
+    monkeypatch.setattr(service.reader, "reading", at_once(full))
     asked = service.ask(picture, QUESTION)
     reply = ask_json(asked)
     assert reply["budget"]["kept"] == K // 4
@@ -295,7 +296,7 @@ def test_where_memory_is_full_the_best_half_is_read_and_the_answer_says_so(
     assert service.episode(asked.episode.id).answer.notes == tuple(reply["notes"])
     AskReply.model_validate(reply)
     monkeypatch.setattr(
-        service.reader, "read", lambda *_, **__: (_ for _ in ()).throw(MemoryFullError("x", expected="y", todo="z"))
+        service.reader, "reading", lambda *_, **__: (_ for _ in ()).throw(MemoryFullError("x", expected="y", todo="z"))
     )
     with pytest.raises(MemoryFullError):
         service.ask(picture, QUESTION)

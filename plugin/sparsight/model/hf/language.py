@@ -13,6 +13,8 @@ from torch.nn import functional
 from sparsight.model.completions import draw
 from sparsight.model.hf.families import Family
 from sparsight.model.hf.prompts import TokenPrompt, batch
+from sparsight.model.hf.vision import memory_full
+from sparsight.model.together import Behind
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,30 +146,27 @@ class Language:
 
         The end of a text is given once, then None. No placeholder of an image is ever written.
         """
-        given = self.inputs(prompts)
-        mask, at = given["attention_mask"], given["position_ids"][..., -1:]
+        behind = Behind.prompts(self.model, self.inputs(prompts), self.image)
         alive = [True] * len(prompts)
-        out = self.model(**given, logits_to_keep=1, use_cache=True)
         for step in range(limit):
-            given_logits = out.logits[:, -1].float()
-            logits = given_logits.clone()
-            logits[:, self.image] = -torch.inf
-            ids = logits.argmax(-1) if chance is None else draw(logits.softmax(-1), chance[:, step])
+            logits, allowed = behind.logits, behind.allowed()
+            ids = allowed.argmax(-1) if chance is None else draw(allowed.softmax(-1), chance[:, step])
             said = ids.tolist()
-            yield Step([token if lives else None for token, lives in zip(said, alive, strict=True)], given_logits)
+            yield Step([token if lives else None for token, lives in zip(said, alive, strict=True)], logits)
             alive = [lives and token not in self.ends for token, lives in zip(said, alive, strict=True)]
             if step + 1 == limit or not self.most(any(alive)):
                 return
-            mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
-            at = at + 1
-            out = self.model(
-                input_ids=ids.unsqueeze(1),
-                attention_mask=mask,
-                position_ids=at,
-                past_key_values=out.past_key_values,
-                use_cache=True,
-                logits_to_keep=1,
-            )
+            behind.follow(ids)
+
+    def begin(self, prompt: TokenPrompt, said: Sequence[int] = ()) -> Behind:
+        """Read a prompt and ids after it; what is written next is written behind it. Raises MemoryFullError."""
+
+        def model(**given: Any) -> Any:
+            with memory_full():
+                return self.model(**given)
+
+        whole = prompt.then(said, self.family.answer_type) if said else prompt
+        return Behind.prompts(model, self.inputs([whole]), self.image)
 
     @torch.no_grad()
     def idle(self) -> None:

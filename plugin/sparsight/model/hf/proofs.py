@@ -57,6 +57,7 @@ def prove(reader: HFReader, on_proof: Callable[[Proof], None] = lambda proof: No
                 Proof(f"pruning is masking, {where}", _masked(reader, whole, kept[0]), limit, "logits"),
                 Proof(f"rows of several lengths, {where}", _ragged(reader, whole, kept), limit, "logits"),
                 Proof(f"a cache changes nothing, {where}", _cached(reader, whole, kept), limit, "logits"),
+                Proof(f"texts may join and leave, {where}", _joined(reader, whole, kept), limit, "logits"),
             ]
         found.append(Proof("a bright patch is where its token is", _misplaced(reader), 0.0, "patches of 5"))
     found.append(Proof("gradient checkpointing keeps the mask", _checkpointed(reader), limit, "logits"))
@@ -133,6 +134,30 @@ def _cached(reader: HFReader, whole: TokenPrompt, kept: Sequence[Tensor]) -> flo
         full = _logits(reader, [prompt.then(said, reader.family.answer_type)], len(said) + 1)[0, :-1]
         own = torch.stack([step.logits[b] for step in steps[: len(said)]])
         worst = max(worst, _apart(own, full))
+    return worst
+
+
+def _joined(reader: HFReader, whole: TokenPrompt, kept: Sequence[Tensor]) -> float:
+    """Texts that join others between two tokens, shorter and longer ones, and one that leaves, each against itself."""
+    prompts = [whole.keep(keep, reader.language.image) for keep in (kept[1], kept[0], kept[-1])]
+    said: list[list[int]] = [[] for _ in prompts]
+    behind, rows, worst = reader.language.begin(prompts[0]), [0], 0.0
+    for step in range(8):
+        if not behind.joinable:
+            return 0.0  # such a model writes one text after the other
+        if step in (2, 4):
+            behind.join(reader.language.begin(prompts[step // 2]))
+            rows.append(step // 2)
+        if step == 6:
+            behind.keep([0, 2])
+            rows = [0, 2]
+        for row, b in enumerate(rows):
+            alone = _logits(reader, [prompts[b].then(said[b], reader.family.answer_type)])[0]
+            worst = max(worst, _apart(behind.logits[row], alone[0]))
+        ids = behind.allowed().argmax(-1)
+        for b, token in zip(rows, ids.tolist(), strict=True):
+            said[b].append(token)
+        behind.follow(ids)
     return worst
 
 

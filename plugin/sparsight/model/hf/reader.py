@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from sparsight.model.hf.language import Language
 from sparsight.model.hf.prompts import Study, TokenPrompt
 from sparsight.model.hf.vision import Pace, Vision, memory_full
 from sparsight.model.protocols import ScoreRequest, Where
+from sparsight.model.together import Behind, Shown, Work, Write, alone
 from sparsight.types import Answer, ImageVolume, Question, Selection, TokenGrid
 
 _QUESTION_TOKENS = 512
@@ -184,7 +185,6 @@ class HFReader:
             self.language.idle()
         return list(torch.split(scores, [len(request.keeps) for request in requests]))
 
-    @torch.inference_mode()
     def read(
         self,
         question: Question,
@@ -193,6 +193,22 @@ class HFReader:
         *,
         on_token: Callable[[str], None] | None = None,
     ) -> Answer:
+        """Do a reading by itself."""
+        return alone(self.begin, self.reading(question, grid, selection, on_token=on_token))
+
+    def begin(self, prompt: TokenPrompt, said: Sequence[int]) -> Behind:
+        """Read a prompt and what was written after it. Raises MemoryFullError."""
+        return self.language.begin(prompt, said)
+
+    @torch.inference_mode()
+    def reading(
+        self,
+        question: Question,
+        grid: TokenGrid,
+        selection: Selection,
+        *,
+        on_token: Callable[[str], None] | None = None,
+    ) -> Work[Answer]:
         """Reason, then answer: one of the choices where the question has any, free text otherwise.
 
         The probability behind the confidence is the mean of two readings, after the reasoning and without it. Raises
@@ -200,22 +216,22 @@ class HFReader:
         """
         self._check_kept(selection.size)
         with memory_full():
-            return self._read(question, grid, selection, on_token)
+            return (yield from self._reading(question, grid, selection, on_token))
 
-    def _read(
+    def _reading(
         self, question: Question, grid: TokenGrid, selection: Selection, on_token: Callable[[str], None] | None
-    ) -> Answer:
+    ) -> Work[Answer]:
         keep = torch.from_numpy(np.asarray(selection.keep))
         started = time.perf_counter()
         reasoned = self.prompt(grid, question, True).keep(keep, self.language.image)
         direct = self.prompt(grid, question, False).keep(keep, self.language.image)
         begun = self.processor.tokenizer.decode(reasoned.ids[-8:]).rstrip().endswith(THINK)
-        text = (THINK if begun else "") + self._say(reasoned, on_token)
+        text = (THINK if begun else "") + (yield from self._say(reasoned, on_token))
         decoded = time.perf_counter()
         reasoning, said = parse(text)
         choices = question.answers
         if not (choices or said):  # cut off before it came to an answer
-            said = parse(self._say(direct, on_token))[1]
+            said = parse((yield from self._say(direct, on_token)))[1]
         said = self._scorable(said)
         thought = f"{'' if begun else THINK}{reasoning}{END_THINK}" if reasoning or begun else ""
         before = self.language.ids(f"{thought}{ANSWER}")
@@ -244,19 +260,13 @@ class HFReader:
             notes=(*self.notes, *self.vision.notes(grid)),
         )
 
-    def _say(self, prompt: TokenPrompt, on_token: Callable[[str], None] | None) -> str:
-        """Write until the model ends; its reasoning is handed out as it comes, never half a character."""
-        ids, shown = list[int](), ""
-        for step in self.language.write([prompt], self.reasoning):
-            (token,) = step.ids
-            if token is None or token in self.language.ends:
-                break
-            ids.append(token)
-            text = thought(self.processor.tokenizer.decode(ids, skip_special_tokens=False))
-            if on_token and not text.endswith("\ufffd") and text != shown:
-                on_token(text[len(shown) :])
-                shown = text
-        return str(self.processor.tokenizer.decode(ids, skip_special_tokens=False))
+    def _say(self, prompt: TokenPrompt, on_token: Callable[[str], None] | None) -> Work[str]:
+        """Write until the model ends; its reasoning is handed out as it comes."""
+        decode = partial(self.processor.tokenizer.decode, skip_special_tokens=False)
+        shown = Shown(lambda ids: thought(decode(ids)), on_token)
+        text = Write(prompt, self.language.ends, self.reasoning, shown)
+        yield text
+        return str(decode(text.ids))
 
     def _scorable(self, said: str) -> str:
         """An answer that `check` takes: the model may go on for long, or spell out a special token."""

@@ -8,8 +8,8 @@ The attention mask is always passed: without it transformers takes equal positio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparsight.model.nano.tokenizer import PAD
 from sparsight.model.positions import DIM, encode_positions
+from sparsight.model.together import Behind, Write
 from sparsight.types import ContextTokens
 
 MAX_TEXT = 256  # text tokens of question, reasoning and answer together
@@ -222,43 +223,23 @@ class NanoLanguage(nn.Module):
         )
         return Batch(question, self.see(visual, at), seen, text)
 
-    def continue_text(self, row: Row, stop: int, limit: int) -> TokenStream:
-        """Greedy decoding after a row, with a key-value cache; ends before `stop` or after `limit` tokens."""
-        return TokenStream(self, row, stop, limit)
+    def text_after(
+        self, row: Row, stop: int, limit: int, on_ids: Callable[[list[int]], object] = lambda ids: None
+    ) -> Write:
+        """The text that greedy decoding gives after a row, before `stop` or of `limit` tokens: to be written."""
+        room = MAX_TEXT - len(row.question) - len(row.text)
+        return Write(row, frozenset([stop]), min(limit, room), on_ids)
 
-
-class TokenStream:
-    """Iterate over greedily decoded ids; `log_prob` sums up what they (and the stop token) had."""
-
-    def __init__(self, model: NanoLanguage, row: Row, stop: int, limit: int) -> None:
-        self._model, self._row, self._stop = model, row, stop
-        self._limit = min(limit, MAX_TEXT - len(row.question) - len(row.text))
-        self.log_prob = 0.0
-
-    def __iter__(self) -> Iterator[int]:
-        lm, row = self._model.lm, self._row
-        batch = self._model.pad([row])
-        embeds, mask, positions = self._model.embeds(batch), batch.mask, batch.positions
-        past = None
-        for _ in range(self._limit):
-            out = lm(
-                inputs_embeds=embeds,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=past,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            past = out.past_key_values
-            log_p = out.logits[0, -1].float().log_softmax(-1)
-            token = int(log_p.argmax())
-            self.log_prob += float(log_p[token])
-            if token == self._stop:
-                return
-            yield token
-            embeds = lm.get_input_embeddings()(torch.tensor([[token]]))
-            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-            positions = positions[:, -1:] + 1
+    def begin(self, row: Row, said: Sequence[int] = ()) -> Behind:
+        """Read a row and ids after it; what is written next is written behind it."""
+        self.lm.set_attn_implementation("sdpa")
+        batch = self.pad([replace(row, text=[*row.text, *said])])
+        given = {
+            "inputs_embeds": self.embeds(batch),
+            "attention_mask": batch.mask,
+            "position_ids": batch.positions,
+        }
+        return Behind.prompts(self.lm, given)
 
 
 def _alike(rows: Sequence[Row]) -> list[list[int]]:

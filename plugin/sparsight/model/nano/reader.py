@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from sparsight.model.nano.tokenizer import (
 )
 from sparsight.model.nano.weights import NanoSpec, load_nano, reader_id, save_nano
 from sparsight.model.protocols import ScoreRequest, Where
+from sparsight.model.together import Behind, Shown, Work, alone
 from sparsight.types import Answer, ImageVolume, Question, Selection, TokenGrid
 
 _SLICES = 16  # encoded at a time: bounds memory, and fills the core
@@ -205,7 +207,6 @@ class NanoReader:
         row = Row(self._question(question), visual, at, [ANSWER])
         return self.language.log_probs_after(row, [self._answer(answer) for answer in answers])
 
-    @torch.inference_mode()
     def read(
         self,
         question: Question,
@@ -214,6 +215,22 @@ class NanoReader:
         *,
         on_token: Callable[[str], None] | None = None,
     ) -> Answer:
+        """Do a reading by itself."""
+        return alone(self.begin, self.reading(question, grid, selection, on_token=on_token))
+
+    def begin(self, prompt: Row, said: Sequence[int]) -> Behind:
+        """Read a prompt and what was written after it."""
+        return self.language.begin(prompt, said)
+
+    @torch.inference_mode()
+    def reading(
+        self,
+        question: Question,
+        grid: TokenGrid,
+        selection: Selection,
+        *,
+        on_token: Callable[[str], None] | None = None,
+    ) -> Work[Answer]:
         """Reason, then answer: one of the choices where the question has any, free text otherwise.
 
         The probability behind the confidence is the mean of two readings, with the reasoning and without it: where
@@ -227,10 +244,11 @@ class NanoReader:
         keep = torch.from_numpy(np.asarray(selection.keep))
         visual, at = visual_row(grid.features, grid.shape, keep, selection.context)
         started = time.perf_counter()
-        emit = _Stream(self.tokenizer, on_token)
-        thought = emit.run(self.language.continue_text(Row(ids, visual, at, [THINK]), END_THINK, _REASONING_TOKENS))
+        shown = Shown(partial(decode_text, self.tokenizer), on_token)
+        thought = self.language.text_after(Row(ids, visual, at, [THINK]), END_THINK, _REASONING_TOKENS, shown)
+        yield thought
         decoded = time.perf_counter()
-        reasoned = [THINK, *thought, END_THINK, ANSWER]
+        reasoned = [THINK, *thought.ids, END_THINK, ANSWER]
         choices = question.answers
         if choices:
             answers = [self._answer(choice) for choice in choices]
@@ -241,16 +259,19 @@ class NanoReader:
             choice = int(likely.argmax())
             text, p = choices[choice], float(likely[choice])
         else:
-            said = list(self.language.continue_text(Row(ids, visual, at, reasoned), END_ANSWER, _ANSWER_TOKENS))
-            rows = [Row(ids, visual, at, [*text, *said, END_ANSWER], len(said) + 1) for text in (reasoned, [ANSWER])]
+            said = self.language.text_after(Row(ids, visual, at, reasoned), END_ANSWER, _ANSWER_TOKENS)
+            yield said
+            rows = [
+                Row(ids, visual, at, [*text, *said.ids, END_ANSWER], len(said.ids) + 1) for text in (reasoned, [ANSWER])
+            ]
             choice, p = None, float(self.language.log_probs(rows).exp().mean())
-            text = decode_text(self.tokenizer, said)
+            text = decode_text(self.tokenizer, said.ids)
         confidence = self.confidence(question, p)
         done = time.perf_counter()
         timings = {"decode": 1e3 * (decoded - started), "prefill": 1e3 * (done - decoded)}
         return Answer(
             text=text,
-            reasoning=decode_text(self.tokenizer, thought),
+            reasoning=decode_text(self.tokenizer, thought.ids),
             confidence=confidence,
             abstained=confidence < self.spec.calibration.abstain_below,
             choice=choice if question.kind == "choice" else None,
@@ -292,21 +313,3 @@ def build(spec: NanoSpec, vocabulary: int) -> tuple[LocalEncoder, NanoLanguage]:
     """The two parts with fresh weights: encoder and language stream."""
     encoder = LocalEncoder(spec.channels, spec.logits)
     return encoder, NanoLanguage(encoder.width, vocabulary, hidden=spec.hidden, layers=spec.layers, heads=spec.heads)
-
-
-class _Stream:
-    """Hand out text as it is decoded; a character whose bytes are not complete waits for the next piece."""
-
-    def __init__(self, tokenizer: Tokenizer, on_token: Callable[[str], None] | None) -> None:
-        self._tokenizer, self._emit = tokenizer, on_token
-
-    def run(self, stream: Iterable[int]) -> list[int]:
-        ids: list[int] = []
-        shown = ""
-        for token in stream:
-            ids.append(token)
-            text = decode_text(self._tokenizer, ids)
-            if self._emit and not text.endswith("\ufffd") and text != shown:
-                self._emit(text[len(shown) :])
-                shown = text
-        return ids

@@ -11,6 +11,7 @@ from sparsight.model.nano.tokenizer import ANSWER, END_ANSWER, decode_text
 from sparsight.model.rivals.boxes import MOST, LatticeBox, box_scores, read_boxes
 from sparsight.model.rivals.common import spell
 from sparsight.model.selectors import AllSelector, ScoreSelector, check_budget
+from sparsight.model.together import written
 from sparsight.types import Question, Selection, TokenGrid
 
 TEXT = 7 * MOST  # tokens of the longest text: six boxes of a volume, the spaces between them, and the end
@@ -45,7 +46,8 @@ class ViToSSelector:
             return self._last[2]
         keep = torch.from_numpy(AllSelector(self._reader.max_tokens).select(grid, question, grid.n).keep)
         row = Row(spell(self._reader, question), *visual_row(grid.features, grid.shape, keep), [ANSWER])
-        text = decode_text(self._reader.tokenizer, list(self._writer.continue_text(row, END_ANSWER, TEXT)))
+        ids = written(self._writer.begin, self._writer.text_after(row, END_ANSWER, TEXT))
+        text = decode_text(self._reader.tokenizer, ids)
         boxes = read_boxes(text, deep=grid.shape[0] > 1) or ()
         self._last = grid, question, boxes
         return boxes
