@@ -345,3 +345,22 @@ def test_who_logged_in_is_the_reviewer_and_sees_what_their_role_may(browser, gua
     assert not faults, faults
     refused = [e["params"]["response"] for e in browser.events if e.get("method") == "Network.responseReceived"]
     assert {response["status"] for response in refused} <= {200, 304}, refused
+
+
+def test_an_ended_login_and_a_proxy_that_answers_are_told_and_lose_nothing(browser, guarded):
+    browser.call("Network.setExtraHTTPHeaders", headers=guarded.as_("jane", "reviewer"))
+    asked(browser, guarded, "chest")
+    browser.run("document.getElementById('comment').value = 'a thought'")
+    browser.call("Network.setExtraHTTPHeaders", headers={})
+    status = "document.getElementById('status').textContent"
+    for way, told in (
+        ("null", "your login has ended"),
+        ("window.fetch = async () => new Response('<h1>Log in</h1>')", "a reply that is none of ours (200)"),
+        ("window.fetch = async () => { throw new TypeError('Failed to fetch') }", "the server does not answer"),
+    ):
+        browser.run(f"{way}; document.getElementById('status').textContent = ''")
+        browser.run("document.activeElement.blur()")
+        browser.key("a")
+        browser.wait(f"{status}.includes({told!r})")
+        assert "SyntaxError" not in browser.run(status)
+        assert browser.run("document.getElementById('comment').value") == "a thought"

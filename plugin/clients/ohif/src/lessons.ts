@@ -14,6 +14,7 @@ export class Lessons {
     private readonly work: Work,
     private readonly reviewer: () => string,
     private readonly changed: () => void,
+    private readonly trains: () => boolean,
     private readonly lookMs = LOOK_MS,
   ) {}
 
@@ -25,9 +26,11 @@ export class Lessons {
     return this.job?.state === 'running';
   }
 
+  /** The policies, and to who decides what is learned how far that is. */
   async load(): Promise<void> {
     await this.work('', async () => {
-      [this.policies, this.job] = [(await this.client.policies()).reverse(), await this.client.learning()];
+      this.policies = (await this.client.policies()).reverse();
+      this.job = this.trains() ? await this.client.learning() : null;
     });
     if (this.running) await this.follow();
   }

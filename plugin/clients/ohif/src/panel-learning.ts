@@ -29,18 +29,21 @@ export function queue(s: Session): TemplateResult {
 /** Learn, and promote what has passed the gate: signed with the reviewer's pseudonym. */
 export function learning(s: Session): TemplateResult {
   const { policies, job, running } = s.lessons;
+  const trains = s.may('trainer');
   return html`<section>
     <details id="learning" @toggle=${(event: Event) => opened(event) && s.lessons.load()}>
       <summary>Learning</summary>
-      <div class="row">
-        <button id="learn" ?disabled=${running} @click=${() => s.lessons.start()}>Learn from the corrections</button>
-      </div>
-      <p id="job" class="quiet" role="status">${words.learning(job)}</p>
+      ${trains
+        ? html`<div class="row">
+              <button id="learn" ?disabled=${running} @click=${() => s.lessons.start()}>Learn from the corrections</button>
+            </div>
+            <p id="job" class="quiet" role="status">${words.learning(job)}</p>`
+        : nothing}
       <ol id="policies">
         ${policies.map(
           one => html`<li data-policy=${one.id} data-state=${one.state}>
             <p title=${one.reasons.join('; ')}>${words.policy(one)}</p>
-            ${one.state === 'candidate' || one.state === 'retired'
+            ${trains && (one.state === 'candidate' || one.state === 'retired')
               ? html`<button ?disabled=${!!s.busy} @click=${() => s.lessons.promote(one)}>Promote, signed ${s.reviewer}</button>`
               : nothing}
           </li>`,

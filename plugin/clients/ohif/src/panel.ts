@@ -54,7 +54,7 @@ export class Panel extends LitElement {
       <div aria-live="polite">${s.asking ? this.comes(s) : s.answer ? this.answers(s) : nothing}</div>
       <div role="alert">${s.trouble ? html`<p class="bad" id="trouble">${s.trouble}</p>` : nothing}</div>
       ${s.withheld ? firstRead(s) : nothing}
-      ${s.answer && !s.asking ? html`${this.shows(s)} ${s.recorded ? reward(s) : review(s)} ${recorded(s)}` : nothing}
+      ${s.answer && !s.asking ? html`${this.shows(s)} ${s.recorded ? reward(s) : s.may('reviewer') ? review(s) : nothing} ${recorded(s)}` : nothing}
       ${queue(s)} ${s.withheld ? nothing : this.history(s)} ${learning(s)} ${this.settings(s)}
     `;
   }

@@ -1,5 +1,5 @@
 /** One reader at one viewer: what is on screen, the question, the answer, its review. The panel shows it, keys steer it. */
-import { isWithheld, Refused, type Answer, type Client, type Feedback, type Study, type Tokens, type Withheld } from './client';
+import { isWithheld, Refused, type Answer, type Client, type Feedback, type Me, type Study, type Tokens, type Withheld } from './client';
 import { Asking, type Reading } from './asking';
 import { Cases } from './cases';
 import type { Box } from './geometry';
@@ -11,6 +11,8 @@ import { NEXT_TOOL, type Place, type Screen, type Shown, type Tool } from './vie
 import { Unread } from './unread';
 import * as words from './words';
 
+export type Role = NonNullable<Me['role']>;
+const ROLES: readonly Role[] = ['reader', 'reviewer', 'trainer', 'admin'];
 const SOON_MS = 250;
 const NO_MARKS: readonly Drawn[] = [];
 const REVIEWER = 'sparsight:reviewer';
@@ -45,6 +47,7 @@ export class Session extends EventTarget {
   private stop: AbortController | null = null;
   private studies: Study[] | null = null;
   private self: string | null = null; // who logged in; null: nobody has to, and the reader chooses a pseudonym
+  private role: Role | null = null; // of who logged in
   private readonly ends: (() => void)[] = [];
 
   constructor(
@@ -61,7 +64,7 @@ export class Session extends EventTarget {
     this.given = new Recorded(client, work, reviewer);
     const around = { studies: () => this.studies, study: () => (this.shown ? this.study() : null) };
     this.cases = new Cases(client, work, thisTab, around, open);
-    this.lessons = new Lessons(client, work, reviewer, () => this.changed());
+    this.lessons = new Lessons(client, work, reviewer, () => this.changed(), () => this.may('trainer'));
   }
 
   start(): void {
@@ -109,6 +112,11 @@ export class Session extends EventTarget {
     return this.self !== null;
   }
 
+  /** Whether this reader may do what a role may: each may do what those before it may. */
+  may(role: Role): boolean {
+    return this.role === null || ROLES.indexOf(this.role) >= ROLES.indexOf(role);
+  }
+
   /** Another series came on screen: its suggestions, its earlier answers, and the newest of them. */
   async follow(): Promise<void> {
     const [before, shown] = [this.shown, this.screen.shown()];
@@ -119,7 +127,7 @@ export class Session extends EventTarget {
     await this.attempt('', async () => {
       if (!this.studies) {
         const [me, studies] = await Promise.all([this.client.me(), this.client.studies()]);
-        [this.self, this.studies] = [me.reviewer, studies];
+        [this.self, this.role, this.studies] = [me.reviewer, me.role, studies];
       }
       const study = this.study();
       this.earlier = await this.client.episodes(study);

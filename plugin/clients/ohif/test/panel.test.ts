@@ -12,7 +12,7 @@ function session(more: object = {}): Session {
     shown: { modality: 'CT', description: 'chest' }, question: '', suggestions: [], asking: null, answer: null, earlier: [], review: null,
     recorded: null, drawing: null, tool: 'box', pen: 0, chosen: -1, readings: [], reading: -1, withheld: null, own: null, stored: '',
     given: { list: [] }, lessons: { policies: [], job: null, running: false }, cases: { queue: null }, unread: { wanted: false }, busy: '',
-    trouble: '', reviewer: 'anonymous', picture: { visible: true, opacity: 1 }, modality: () => 'DX',
+    trouble: '', reviewer: 'anonymous', picture: { visible: true, opacity: 1 }, modality: () => 'DX', may: () => true,
   };
   return Object.assign(new EventTarget(), plain, more) as unknown as Session;
 }
@@ -42,6 +42,17 @@ test('every reader\'s review is listed; only one\'s own can be changed', async (
   expect([...own!.querySelectorAll('button')].map(button => button.dataset['change'])).toEqual(['submit', 'withdraw']);
   expect(other!.querySelector('button')).toBeNull();
   expect(other!.textContent).toContain('learned by p1');
+});
+
+test('a reader sees answers and policies, and nothing that only others may do', async () => {
+  const policies = [{ id: 'p1', state: 'candidate', reasons: [], metrics: {} }];
+  const seen = { answer, review: new Review('e1', keeper()), lessons: { policies, job: null, running: false } };
+  const everything = await shown(seen);
+  for (const id of ['#review', '#learn', '#policies button']) expect(everything.querySelector(id), id).not.toBeNull();
+  const root = await shown({ ...seen, may: (role: string) => role === 'reader' });
+  for (const id of ['#review', '#learn', '#job', '#policies button']) expect(root.querySelector(id), id).toBeNull();
+  expect(root.querySelector('#result')).not.toBeNull();
+  expect(root.querySelector('#policies')!.textContent).toContain('p1');
 });
 
 test('a pseudonym that the login gives cannot be typed over', async () => {

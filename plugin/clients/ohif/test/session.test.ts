@@ -324,7 +324,7 @@ test('the queue is looked for when it is asked for, and a case of it opens with 
 test('learning is followed to its end, and a candidate is promoted under the pseudonym', async () => {
   const changed = vi.fn();
   const work = async (_: string, run: () => Promise<void>) => run().catch(() => undefined);
-  const lessons = new Lessons(it.client as unknown as Client, work, () => 'reader-1', changed, 1);
+  const lessons = new Lessons(it.client as unknown as Client, work, () => 'reader-1', changed, () => true, 1);
   it.client.learning.mockResolvedValueOnce({ state: 'running', stats: { stage: 'step', done: 3, total: 9 } });
   await lessons.start();
   expect(it.client.learning).toHaveBeenCalledTimes(2);
@@ -335,6 +335,18 @@ test('learning is followed to its end, and a candidate is promoted under the pse
   it.client.learning.mockRejectedValue(new Refused('away', 'x', 'y', 'z'));
   await lessons.start(); // ends though the server is away
   expect(words.learning({ state: 'failed', stats: { error: { given: 'a NaN' } } })).toBe('learning failed: a NaN');
+});
+
+test('who does not decide what is learned is not told how far that is, and is not refused it', async () => {
+  for (const [role, asked] of [['reader', 0], ['reviewer', 0], ['trainer', 1], ['admin', 1], [null, 1]] as const) {
+    it = setUp();
+    it.client.me.mockResolvedValue({ reviewer: 'r-1', role });
+    await it.session.follow();
+    await it.session.lessons.load();
+    expect(it.client.learning, String(role)).toHaveBeenCalledTimes(asked);
+    expect(it.session.lessons.policies).toHaveLength(2);
+    expect(it.session.may('reviewer'), String(role)).toBe(role !== 'reader');
+  }
 });
 
 test('results are stored in the PACS, and what was not says why', async () => {

@@ -2,7 +2,7 @@
 import { vi } from 'vitest';
 import { type Answer, type Client, type Given, type Learning, type Listener, type Policy, type Study, type Withheld } from '../src/client';
 import type { Drawing } from '../src/overlay';
-import { Session } from '../src/session';
+import { Session, type Role } from '../src/session';
 import { answer, geometry, keeper, recorded, tokens } from './answers';
 
 export const STUDIES: Study[] = [
@@ -35,7 +35,7 @@ export function setUp() {
     erase: vi.fn((id: string): void => screen.drawn.removed(id)), // as the viewer says of whatever is erased
   };
   const client = {
-    me: vi.fn(async () => ({ reviewer: null as string | null, role: null })),
+    me: vi.fn(async () => ({ reviewer: null as string | null, role: null as Role | null })),
     studies: vi.fn(async () => STUDIES),
     episodes: vi.fn(async (_: string) => [] as (typeof answer)[]),
     geometry: vi.fn(async () => geometry),
