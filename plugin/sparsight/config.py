@@ -232,6 +232,10 @@ class ReaderSettings(_Strict):
     max_tokens: int = Field(4096, ge=16, description="the most visual tokens kept for one question")
     reasoning_tokens: int = Field(512, ge=1, le=8192, description="the most tokens of a written text")
     abstain_below: float = Field(0.5, ge=0, le=1, description="a lower confidence is shown as not sure")
+    confidence_slope: float = Field(
+        1.0, gt=0, le=100, description="of the confidence's log-odds over those of the answer (sparsight calibrate)"
+    )
+    confidence_offset: float = Field(0.0, ge=-100, le=100, description="added to these log-odds (sparsight calibrate)")
 
 
 class ModelConfig(ReaderSettings):

@@ -1,4 +1,4 @@
-"""Commands of operation: serve, doctor, demo."""
+"""Commands of operation: serve, doctor, calibrate, demo."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import typer
 from rich.table import Table
 
 from sparsight.cli.output import Json, console, emit_json, progress_bar
+from sparsight.cli.rows import drawn, fitting
 from sparsight.cli.session import Session
+from sparsight.errors import ConfigError
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    for command in (serve, doctor, demo):
+    for command in (serve, doctor, calibrate, demo):
         app.command()(command)
 
 
@@ -92,6 +94,63 @@ def doctor(
             table.add_row(f.name, "[green]ok[/]" if f.ok else "[red]fault[/]", f.found, f.todo)
         console.print(table)
     raise typer.Exit(0 if healthy else 1)
+
+
+def calibrate(
+    context: typer.Context,
+    data: Annotated[Path, typer.Option(help="Folder of questions with known answers (docs/data.md).")],
+    split: Annotated[str, typer.Option(help="Split of that folder; nothing was trained on it.")] = "val",
+    limit: Annotated[int, typer.Option(help="The most questions, drawn with the seed.", min=4)] = 400,
+    write: Annotated[bool, typer.Option("--write", help="Write both numbers into the reader's YAML file.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the draw, of the halves and the interval.", min=0)] = 0,
+    json: Json = False,
+) -> None:
+    """Fit how sure a model of one's own may say it is: on half of the groups, measured on the others."""
+    from sparsight.datasets import load_folder
+    from sparsight.model.hf.reader import HFReader
+    from sparsight.recipe.calibrate import calibrate_model
+
+    session: Session = context.obj
+    file = Path(session.config().serve.reader)
+    if write and not (file.suffix in (".yaml", ".yml") and file.is_file()):
+        raise ConfigError(
+            "a reader without a file to write into",
+            expected="--reader FILE.yaml",
+            todo="see configs/model/, or leave --write out",
+        )
+    cases = load_folder(data, split)
+    with session.service() as service, progress_bar("calibrate", quiet=json) as tell:
+        if not isinstance(service.reader, HFReader):
+            raise ConfigError(
+                "a reader that its training calibrates", expected="a model of one's own", todo="name one: --reader"
+            )
+        chosen = drawn(fitting(cases, service.reader), limit, seed)
+        share = service.config.serve.share
+        found = calibrate_model(service.reader, service.live_selector(), chosen, share, seed=seed, tell=tell)
+    settings = {"confidence_slope": round(found.slope, 4), "confidence_offset": round(found.offset, 4)}
+    if write:
+        _set(file, settings)
+    if json:
+        emit_json({"settings": settings, "written": write, "seed": seed, **vars(found)})
+        return
+    for name, value in settings.items():
+        console.print(f"{name}: {value}")
+    low, high = found.brier_gain_ci
+    console.print(
+        f"On {found.measured_on} other questions (accuracy {found.accuracy:.3f}) the calibration error is "
+        f"{found.ece_after:.3f}, before {found.ece_before:.3f}; Brier's score improves by {found.brier_gain:.3f} "
+        f"[{low:.3f}, {high:.3f}]."
+    )
+    console.print("Written." if write else "Put them into the reader's YAML file, or use --write.")
+
+
+def _set(file: Path, settings: dict[str, float]) -> None:
+    """Replace these lines of a YAML file, or add them at its end; everything else stays as it is."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    for name, value in settings.items():
+        lines = [line for line in lines if not line.startswith(f"{name}:")]
+        lines.append(f"{name}: {value}  # fitted by sparsight calibrate")
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def demo(

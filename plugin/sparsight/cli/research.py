@@ -5,19 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from sparsight.cli.output import Json, check_targets, console, emit_json, progress_bar, refused
+from sparsight.cli.rows import drawn, fitting
 from sparsight.cli.session import Session
 from sparsight.cli.strain import fuzz, load
-from sparsight.errors import BudgetError, DataError, InputError, finite
-
-if TYPE_CHECKING:
-    from sparsight.datasets import FolderCases
-    from sparsight.model.protocols import Reader
+from sparsight.errors import BudgetError, InputError, finite
 
 
 def register(app: typer.Typer) -> None:
@@ -56,8 +53,8 @@ def evaluate(
     cases = load_folder(data, split)
     session: Session = context.obj
     with session.service() as service, progress_bar("evaluate", quiet=json) as tell:
-        fitting = _fitting(cases, service.reader)
-        chosen = _drawn(fitting, limit, seed)
+        fit = fitting(cases, service.reader)
+        chosen = drawn(fit, limit, seed)
         ours = service.live_selector()
         streams = scoring.selectors_by_name(names, service.reader, ours, seed=seed)
         results = scoring.evaluate(
@@ -69,11 +66,11 @@ def evaluate(
     paired = [row for name in names if name != "ours" for row in tables.compare(results, "ours", name, seed=seed)]
     if json:
         of = {"reader": reader, "policy": policy, "set": cases.published, "split": split, "seed": seed}
-        emit_json(of | {"left_out": fitting.left_out, "rows": rows, "kinds": kinds, "paired": paired})
+        emit_json(of | {"left_out": fit.left_out, "rows": rows, "kinds": kinds, "paired": paired})
     else:
         _print_rows(rows)
         _print_kinds(kinds)
-        for why, times in fitting.left_out.items():
+        for why, times in fit.left_out.items():
             console.print(f"left out: {times} {why}")
 
 
@@ -251,7 +248,7 @@ def quantization(
 
     check_targets(out, kinds=(".json",))
     config = model_config(reader)
-    cases = _drawn(load_folder(data, split), limit, seed)
+    cases = drawn(load_folder(data, split), limit, seed)
     asked = [Asked(case.volume, case.question, case.answer, case.group) for case in cases]
     with progress_bar("bench quantization", quiet=json) as tell:
         report = measure(config, asked, seed=seed, on_step=tell)
@@ -393,28 +390,3 @@ def _budgets(text: str) -> list[float]:
     if not shares or not all(0 < share <= 1 for share in shares):
         raise BudgetError(f"budgets {text[:40]!r}", expected="shares in (0, 1]", todo="for example 0.05,0.1,0.25")
     return shares
-
-
-def _fitting(cases: FolderCases, reader: Reader) -> FolderCases:
-    """The rows whose question the reader takes; how many are too long for it is added to what was left out."""
-    from sparsight.rl.evaluate import fits
-
-    fitting = cases.take(i for i, asked in enumerate(cases.asked()) if fits(reader, asked.question))
-    long = len(cases) - len(fitting)
-    if not fitting:
-        raise DataError(
-            f"{long} questions that are all too long for the reader",
-            expected="a shorter one",
-            todo="take another reader",
-        )
-    if long:
-        fitting.left_out["too long for the reader, of this split"] = long
-    return fitting
-
-
-def _drawn(cases: FolderCases, limit: int | None, seed: int) -> FolderCases:
-    if limit is None or limit >= len(cases):
-        return cases
-    import numpy as np
-
-    return cases.take(np.sort(np.random.default_rng(seed).permutation(len(cases))[:limit]).tolist())

@@ -17,7 +17,7 @@ from sparsight.model.completions import Arrays
 from sparsight.model.nano.weights import NanoSpec, check_files, reader_id
 
 _IDENTITY = ("family", "quantization", "dtype", "tokens_per_image", "tiles", "slices")  # are part of the sha256
-_HABITS = ("max_tokens", "reasoning_tokens", "abstain_below")  # are not
+_HABITS = ("max_tokens", "reasoning_tokens", "abstain_below", "confidence_slope", "confidence_offset")  # are not
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.linear_model import LogisticRegression
 
+from sparsight.errors import DataError
 from sparsight.rl.statistics import bootstrap_mean
 
 BINS = 10
+_FLATTEST = 0.05  # slope: a confidence never falls where the probability rises
 _COVERAGES = np.arange(1, 11) / 10
 
 
@@ -38,6 +41,23 @@ def calibration_error(confidence: ArrayLike, correct: ArrayLike, *, bins: int = 
     points = reliability(confidence, correct, bins=bins)
     total = sum(p["n"] for p in points)
     return sum(p["n"] * abs(p["accuracy"] - p["confidence"]) for p in points) / total if total else None
+
+
+def fit_platt(p: ArrayLike, correct: ArrayLike) -> tuple[float, float]:
+    """Slope and offset of model.calibration.platt for raw probabilities and whether they were right (Platt 1999).
+
+    Logistic regression with scikit-learn's usual L2 penalty, which a few hundred questions need. Raises DataError where
+    all are right or all are wrong.
+    """
+    raw, right = np.clip(np.asarray(p, np.float64), 1e-6, 1 - 1e-6), np.asarray(correct, bool)
+    if right.all() or not right.any():
+        raise DataError(
+            f"{len(right)} answers that are all {'right' if right.all() else 'wrong'}",
+            expected="right and wrong ones, to tell them apart",
+            todo="take more questions",
+        )
+    model = LogisticRegression(C=1.0).fit(np.log(raw / (1 - raw))[:, None], right)
+    return max(float(model.coef_[0, 0]), _FLATTEST), float(model.intercept_[0])
 
 
 def risk_coverage(

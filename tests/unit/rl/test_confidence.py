@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from sparsight.rl.confidence import calibration_error, reliability, risk_coverage
+from sparsight.errors import DataError
+from sparsight.model.calibration import platt
+from sparsight.rl.confidence import calibration_error, fit_platt, reliability, risk_coverage
 
 
 def test_honest_confidences_have_a_small_error_and_shifted_ones_their_shift() -> None:
@@ -34,3 +36,22 @@ def test_abstaining_pays_where_confidence_tells_right_from_wrong() -> None:
     blind = risk_coverage(np.full(2_000, 0.5), rng.random(2_000) < p)
     assert blind[0]["accuracy"] == pytest.approx(blind[-1]["accuracy"], abs=0.12)
     assert risk_coverage([], []) == []
+
+
+def test_the_slope_and_offset_that_made_confidences_wrong_are_found() -> None:
+    rng = np.random.default_rng(2)
+    raw = rng.uniform(0.02, 0.98, 20_000)
+    truly = np.array([platt(p, 0.5, -0.4) for p in raw])
+    slope, offset = fit_platt(raw, rng.random(20_000) < truly)
+    assert slope == pytest.approx(0.5, abs=0.04)
+    assert offset == pytest.approx(-0.4, abs=0.05)
+
+
+def test_a_confidence_never_falls_where_the_probability_rises_and_nothing_cannot_be_fitted() -> None:
+    rng = np.random.default_rng(3)
+    raw = rng.uniform(0.02, 0.98, 500)
+    slope, _ = fit_platt(raw, rng.random(500) > raw)
+    assert slope > 0
+    for right in ([True] * 9, [False] * 9):
+        with pytest.raises(DataError, match="all"):
+            fit_platt([0.5] * 9, right)

@@ -73,6 +73,7 @@ def load_model(folder: Path, config: ModelConfig, *, smaller: bool = True) -> HF
             max_tokens=config.max_tokens,
             reasoning=config.reasoning_tokens,
             abstain_below=config.abstain_below,
+            calibration=(config.confidence_slope, config.confidence_offset),
             notes=() if rung == config.quantization else (less,),
         )
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparsight.errors import BudgetError, ConfigError, QuestionError
+from sparsight.model.calibration import platt
 from sparsight.model.completions import AdapterPolicy, adapter_of, rank_of
 from sparsight.model.hf.adapter import Adapter, standing_in
 from sparsight.model.hf.answers import ANSWER, END_ANSWER, END_THINK, THINK, messages, parse, thought
@@ -35,8 +36,9 @@ _CHUNK_LOGITS = 2**28  # of one forward pass: 1 GiB of them
 class HFReader:
     """Implements protocols.Reader. Not thread-safe: one question at a time (the service queues).
 
-    max_tokens: the most visual tokens kept for one question. reasoning: the most tokens of a text. `confidence` is the
-    probability of the answer as the model gives it, not calibrated. notes: what every answer has to do without.
+    max_tokens: the most visual tokens kept for one question. reasoning: the most tokens of a text. calibration: Platt's
+    slope and offset, of the confidence over the probability that the model gives its answer; as it is, it is not
+    calibrated. notes: what every answer has to do without.
     """
 
     def __init__(
@@ -51,12 +53,13 @@ class HFReader:
         max_tokens: int = 4096,
         reasoning: int = 512,
         abstain_below: float = 0.5,
+        calibration: tuple[float, float] = (1.0, 0.0),
         notes: tuple[str, ...] = (),
     ) -> None:
         self.model, self.processor, self.family, self.sha256 = model, processor, family, sha256
         self.id, self.max_tokens, self.reasoning = f"{name}-{sha256[:8]}", max_tokens, reasoning
         self.longest = max(_ANSWER_TOKENS, reasoning)  # tokens of an answer: what it writes itself can be scored
-        self.abstain_below, self.notes = abstain_below, notes
+        self.abstain_below, self.calibration, self.notes = abstain_below, calibration, notes
         self.vision, self.language = Vision(model, processor, family, pace), Language(model, processor, family)
         self._adapter: Adapter | None = None
         self.embed = lru_cache(maxsize=512)(self._embed)
@@ -248,7 +251,7 @@ class HFReader:
         ).cpu()
         p = likely.softmax(-1).mean(0) if choices else likely.exp().mean(0)
         best = int(p.argmax())
-        confidence = float(p[best])
+        confidence = platt(float(p[best]), *self.calibration)
         done = time.perf_counter()
         return Answer(
             text=options[best] if choices else said,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from sparsight.errors import BudgetError, QuestionError, WeightsError
 from sparsight.imaging.grid import prepare
+from sparsight.model.calibration import platt
 from sparsight.model.completions import ADAPTER
 from sparsight.model.nano.encoder import LONG_SIDE, PATCH, LocalEncoder
 from sparsight.model.nano.glance import Glance, look_over
@@ -291,8 +291,7 @@ class NanoReader:
         calibration = self.spec.calibration
         if self._words and not self._words.issuperset(words(question.text)):
             return min(calibration.unknown, p)
-        p = min(max(p, 1e-6), 1 - 1e-6)
-        return 1 / (1 + math.exp(-(calibration.slope * math.log(p / (1 - p)) + calibration.offset)))
+        return platt(p, calibration.slope, calibration.offset)
 
     def _question(self, question: Question) -> list[int]:
         ids = encode_text(self.tokenizer, question.text.strip().lower())
