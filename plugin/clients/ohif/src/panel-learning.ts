@@ -29,7 +29,7 @@ export function queue(s: Session): TemplateResult {
 /** Learn, and promote what has passed the gate: signed with the reviewer's pseudonym. */
 export function learning(s: Session): TemplateResult {
   const { policies, job, running } = s.lessons;
-  const trains = s.may('trainer');
+  const trains = s.who.may('trainer');
   return html`<section>
     <details id="learning" @toggle=${(event: Event) => opened(event) && s.lessons.load()}>
       <summary>Learning</summary>

@@ -54,7 +54,7 @@ export class Panel extends LitElement {
       <div aria-live="polite">${s.asking ? this.comes(s) : s.answer ? this.answers(s) : nothing}</div>
       <div role="alert">${s.trouble ? html`<p class="bad" id="trouble">${s.trouble}</p>` : nothing}</div>
       ${s.withheld ? firstRead(s) : nothing}
-      ${s.answer && !s.asking ? html`${this.shows(s)} ${s.recorded ? reward(s) : s.may('reviewer') ? review(s) : nothing} ${recorded(s)}` : nothing}
+      ${s.answer && !s.asking ? html`${this.shows(s)} ${s.recorded ? reward(s) : s.who.may('reviewer') ? review(s) : nothing} ${recorded(s)}` : nothing}
       ${queue(s)} ${s.withheld ? nothing : this.history(s)} ${learning(s)} ${this.settings(s)}
     `;
   }
@@ -189,8 +189,8 @@ export class Panel extends LitElement {
         <details>
           <summary>Keys and reviewer</summary>
           <div class="row">
-            <label for="reviewer">Pseudonym that reviews are recorded under, ${s.known ? 'of your login' : 'never a name'}</label>
-            <input id="reviewer" maxlength="64" pattern="[A-Za-z0-9._\\-]+" .value=${s.reviewer} ?disabled=${s.known}
+            <label for="reviewer">Pseudonym that reviews are recorded under, ${s.who.known ? 'of your login' : 'never a name'}</label>
+            <input id="reviewer" maxlength="64" pattern="[A-Za-z0-9._\\-]+" .value=${s.reviewer} ?disabled=${s.who.known}
               @change=${(event: Event) => (s.reviewer = (event.target as HTMLInputElement).value)} />
           </div>
           <div class="row"><button id="light" aria-pressed=${this.light} @click=${() => this.shine()}>Light panel</button></div>

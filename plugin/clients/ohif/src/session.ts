@@ -1,5 +1,5 @@
 /** One reader at one viewer: what is on screen, the question, the answer, its review. The panel shows it, keys steer it. */
-import { isWithheld, Refused, type Answer, type Client, type Feedback, type Me, type Study, type Tokens, type Withheld } from './client';
+import { isWithheld, Refused, type Answer, type Client, type Feedback, type Study, type Tokens, type Withheld } from './client';
 import { Asking, type Reading } from './asking';
 import { Cases } from './cases';
 import type { Box } from './geometry';
@@ -9,14 +9,11 @@ import type { Drawing, Picture } from './overlay';
 import { Review, type Drawn, type Keeper, type Kind, type Verdict } from './review';
 import { NEXT_TOOL, type Place, type Screen, type Shown, type Tool } from './viewer';
 import { Unread } from './unread';
+import { Who } from './who';
 import * as words from './words';
 
-export type Role = NonNullable<Me['role']>;
-const ROLES: readonly Role[] = ['reader', 'reviewer', 'trainer', 'admin'];
 const SOON_MS = 250;
 const NO_MARKS: readonly Drawn[] = [];
-const REVIEWER = 'sparsight:reviewer';
-const PSEUDONYM = /^[A-Za-z0-9._-]{1,64}$/;
 
 export class Session extends EventTarget {
   shown: Shown | null = null;
@@ -36,6 +33,7 @@ export class Session extends EventTarget {
   withheld: Withheld | null = null;
   own: string | null = null; // what this reader answered before the answer was shown
   stored = '';
+  readonly who: Who;
   readonly given: Recorded;
   readonly lessons: Lessons;
   readonly cases: Cases;
@@ -46,8 +44,6 @@ export class Session extends EventTarget {
   private tokens: Tokens | null = null;
   private stop: AbortController | null = null;
   private studies: Study[] | null = null;
-  private self: string | null = null; // who logged in; null: nobody has to, and the reader chooses a pseudonym
-  private role: Role | null = null; // of who logged in
   private readonly ends: (() => void)[] = [];
 
   constructor(
@@ -60,11 +56,12 @@ export class Session extends EventTarget {
   ) {
     super();
     const [work, reviewer] = [this.attempt.bind(this), () => this.reviewer];
+    this.who = new Who(kept);
     this.unread = new Unread(kept);
     this.given = new Recorded(client, work, reviewer);
     const around = { studies: () => this.studies, study: () => (this.shown ? this.study() : null) };
     this.cases = new Cases(client, work, thisTab, around, open);
-    this.lessons = new Lessons(client, work, reviewer, () => this.changed(), () => this.may('trainer'));
+    this.lessons = new Lessons(client, work, reviewer, () => this.changed(), () => this.who.may('trainer'));
   }
 
   start(): void {
@@ -100,21 +97,11 @@ export class Session extends EventTarget {
   }
 
   get reviewer(): string {
-    return this.self ?? this.kept.getItem(REVIEWER) ?? 'anonymous';
+    return this.who.reviewer;
   }
   set reviewer(name: string) {
-    if (PSEUDONYM.test(name)) this.kept.setItem(REVIEWER, name);
+    this.who.reviewer = name;
     this.changed();
-  }
-
-  /** Whether the server says who this reader is. */
-  get known(): boolean {
-    return this.self !== null;
-  }
-
-  /** Whether this reader may do what a role may: each may do what those before it may. */
-  may(role: Role): boolean {
-    return this.role === null || ROLES.indexOf(this.role) >= ROLES.indexOf(role);
   }
 
   /** Another series came on screen: its suggestions, its earlier answers, and the newest of them. */
@@ -127,7 +114,7 @@ export class Session extends EventTarget {
     await this.attempt('', async () => {
       if (!this.studies) {
         const [me, studies] = await Promise.all([this.client.me(), this.client.studies()]);
-        [this.self, this.role, this.studies] = [me.reviewer, me.role, studies];
+        [this.who.me, this.studies] = [me, studies];
       }
       const study = this.study();
       this.earlier = await this.client.episodes(study);

@@ -12,7 +12,7 @@ function session(more: object = {}): Session {
     shown: { modality: 'CT', description: 'chest' }, question: '', suggestions: [], asking: null, answer: null, earlier: [], review: null,
     recorded: null, drawing: null, tool: 'box', pen: 0, chosen: -1, readings: [], reading: -1, withheld: null, own: null, stored: '',
     given: { list: [] }, lessons: { policies: [], job: null, running: false }, cases: { queue: null }, unread: { wanted: false }, busy: '',
-    trouble: '', reviewer: 'anonymous', picture: { visible: true, opacity: 1 }, modality: () => 'DX', may: () => true,
+    trouble: '', reviewer: 'anonymous', picture: { visible: true, opacity: 1 }, modality: () => 'DX', who: { known: false, may: () => true },
   };
   return Object.assign(new EventTarget(), plain, more) as unknown as Session;
 }
@@ -49,7 +49,7 @@ test('a reader sees answers and policies, and nothing that only others may do', 
   const seen = { answer, review: new Review('e1', keeper()), lessons: { policies, job: null, running: false } };
   const everything = await shown(seen);
   for (const id of ['#review', '#learn', '#policies button']) expect(everything.querySelector(id), id).not.toBeNull();
-  const root = await shown({ ...seen, may: (role: string) => role === 'reader' });
+  const root = await shown({ ...seen, who: { known: true, may: (role: string) => role === 'reader' } });
   for (const id of ['#review', '#learn', '#job', '#policies button']) expect(root.querySelector(id), id).toBeNull();
   expect(root.querySelector('#result')).not.toBeNull();
   expect(root.querySelector('#policies')!.textContent).toContain('p1');
@@ -57,7 +57,7 @@ test('a reader sees answers and policies, and nothing that only others may do', 
 
 test('a pseudonym that the login gives cannot be typed over', async () => {
   for (const known of [false, true]) {
-    const field = (await shown({ known, reviewer: 'reader-1' })).querySelector<HTMLInputElement>('#reviewer')!;
+    const field = (await shown({ who: { known, may: () => true }, reviewer: 'reader-1' })).querySelector<HTMLInputElement>('#reviewer')!;
     expect([field.value, field.disabled]).toEqual(['reader-1', known]);
   }
 });

@@ -47,7 +47,7 @@ test('an answer comes word by word and is then shown with its evidence', async (
 
 test('where people log in, the server says who reviews, whatever was typed before', async () => {
   it.kept.setItem('sparsight:reviewer', 'reader-1');
-  expect([it.session.reviewer, it.session.known]).toEqual(['reader-1', false]);
+  expect([it.session.reviewer, it.session.who.known]).toEqual(['reader-1', false]);
   it.client.me.mockResolvedValue({ reviewer: 'user-0f3a9c27b1de', role: null });
   const session = it.make();
   session.start();
@@ -345,7 +345,7 @@ test('who does not decide what is learned is not told how far that is, and is no
     await it.session.lessons.load();
     expect(it.client.learning, String(role)).toHaveBeenCalledTimes(asked);
     expect(it.session.lessons.policies).toHaveLength(2);
-    expect(it.session.may('reviewer'), String(role)).toBe(role !== 'reader');
+    expect(it.session.who.may('reviewer'), String(role)).toBe(role !== 'reader');
   }
 });
 

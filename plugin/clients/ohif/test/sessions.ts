@@ -2,7 +2,8 @@
 import { vi } from 'vitest';
 import { type Answer, type Client, type Given, type Learning, type Listener, type Policy, type Study, type Withheld } from '../src/client';
 import type { Drawing } from '../src/overlay';
-import { Session, type Role } from '../src/session';
+import { Session } from '../src/session';
+import type { Role } from '../src/who';
 import { answer, geometry, keeper, recorded, tokens } from './answers';
 
 export const STUDIES: Study[] = [
