@@ -51,7 +51,7 @@ test('where people log in, the server says who reviews, whatever was typed befor
   it.client.me.mockResolvedValue({ reviewer: 'user-0f3a9c27b1de', role: null });
   const session = it.make();
   session.start();
-  await vi.waitFor(() => expect(session.known).toBe(true));
+  await vi.waitFor(() => expect(session.who.known).toBe(true));
   session.reviewer = 'reader-2';
   expect(session.reviewer).toBe('user-0f3a9c27b1de');
 });
