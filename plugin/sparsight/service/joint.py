@@ -66,13 +66,10 @@ class Joint:
         asked = _Asked(make, priority)
         with self._lock:
             self._waiting.append(asked)
-
-        def waits() -> None:
-            if asked.task is None:
-                on_wait()
-
         try:
-            with self._machine.turn(priority, on_wait=waits, needless=lambda: asked.done):
+            with self._machine.turn(
+                priority, on_wait=on_wait, begun=lambda: asked.task is not None, needless=lambda: asked.done
+            ):
                 self._until(asked)
         except BaseException:
             with self._lock:

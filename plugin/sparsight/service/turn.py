@@ -44,15 +44,17 @@ class Turnstile:
         *,
         bounded: bool = True,
         on_wait: Callable[[], object] = lambda: None,
+        begun: Callable[[], bool] = lambda: False,
         needless: Callable[[], bool] = lambda: False,
     ) -> Iterator[None]:
         """Wait for the machine and hold it.
 
         on_wait: called now and then while it waits; what it raises ends the waiting. bounded: raises QueueFullError at
-        once when too many wait already, and later when it took too long. needless: whether somebody did meanwhile what
-        it was wanted for (and called `look`): then nobody waits longer, and the machine is not held.
+        once when too many wait already, and later when it took too long. begun: whether who has the machine works at
+        what it is wanted for: then it no longer counts as waiting. needless: whether that is done (tell by `look`):
+        then nobody waits longer, and the machine is not held.
         """
-        held = self._acquire(priority, bounded=bounded, on_wait=on_wait, needless=needless)
+        held = self._acquire(priority, bounded=bounded, on_wait=on_wait, begun=begun, needless=needless)
         try:
             yield
         finally:
@@ -92,6 +94,7 @@ class Turnstile:
         *,
         bounded: bool,
         on_wait: Callable[[], object] = lambda: None,
+        begun: Callable[[], bool] = lambda: False,
         needless: Callable[[], bool] = lambda: False,
     ) -> bool:
         with self._changed:
@@ -102,10 +105,13 @@ class Turnstile:
             heapq.heappush(self._waiting, ticket)
             try:
                 while not (self._free and self._waiting[0] == ticket):
-                    self._changed.wait(min(_LOOK_S, max(0.0, ends - time.monotonic())))
+                    left = float("inf") if begun() else max(0.0, ends - time.monotonic())
+                    self._changed.wait(min(_LOOK_S, left))
                     if needless():
                         self._leave(ticket)
                         return False
+                    if begun():
+                        continue
                     on_wait()
                     if time.monotonic() >= ends and not (self._free and self._waiting[0] == ticket):
                         raise QueueFullError(

@@ -249,6 +249,21 @@ def test_a_pass_that_fails_ends_the_one_who_had_the_machine_and_no_other() -> No
     assert desk.given["third"] == (A, text(5))
 
 
+def test_what_is_being_written_no_longer_counts_as_waiting() -> None:
+    desk = Desk(max_wait_s=0.2)
+    told: list[str] = []
+
+    def slow(ids: list[int]) -> None:
+        if len(ids) == 1:
+            desk.ask("joins", 40, on_wait=lambda: told.append("waits"))
+        time.sleep(0.05)
+
+    desk.ask("first", 30, on_ids=slow)
+    desk.close()
+    assert desk.given == {"first": (A, text(30)), "joins": (A, text(40))}
+    assert not told
+
+
 def test_a_full_queue_refuses_and_nothing_of_it_stays() -> None:
     desk = Desk(max_waiting=1)
     with desk.machine.turn():
