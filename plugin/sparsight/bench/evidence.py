@@ -81,9 +81,9 @@ SIZES = {
     ),
     "full": Size(
         sim_2d=1_020,
-        sim_ood=300,
+        sim_ood=240,
         sim_long=300,
-        sim_pair=300,
+        sim_pair=200,
         sim_deep=100,
         real=300,
         tested=300,
