@@ -7,8 +7,10 @@ the longest. Here rows of different lengths stand in one key-value cache, padded
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, Self, TypeVar
 
@@ -19,6 +21,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from sparsight.errors import MemoryFullError
 
+_LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
@@ -74,7 +77,17 @@ class Shown:
             self._tell(new)
 
 
-Work = Generator[Write, None, _T]  # it stops wherever it wants a text, and goes on when that is written
+@dataclass(eq=False)
+class Pass(Generic[_T]):
+    """Work of the device that is wanted at once, and done again where it found no memory beside texts."""
+
+    call: Callable[[], _T]
+    result: _T | None = None
+
+
+# It stops wherever it wants a text or a pass, and goes on when that is done.
+Work = Generator[Write | Pass[Any], None, _T]
+Guard = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass(eq=False)
@@ -82,7 +95,8 @@ class Behind:
     """What the next tokens of B texts are written behind.
 
     model: the language model. logits: (B, V) of the next token; mask: (B, L) of what was read; at: (..., B, 1) the last
-    position; barred: an id that is never written.
+    position; barred: an id that is never written; guard: what its work is done within, so that a device without memory
+    raises MemoryFullError.
     """
 
     model: Callable[..., Any]
@@ -91,13 +105,18 @@ class Behind:
     at: Tensor
     cache: Any
     barred: int | None = None
+    guard: Guard = nullcontext
 
     @classmethod
-    def prompts(cls, model: Callable[..., Any], given: dict[str, Any], barred: int | None = None) -> Self:
+    def prompts(
+        cls, model: Callable[..., Any], given: dict[str, Any], *, barred: int | None = None, guard: Guard = nullcontext
+    ) -> Self:
         """Read prompts. given: arguments of the model's forward."""
-        out = model(**given, logits_to_keep=1, use_cache=True)
+        with guard():
+            out = model(**given, logits_to_keep=1, use_cache=True)
+            logits = out.logits[:, -1].float()
         at = given["position_ids"][..., -1:]
-        return cls(model, out.logits[:, -1].float(), given["attention_mask"], at, out.past_key_values, barred)
+        return cls(model, logits, given["attention_mask"], at, out.past_key_values, barred, guard)
 
     def allowed(self) -> Tensor:
         """The logits, -inf for what is barred: (B, V)."""
@@ -109,6 +128,10 @@ class Behind:
 
     def follow(self, ids: Tensor) -> None:
         """Go on with a token for each text: (B,)."""
+        with self.guard():
+            self._follow(ids)
+
+    def _follow(self, ids: Tensor) -> None:
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(ids), 1)], dim=1)
         self.at = self.at + 1
         out = self.model(
@@ -127,7 +150,11 @@ class Behind:
         return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in self.cache.layers)
 
     def join(self, other: Behind) -> None:
-        """Take in the texts of another, after one's own."""
+        """Take in the texts of another, after one's own. What it raises leaves both of no use."""
+        with self.guard():
+            self._join(other)
+
+    def _join(self, other: Behind) -> None:
         length = max(self.mask.shape[1], other.mask.shape[1])
         for part in (self, other):
             part._lengthen(length)
@@ -138,7 +165,11 @@ class Behind:
             own.keys, own.values = torch.cat([own.keys, more.keys]), torch.cat([own.values, more.values])
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Let the other texts go, and what only they were padded for."""
+        """Let the other texts go, and what only they were padded for. What it raises leaves these of no use."""
+        with self.guard():
+            self._keep(rows)
+
+    def _keep(self, rows: Sequence[int]) -> None:
         at = torch.tensor(rows, device=self.mask.device)
         self.mask, self.logits, self.at = self.mask[at], self.logits[at], self.at.index_select(-2, at)
         self.cache.batch_select_indices(at)
@@ -162,97 +193,132 @@ Begin = Callable[[Any, Sequence[int]], Behind]  # reads a prompt and the ids tha
 class Together:
     """The texts that are written now. Not thread-safe.
 
-    most: texts at once; fewer from the first time that the device's memory does not hold so many.
+    most: texts at once. Where a pass fails, half as many are tried, down to one: what fails alone is raised where it
+    was wanted. When nothing is written any more, it is `most` again.
     """
 
     def __init__(self, begin: Begin, most: int = 1) -> None:
-        self._begin, self.most = begin, most
+        self._begin, self.most, self._now = begin, most, most
         self._behind: Behind | None = None
         self._writes: list[Write] = []  # rows of _behind
         self._parked: list[Write] = []  # that were begun, and are read anew when there is room
+        self._ended: list[Write] = []  # not handed out yet
 
     def __len__(self) -> int:
-        return len(self._writes) + len(self._parked)
+        return len(self._writes) + len(self._parked) + len(self._ended)
 
     @property
     def room(self) -> bool:
         """Whether a text can join."""
-        return len(self) < self.most and not self._parked and (self._behind is None or self._behind.joinable)
+        return len(self) < self._now and not self._parked and (self._behind is None or self._behind.joinable)
 
     @torch.inference_mode()
     def join(self, write: Write) -> None:
-        """Read its prompt. Where that finds no memory beside others it waits; alone, MemoryFullError is raised."""
+        """Read its prompt. Where that fails for want of memory beside others it waits; else it is raised."""
+        if not len(self):
+            self._now = self.most
+        beside = self._behind is not None
         try:
             self._take_in(write)
         except MemoryFullError:
-            if not self._writes:
+            if not beside:
                 raise
-            self.most = max(1, len(self._writes))
+            self._fewer()
             self._parked.append(write)
+
+    @torch.inference_mode()
+    def do(self, wanted: Pass[Any]) -> None:
+        """A pass for one of those who write. Where it finds no memory beside texts, these make room."""
+        try:
+            wanted.result = wanted.call()
+        except MemoryFullError:
+            if self._behind is None:
+                raise
+            self._fewer()
+            wanted.result = wanted.call()
 
     @torch.inference_mode()
     def step(self) -> list[Write]:
         """Write one token of each text; those that ended, for whatever cause."""
-        while self._parked and len(self._writes) < self.most:
-            write = self._parked.pop(0)
-            try:
-                self.join(write)
-            except Exception as error:  # raised where this text was wanted, and no other
-                write.error = error
-                return [write]
-        if self._behind is None:
-            return []
-        ids = self._behind.allowed().argmax(-1)
-        for write, token in zip(self._writes, ids.tolist(), strict=True):
-            write.take(token)
-        ended = [write for write in self._writes if write.ended]
-        stay = self._stay(lambda write: not write.ended)
-        if self._behind is not None:
-            try:
-                self._behind.follow(ids[stay])
-            except MemoryFullError as full:
-                ended += self._with_fewer(full)
+        if not self._ended:
+            self._go_on()
+        ended, self._ended = self._ended, []
         return ended
 
     def drop(self, write: Write) -> None:
         """Forget a text that nobody wants any more."""
-        self._parked = [other for other in self._parked if other is not write]
-        self._stay(lambda other: other is not write)
+        self._parked, self._ended = ([w for w in some if w is not write] for some in (self._parked, self._ended))
+        self._stay([w for w in self._writes if w is not write])
 
     def restart(self) -> None:
         """Read all anew: after a pass that was broken off."""
         self._parked = [*self._writes, *self._parked]
         self._writes, self._behind = [], None
 
+    def _go_on(self) -> None:
+        while self._parked and len(self._writes) < self._now:
+            write = self._parked.pop(0)
+            try:
+                self.join(write)
+            except Exception as error:  # raised where this text was wanted, and no other
+                self._fails(write, error)
+                return
+        if self._behind is None:
+            return
+        ids = self._behind.allowed().argmax(-1)
+        for write, token in zip(self._writes, ids.tolist(), strict=True):
+            write.take(token)
+        self._ended += [write for write in self._writes if write.ended]
+        going = [r for r, write in enumerate(self._writes) if not write.ended]
+        self._writes, writes = [self._writes[r] for r in going], self._writes
+        try:
+            if not going:
+                self._behind = None
+                return
+            if len(going) < len(writes):
+                self._behind.keep(going)
+            self._behind.follow(ids[going])
+        except Exception as error:
+            if len(self._writes) > 1:
+                self._fewer()
+            else:
+                [write], self._writes, self._behind = self._writes, [], None
+                self._fails(write, error)
+
     def _take_in(self, write: Write) -> None:
         behind = self._begin(write.prompt, write.ids)
         if self._behind is None:
             self._behind = behind
         else:
-            self._behind.join(behind)
+            try:
+                self._behind.join(behind)
+            except BaseException:
+                self.restart()
+                raise
         self._writes.append(write)
 
-    def _stay(self, stays: Callable[[Write], bool]) -> list[int]:
-        """Let the other texts go; the rows of those that stay."""
-        rows = [r for r, write in enumerate(self._writes) if stays(write)]
-        if len(rows) < len(self._writes):
-            self._writes = [self._writes[r] for r in rows]
-            if self._behind is not None and rows:
+    def _stay(self, writes: list[Write]) -> None:
+        rows = [r for r, write in enumerate(self._writes) if any(write is one for one in writes)]
+        if len(rows) == len(self._writes):
+            return
+        self._writes = writes
+        if self._behind is not None and rows:
+            try:
                 self._behind.keep(rows)
-            else:
-                self._behind = None
-        return rows
+            except Exception:
+                self.restart()
+        else:
+            self._behind = None
 
-    def _with_fewer(self, full: MemoryFullError) -> list[Write]:
-        """After a pass that found no memory: half as many from now on; a text that was alone ends."""
-        writes = list(self._writes)
+    def _fewer(self) -> None:
+        """Half as many from now on, all read anew."""
+        self._now = max(1, min(self._now, len(self._writes) + len(self._parked)) // 2)
+        _LOG.warning("a pass over texts that are written together failed: %d at once from now on", self._now)
         self.restart()
-        self.most = max(1, len(writes) // 2)
-        if len(writes) > 1:
-            return []
-        writes[0].error = full
-        self.drop(writes[0])
-        return writes
+
+    def _fails(self, write: Write, error: Exception) -> None:
+        write.error = error.with_traceback(None)  # whose frames hold the cache
+        self._ended.append(write)
 
 
 class Task(Generic[_T]):
@@ -260,30 +326,33 @@ class Task(Generic[_T]):
 
     def __init__(self, work: Work[_T]) -> None:
         self._work, self.result = work, Future[_T]()
-        self.write: Write | None = None  # the last that it wanted
+        self.write: Write | None = None  # the text that it waits for
 
     def go_on(self, together: Together) -> None:
         """To the next text that it wants, which joins, or to its end."""
         error = None if self.write is None else self.write.error
+        self.write = None
         try:
             while True:
-                self.write = next(self._work) if error is None else self._work.throw(error)
+                wanted = next(self._work) if error is None else self._work.throw(error)
                 error = None
-                if not self.write.ended:
-                    try:
-                        together.join(self.write)
-                    except MemoryFullError as full:
-                        error = full
-                        continue
-                    return
+                try:
+                    if isinstance(wanted, Pass):
+                        together.do(wanted)
+                    elif not wanted.ended:
+                        together.join(wanted)
+                        self.write = wanted
+                        return
+                except MemoryFullError as full:
+                    error = full.with_traceback(None)
         except StopIteration as stop:
             self.result.set_result(stop.value)
         except BaseException as raised:
             self.result.set_exception(raised)
 
-    def fail(self, error: BaseException) -> None:
-        """Raise it where the work stands."""
-        self._work.close()
+    def fail(self, error: BaseException, together: Together) -> None:
+        """End it so."""
+        self.end(together)
         self.result.set_exception(error)
 
     def end(self, together: Together) -> None:
@@ -298,7 +367,7 @@ def alone(begin: Begin, work: Work[_T]) -> _T:
     together, task = Together(begin), Task(work)
     task.go_on(together)
     while not task.result.done():
-        for _ in together.step():
+        if together.step():
             task.go_on(together)
     return task.result.result()
 
@@ -311,6 +380,13 @@ def written(begin: Begin, write: Write) -> list[int]:
         return write.ids
 
     return alone(begin, work())
+
+
+def passed(call: Callable[[], _T]) -> Work[_T]:
+    """A pass within a work, and what it gives."""
+    wanted = Pass(call)
+    yield wanted
+    return wanted.result  # type: ignore[return-value]  # it was done
 
 
 def _right(part: Tensor, length: int) -> Tensor:

@@ -26,7 +26,7 @@ from sparsight.model.coverage import allowed
 from sparsight.model.policy import PolicySelector
 from sparsight.model.protocols import Reader, ScoreRequest
 from sparsight.model.selectors import tokens_at
-from sparsight.model.together import Work, alone
+from sparsight.model.together import Work, alone, passed
 from sparsight.rl.answers import is_negative, normalise
 from sparsight.types import (
     Answer,
@@ -97,8 +97,10 @@ class Answering:
         share = selector.budget(self.grid, self.question) if budget == "auto" else budget
         selection, select_ms = timed(lambda: selector.select(self.grid, self.question, self._k(share)))
         selection, answer = yield from self._read(selection)
-        selection, attention_ms = timed(lambda: self._attended(selection, answer))
-        necessity, necessity_ms = timed(lambda: self._necessity(answer, selection, selection))
+        selection, attention_ms = yield from passed(partial(timed, partial(self._attended, selection, answer)))
+        necessity, necessity_ms = yield from passed(
+            partial(timed, partial(self._necessity, answer, selection, selection))
+        )
         timings = {"select": select_ms, **answer.timings_ms}
         timings |= {"attention": attention_ms, "necessity": necessity_ms, "recheck": 0.0}
         first = Reading(selection, answer, necessity, None, timings)
@@ -121,8 +123,9 @@ class Answering:
         recheck = Recheck(doubt, first.answer, first.necessity, len(wide.keep), changed)
         selection, necessity = first.selection, first.necessity
         if changed:
-            selection = replace(selection, attention=self._attended(wide, answer).attention)
-            necessity = self._necessity(answer, wide, shown(selection, recheck))
+            attended_ = yield from passed(partial(self._attended, wide, answer))
+            selection = replace(selection, attention=attended_.attention)
+            necessity = yield from passed(partial(self._necessity, answer, wide, shown(selection, recheck)))
         return Reading(selection, answer, necessity, recheck, first.timings_ms)
 
     def _attended(self, selection: Selection, answer: Answer) -> Selection:

@@ -11,32 +11,22 @@ from sparsight.service.turn import Priority, Turnstile
 from sparsight.types import PolicyVersion
 
 _T = TypeVar("_T")
-Make = Callable[[], tuple[PolicyVersion, Work[_T]]]  # who answers, and the work
+Who = Callable[[], PolicyVersion]  # answers, when it is begun
+Make = Callable[[PolicyVersion], Work[_T]]
 
 
 class _Asked(Generic[_T]):
     """A work that a thread waits for, or has left."""
 
-    def __init__(self, make: Make[_T], priority: Priority) -> None:
-        self.priority, self.left = priority, False
-        self._make = make
-        self.version: PolicyVersion | None = None
-        self.task: Task[_T] | None = None  # once it was prepared
-
-    def prepare(self) -> Task[_T]:
-        """Make the work, once; what that raises is raised where the work is waited for."""
-        if self.task is None:
-            try:
-                self.version, work = self._make()
-            except BaseException as error:
-                work = _fails(error)
-            self.task = Task(work)
-        return self.task
+    def __init__(self, who: Who, make: Make[_T], priority: Priority) -> None:
+        self.who, self.make, self.priority = who, make, priority
+        self.left = False
+        self.version: PolicyVersion | None = None  # once it has begun, like the task
+        self.task: Task[_T] | None = None
 
     @property
-    def by(self) -> str:
-        """The id of who answers."""
-        return "" if self.version is None else self.version.id
+    def begun(self) -> bool:
+        return self.task is not None
 
     @property
     def done(self) -> bool:
@@ -58,26 +48,27 @@ class Joint:
         self._going: list[_Asked[Any]] = []  # only whoever has the machine touches these
         self._lock = threading.Lock()
 
-    def do(self, make: Make[_T], priority: Priority, on_wait: Callable[[], object]) -> tuple[PolicyVersion, _T]:
+    def do(
+        self, who: Who, make: Make[_T], priority: Priority, on_wait: Callable[[], object]
+    ) -> tuple[PolicyVersion, _T]:
         """Do a work, or have it done by another thread that waits for its own: who answered, and what came of it.
 
-        make: called when it is begun. on_wait: called now and then before that; what it raises ends the waiting.
+        on_wait: called now and then before it is begun; what it raises ends the waiting.
         """
-        asked = _Asked(make, priority)
+        asked = _Asked(who, make, priority)
         with self._lock:
             self._waiting.append(asked)
         try:
-            with self._machine.turn(
-                priority, on_wait=on_wait, begun=lambda: asked.task is not None, needless=lambda: asked.done
-            ):
+            with self._machine.turn(priority, on_wait=on_wait, begun=lambda: asked.begun, needless=lambda: asked.done):
                 self._until(asked)
         except BaseException:
             with self._lock:
                 asked.left = True
                 self._waiting = [other for other in self._waiting if other is not asked]
             raise
-        result = asked.prepare().result.result()
-        assert asked.version is not None  # or making it had failed
+        assert asked.task is not None
+        result = asked.task.result.result()
+        assert asked.version is not None  # or it had failed
         return asked.version, result
 
     def _until(self, asked: _Asked[Any]) -> None:
@@ -85,43 +76,64 @@ class Joint:
         try:
             while not asked.done:
                 self._forget()
-                if self._going:
-                    self._put_on(self._going[0])  # another thread may have had the machine since
+                self._put_on()
                 self._admit()
                 for write in self._together.step():
-                    owner = next(one.task for one in self._going if one.task is not None and one.task.write is write)
-                    owner.go_on(self._together)
+                    for one in self._going:
+                        if one.task is not None and one.task.write is write:
+                            one.task.go_on(self._together)
                 self._told()
-        except BaseException:
-            self._together.restart()  # the pass that it broke off was the others' too
+        except BaseException:  # Ctrl-C, or a defect: the pass that it broke off was the others' too
+            asked.left = True
+            self._together.restart()
+            self._forget()
             raise
 
-    def _admit(self) -> None:
-        """Begin what there is room for."""
-        while not self._going or self._together.room:
-            with self._lock:
-                if not self._waiting:
-                    return
-                asked = min(self._waiting, key=lambda one: one.priority)  # of equals the first
-            task = asked.prepare()
-            if self._going and asked.by not in ("", self._going[0].by):
-                return
-            with self._lock:
-                if asked.left:
-                    continue
-                self._waiting.remove(asked)
-            try:
-                self._put_on(asked)
-            except BaseException as error:
-                task.fail(error)
-            else:
-                task.go_on(self._together)
-            self._going.append(asked)
+    def _put_on(self) -> None:
+        """The version of those under way: another thread may have had the machine since."""
+        if not self._going:
+            return
+        version = self._going[0].version
+        try:
+            assert version is not None
+            self._take_on(version.id)
+        except Exception as error:
+            for one in self._going:
+                if one.task is not None:
+                    one.task.fail(error, self._together)
             self._told()
 
-    def _put_on(self, asked: _Asked[Any]) -> None:
-        if asked.by:
-            self._take_on(asked.by)
+    def _admit(self) -> None:
+        """Begin one more, where there is room for it; of several, those under way write a token before the next."""
+        if self._going and not self._together.room:
+            return
+        with self._lock:
+            if not self._waiting:
+                return
+            asked = min(self._waiting, key=lambda one: one.priority)  # of equals the first
+        if self._going and any(n for p, n in self._machine.waiting().items() if p < asked.priority):
+            return
+        version = error = None
+        try:
+            version = asked.who()
+            if self._going and self._going[0].version is not None and version.id != self._going[0].version.id:
+                return
+            self._take_on(version.id)
+            work = asked.make(version)
+        except Exception as failed:
+            error = failed
+            work = _nothing()
+        with self._lock:
+            if asked.left:
+                return
+            self._waiting.remove(asked)
+        asked.version, asked.task = version, Task(work)
+        self._going.append(asked)
+        if error is None:
+            asked.task.go_on(self._together)
+        else:
+            asked.task.fail(error, self._together)
+        self._told()
 
     def _told(self) -> None:
         """Let those go that are done, and tell who waits for them."""
@@ -131,12 +143,12 @@ class Joint:
 
     def _forget(self) -> None:
         """Let those go that nobody waits for."""
-        for asked in self._going:
-            if asked.left and asked.task is not None:
+        gone = [asked for asked in self._going if asked.left]
+        for asked in gone:
+            if asked.task is not None:
                 asked.task.end(self._together)
-        self._going = [asked for asked in self._going if not asked.left]
+        self._going = [asked for asked in self._going if asked not in gone]
 
 
-def _fails(error: BaseException) -> Work[Any]:
+def _nothing() -> Work[Any]:
     yield from ()
-    raise error

@@ -346,14 +346,14 @@ class Service:
     ) -> tuple[PolicyVersion, Reading]:
         """One answer with the policy that is live when it is begun, or, for a canary's study, the candidate."""
 
-        def make() -> tuple[PolicyVersion, Work[Reading]]:
-            policy = self.registry.live()
-            if shadow.is_canary(study.volume.sha256, self.config.gate.canary):
-                policy = self._candidate() or policy
-            answering = self._answering(study, question, tell)
-            return policy, answering.work(self._streams.of(policy.id), share, recheck=recheck)
+        def who() -> PolicyVersion:
+            trial = shadow.is_canary(study.volume.sha256, self.config.gate.canary)
+            return (self._candidate() if trial else None) or self.registry.live()
 
-        return self._joint.do(make, priority, partial(tell or _quiet, Progress("wait")))
+        def make(policy: PolicyVersion) -> Work[Reading]:
+            return self._answering(study, question, tell).work(self._streams.of(policy.id), share, recheck=recheck)
+
+        return self._joint.do(who, make, priority, partial(tell or _quiet, Progress("wait")))
 
     def _candidate(self) -> PolicyVersion | None:
         """The candidate on trial, where gate.yaml lets it answer at all."""

@@ -33,6 +33,7 @@ class Turnstile:
     def __init__(self, max_waiting: int, max_wait_s: float = 300.0) -> None:
         self._max_waiting, self._max_wait_s = max_waiting, max_wait_s
         self._waiting: list[tuple[int, int]] = []  # heap of (priority, arrival)
+        self._begun: dict[int, Callable[[], bool]] = {}  # by arrival
         self._arrivals = itertools.count()
         self._free = True
         self._changed = threading.Condition()
@@ -74,9 +75,8 @@ class Turnstile:
     def check(self, priority: Priority) -> None:
         """Raise QueueFullError where a turn would be refused at once."""
         with self._changed:
-            clinicians = sum(ticket[0] == Priority.CLINICIAN for ticket in self._waiting)
-            first = priority == Priority.CLINICIAN
-            waiting = clinicians if first else len(self._waiting)
+            counted, first = self.waiting(), priority == Priority.CLINICIAN
+            waiting = counted[priority] if first else sum(counted.values())
             most = self._max_waiting if first else max(1, self._max_waiting // 2)
             if waiting >= most:
                 raise QueueFullError(
@@ -84,9 +84,10 @@ class Turnstile:
                 )
 
     def waiting(self) -> dict[Priority, int]:
-        """How many wait, of each priority."""
+        """How many wait, of each priority; not those whose work has begun beside another's."""
         with self._changed:
-            return {p: sum(ticket[0] == p for ticket in self._waiting) for p in Priority}
+            idle = [priority for priority, arrival in self._waiting if not self._begun[arrival]()]
+            return {p: idle.count(p) for p in Priority}
 
     def _acquire(
         self,
@@ -102,6 +103,7 @@ class Turnstile:
                 self.check(priority)
             ends = time.monotonic() + (self._max_wait_s if bounded else float("inf"))
             ticket = (int(priority), next(self._arrivals))
+            self._begun[ticket[1]] = begun
             heapq.heappush(self._waiting, ticket)
             try:
                 while not (self._free and self._waiting[0] == ticket):
@@ -123,12 +125,14 @@ class Turnstile:
                 self._leave(ticket)
                 raise
             heapq.heappop(self._waiting)
+            del self._begun[ticket[1]]
             self._free = False
             return True
 
     def _leave(self, ticket: tuple[int, int]) -> None:
         self._waiting.remove(ticket)
         heapq.heapify(self._waiting)
+        del self._begun[ticket[1]]
         self._changed.notify_all()  # it may be the next one's turn
 
     def _release(self) -> None:

@@ -1,6 +1,6 @@
 """Texts that are written together are as each would be alone, whoever joins, leaves, fails or finds no room."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from sparsight.errors import MemoryFullError
 from sparsight.model.nano.language import Row, visual_row
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.nano.tokenizer import ANSWER, QUESTION, THINK
-from sparsight.model.together import Behind, Task, Together, Work, Write, alone, written
+from sparsight.model.together import Behind, Task, Together, Work, Write, alone, passed, written
 
 FULL = MemoryFullError("a pass", expected="room", todo="keep fewer tokens")
 
@@ -118,11 +118,81 @@ def test_where_memory_is_full_fewer_are_written_and_none_is_lost(reader: NanoRea
     small, writes = Small(reader, room), [wanted(reader, n, 10) for n in range(6)]
     together = Together(small.begin, 6)
     run(together, writes, [0, 0, 1, 2, 3, 3])
-    assert together.most <= room
     assert small.passes
+    together.join(again := wanted(reader, 7, 2))
+    assert together.room, "what did not fit then may fit now"
+    while not again.ended:
+        together.step()
     for n, write in enumerate(writes):
         assert write.error is None
         assert write.ids == written(reader.begin, wanted(reader, n, 10))
+
+
+@pytest.mark.parametrize("part", ["_join", "_keep", "_follow"])
+@pytest.mark.parametrize("error", [FULL, RuntimeError("the device")])
+def test_wherever_a_pass_breaks_off_each_text_is_as_it_would_be(
+    reader: NanoReader, monkeypatch: pytest.MonkeyPatch, part: str, error: Exception
+) -> None:
+    """The first time that part is done it fails, when half of it was done; texts end in the pass that fails, too."""
+    original, failed = getattr(Behind, part), list[str]()
+
+    def breaks(self: Behind, given: object) -> None:
+        if not failed:
+            failed.append(part)
+            if part != "_keep":
+                original(self, given)
+            raise error
+        original(self, given)
+
+    monkeypatch.setattr(Behind, part, breaks)
+    limits = (1, 7, 7, 12)
+    writes, together, told = [wanted(reader, n, limit) for n, limit in enumerate(limits)], Together(reader.begin, 4), 0
+    tasks: list[Task[None]] = []
+
+    def work(write: Write) -> Work[None]:
+        yield write
+
+    for write in writes:
+        tasks.append(Task(work(write)))
+        tasks[-1].go_on(together)
+    while len(together):
+        for write in together.step():
+            next(t for t in tasks if t.write is write).go_on(together)
+            told += 1
+    assert failed
+    outcome = [task.result.exception() for task in tasks]
+    raised = [e for e in outcome if e is not None]
+    assert len(raised) == (1 if part == "_join" and error is not FULL else 0), "who joined, and no other"
+    for n, (write, limit) in enumerate(zip(writes, limits, strict=True)):
+        if outcome[n] is None:
+            assert write.ids == written(reader.begin, wanted(reader, n, limit))
+
+
+def test_a_pass_that_finds_no_memory_beside_texts_is_done_again_without_them(reader: NanoReader) -> None:
+    together, other = Together(reader.begin, 4), wanted(reader, 2, 9)
+    together.join(other)
+    together.step()
+
+    def scores() -> str:
+        if together._behind is not None:
+            raise FULL
+        return "scored"
+
+    def work(call: Callable[[], str]) -> Work[str]:
+        return (yield from passed(call))
+
+    task = Task(work(scores))
+    task.go_on(together)
+    assert task.result.result() == "scored"
+    while len(together):
+        together.step()
+    assert other.ids == written(reader.begin, wanted(reader, 2, 9))
+
+    def never() -> str:
+        raise FULL
+
+    with pytest.raises(MemoryFullError):
+        alone(reader.begin, work(never))
 
 
 def test_one_that_finds_no_memory_alone_is_told_and_may_ask_for_less(reader: NanoReader) -> None:

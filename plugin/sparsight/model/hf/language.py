@@ -146,7 +146,7 @@ class Language:
 
         The end of a text is given once, then None. No placeholder of an image is ever written.
         """
-        behind = Behind.prompts(self.model, self.inputs(prompts), self.image)
+        behind = Behind.prompts(self.model, self.inputs(prompts), barred=self.image)
         alive = [True] * len(prompts)
         for step in range(limit):
             logits, allowed = behind.logits, behind.allowed()
@@ -160,13 +160,8 @@ class Language:
 
     def begin(self, prompt: TokenPrompt, said: Sequence[int] = ()) -> Behind:
         """Read a prompt and ids after it; what is written next is written behind it. Raises MemoryFullError."""
-
-        def model(**given: Any) -> Any:
-            with memory_full():
-                return self.model(**given)
-
         whole = prompt.then(said, self.family.answer_type) if said else prompt
-        return Behind.prompts(model, self.inputs([whole]), self.image)
+        return Behind.prompts(self.model, self.inputs([whole]), barred=self.image, guard=memory_full)
 
     @torch.no_grad()
     def idle(self) -> None:

@@ -24,7 +24,7 @@ from sparsight.model.hf.language import Language
 from sparsight.model.hf.prompts import Study, TokenPrompt
 from sparsight.model.hf.vision import Pace, Vision, memory_full
 from sparsight.model.protocols import ScoreRequest, Where
-from sparsight.model.together import Behind, Shown, Work, Write, alone
+from sparsight.model.together import Behind, Shown, Work, Write, alone, passed
 from sparsight.types import Answer, ImageVolume, Question, Selection, TokenGrid
 
 _QUESTION_TOKENS = 512
@@ -34,7 +34,7 @@ _CHUNK_LOGITS = 2**28  # of one forward pass: 1 GiB of them
 
 
 class HFReader:
-    """Implements protocols.Reader. Not thread-safe: one question at a time (the service queues).
+    """Implements protocols.Reader. Not thread-safe: the service queues. Several readings may be written together.
 
     max_tokens: the most visual tokens kept for one question. reasoning: the most tokens of a text. calibration: Platt's
     slope and offset, of the confidence over the probability that the model gives its answer; as it is, it is not
@@ -218,12 +218,6 @@ class HFReader:
         BudgetError for more than max_tokens kept, MemoryFullError where the device's memory does not hold them.
         """
         self._check_kept(selection.size)
-        with memory_full():
-            return (yield from self._reading(question, grid, selection, on_token))
-
-    def _reading(
-        self, question: Question, grid: TokenGrid, selection: Selection, on_token: Callable[[str], None] | None
-    ) -> Work[Answer]:
         keep = torch.from_numpy(np.asarray(selection.keep))
         started = time.perf_counter()
         reasoned = self.prompt(grid, question, True).keep(keep, self.language.image)
@@ -241,14 +235,11 @@ class HFReader:
         options = choices or (said or "-",)
         answers = [self.language.ids(option) for option in options]
         end = self.language.ids(END_ANSWER)
-        likely = torch.stack(
-            [
-                self.language.likely_after(
-                    reasoned.then(before, self.family.answer_type), [[*answer, *end] for answer in answers]
-                ),
-                self.language.likely_after(direct, [[*answer, self.language.end] for answer in answers]),
-            ]
-        ).cpu()
+        ways = (
+            (reasoned.then(before, self.family.answer_type), [[*answer, *end] for answer in answers]),
+            (direct, [[*answer, self.language.end] for answer in answers]),
+        )
+        likely = torch.stack((yield from passed(partial(self._likely, ways))))
         p = likely.softmax(-1).mean(0) if choices else likely.exp().mean(0)
         best = int(p.argmax())
         confidence = platt(float(p[best]), *self.calibration)
@@ -270,6 +261,11 @@ class HFReader:
         text = Write(prompt, self.language.ends, self.reasoning, shown)
         yield text
         return str(decode(text.ids))
+
+    def _likely(self, ways: Sequence[tuple[TokenPrompt, list[list[int]]]]) -> list[Tensor]:
+        """Log-probabilities of texts after each prompt. Raises MemoryFullError."""
+        with memory_full():
+            return [self.language.likely_after(prompt, texts).cpu() for prompt, texts in ways]
 
     def _scorable(self, said: str) -> str:
         """An answer that `check` takes: the model may go on for long, or spell out a special token."""

@@ -44,7 +44,7 @@ _ANSWER_TOKENS = 24
 
 
 class NanoReader:
-    """Implements protocols.Reader. Not thread-safe: one question at a time (the service queues).
+    """Implements protocols.Reader. Not thread-safe: the service queues. Several readings may be written together.
 
     folder: where its files lie; None for a reader that was not loaded.
     """
