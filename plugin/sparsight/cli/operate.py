@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -150,7 +151,10 @@ def _set(file: Path, settings: dict[str, float]) -> None:
     for name, value in settings.items():
         lines = [line for line in lines if not line.startswith(f"{name}:")]
         lines.append(f"{name}: {value}  # fitted by sparsight calibrate")
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    beside = file.with_name(f".{file.name}.new")
+    beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    shutil.copymode(file, beside)
+    beside.replace(file)
 
 
 def demo(

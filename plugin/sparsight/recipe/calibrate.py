@@ -89,32 +89,31 @@ def calibrate_model(
     Groups (patients, or images) are halved with the seed: one half fits, the other measures. Raises DataError for fewer
     than two groups, or where all answers to fit on are right, or all wrong.
     """
-    names = sorted({case.group for case in cases})
-    if len(names) < 2:
-        raise DataError(f"questions of {len(names)} group", expected="two or more", todo="add questions of others")
-    order = np.random.default_rng(seed).permutation(len(names))
-    fits = {names[i] for i in order[: -(-len(names) // 2)]}
-    p, right, done = list[float](), list[bool](), 0
+    p, right, of = list[float](), list[bool](), list[str]()
     before, reader.calibration = reader.calibration, (1.0, 0.0)
     try:
         for _, same in groupby(cases, key=lambda case: case.volume.sha256):
-            group = list(same)
-            grid = reader.encode(group[0].volume)
-            for case in group:
+            shared = list(same)
+            grid = reader.encode(shared[0].volume)
+            for case in shared:
                 kept = selector.select(grid, case.question, tokens_at(share, grid, reader))
                 answer = reader.read(case.question, grid, kept)
                 p.append(answer.confidence)
                 right.append(is_right(answer.text, case.answer, case.question.choices))
-                tell("calibrate", done := done + 1, len(cases))
+                of.append(case.group)
+                tell("calibrate", len(p), len(cases))
     finally:
         reader.calibration = before
     raw, correct = np.array(p), np.array(right)
-    fit = np.array([case.group in fits for case in cases])
+    names, group = np.unique(of, return_inverse=True)
+    if len(names) < 2:
+        raise DataError(f"questions of {len(names)} group", expected="two or more", todo="add questions of others")
+    fit = np.isin(group, np.random.default_rng(seed).permutation(len(names))[: -(-len(names) // 2)])
     slope, offset = fit_platt(raw[fit], correct[fit])
     raw, correct = raw[~fit], correct[~fit].astype(np.float64)
     after = np.array([platt(float(one), slope, offset) for one in raw])
-    groups = np.unique([case.group for case, own in zip(cases, fit, strict=True) if not own], return_inverse=True)[1]
-    gain = bootstrap_mean((raw - correct) ** 2 - (after - correct) ** 2, groups=groups.astype(np.int64), seed=seed)
+    groups = np.unique(group[~fit], return_inverse=True)[1].astype(np.int64)
+    gain = bootstrap_mean((raw - correct) ** 2 - (after - correct) ** 2, groups=groups, seed=seed)
     ece_before, ece_after = calibration_error(raw, correct), calibration_error(after, correct)
     assert ece_before is not None  # there are questions
     assert ece_after is not None

@@ -23,6 +23,7 @@ export class Recorded {
     private readonly client: Pick<Client, 'given' | 'change'>,
     private readonly work: Work,
     private readonly reviewer: () => string,
+    private readonly reviews: () => boolean,
   ) {}
 
   /** Nothing is known of this answer yet. */
@@ -33,7 +34,7 @@ export class Recorded {
 
   async load(): Promise<void> {
     const { episode } = this;
-    if (!episode) return;
+    if (!episode || !this.reviews()) return;
     const list = await this.client.given(episode);
     if (this.episode === episode) this.list = list;
   }

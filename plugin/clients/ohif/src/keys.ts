@@ -6,6 +6,7 @@ export interface Key {
   shown: string;
   says: string;
   ctrl?: boolean;
+  reviews?: boolean; // only a reviewer's
   run(session: Session, focus: (what: 'question' | 'answer') => void): void;
 }
 
@@ -20,11 +21,12 @@ export const KEYS: Key[] = [
   { key: '.', shown: '.', says: 'next region', run: session => session.step(1) },
   { key: '<', shown: '<', says: 'tokens of the reading before', run: session => session.stepReading(-1) },
   { key: '>', shown: '>', says: 'tokens of the next reading', run: session => session.stepReading(1) },
-  { key: 'b', shown: 'B', says: 'read blinded first, or not', run: session => session.toggleBlinded() },
-  { key: 'a', shown: 'A', says: 'accept', run: session => session.judge('accept') },
-  { key: 'x', shown: 'X', says: 'reject', run: session => session.judge('reject') },
+  { key: 'b', reviews: true, shown: 'B', says: 'read blinded first, or not', run: session => session.toggleBlinded() },
+  { key: 'a', reviews: true, shown: 'A', says: 'accept', run: session => session.judge('accept') },
+  { key: 'x', reviews: true, shown: 'X', says: 'reject', run: session => session.judge('reject') },
   {
     key: 'c',
+    reviews: true,
     shown: 'C',
     says: 'amend',
     run: (session, focus) => {
@@ -32,29 +34,31 @@ export const KEYS: Key[] = [
       focus('answer');
     },
   },
-  { key: 't', shown: 'T', says: 'this image cannot tell', run: session => session.tellNothing() },
-  { key: 'f', shown: 'F', says: 'how hard it is: easy, moderate, hard', run: session => session.edit(review => review.rateNext()) },
-  { key: '1', shown: '1', says: 'draw what is relevant', run: session => session.mark('relevant') },
-  { key: '2', shown: '2', says: 'draw what was missed', run: session => session.mark('missed') },
-  { key: '3', shown: '3', says: 'draw what is irrelevant', run: session => session.mark('irrelevant') },
-  { key: 'm', shown: 'M', says: 'mark the region looked at: relevant, irrelevant, not', run: session => session.markRegion() },
-  { key: '4', shown: '4', says: 'draw boxes, strokes or points', run: session => session.take() },
-  { key: 'z', ctrl: true, shown: 'Ctrl Z', says: 'undo', run: session => session.undo() },
-  { key: 's', shown: 'S', says: 'submit', run: session => void session.submit() },
-  { key: 'd', shown: 'D', says: 'keep as a draft on the server', run: session => void session.submit(true) },
+  { key: 't', reviews: true, shown: 'T', says: 'this image cannot tell', run: session => session.tellNothing() },
+  { key: 'f', reviews: true, shown: 'F', says: 'how hard it is: easy, moderate, hard', run: session => session.edit(review => review.rateNext()) },
+  { key: '1', reviews: true, shown: '1', says: 'draw what is relevant', run: session => session.mark('relevant') },
+  { key: '2', reviews: true, shown: '2', says: 'draw what was missed', run: session => session.mark('missed') },
+  { key: '3', reviews: true, shown: '3', says: 'draw what is irrelevant', run: session => session.mark('irrelevant') },
+  { key: 'm', reviews: true, shown: 'M', says: 'mark the region looked at: relevant, irrelevant, not', run: session => session.markRegion() },
+  { key: '4', reviews: true, shown: '4', says: 'draw boxes, strokes or points', run: session => session.take() },
+  { key: 'z', reviews: true, ctrl: true, shown: 'Ctrl Z', says: 'undo', run: session => session.undo() },
+  { key: 's', reviews: true, shown: 'S', says: 'submit', run: session => void session.submit() },
+  { key: 'd', reviews: true, shown: 'D', says: 'keep as a draft on the server', run: session => void session.submit(true) },
   {
     key: 'w',
+    reviews: true,
     shown: 'W',
     says: 'withdraw your last review',
     run: session => void session.given.change(session.given.newest('withdraw'), 'withdraw'),
   },
   {
     key: 'u',
+    reviews: true,
     shown: 'U',
     says: 'undo its last change',
     run: session => void session.given.change(session.given.newest('undo'), 'undo'),
   },
-  { key: 'p', shown: 'P', says: 'store the result in the PACS', run: session => void session.storeResults() },
+  { key: 'p', reviews: true, shown: 'P', says: 'store the result in the PACS', run: session => void session.storeResults() },
   { key: 'n', shown: 'N', says: 'next case', run: session => void session.nextCase() },
 ];
 

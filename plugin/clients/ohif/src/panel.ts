@@ -19,7 +19,7 @@ export class Panel extends LitElement {
   private readonly heard = () => this.requestUpdate();
   private readonly pressed = (event: KeyboardEvent) => {
     const key = this.session && keyOf(event);
-    if (!key) return;
+    if (!key || (key.reviews && !this.session!.who.may('reviewer'))) return;
     event.preventDefault();
     event.stopImmediatePropagation(); // the viewer has keys of its own
     key.run(this.session!, what => this.renderRoot.querySelector<HTMLElement>(`#${what}`)?.focus());
@@ -48,13 +48,14 @@ export class Panel extends LitElement {
   override render(): TemplateResult {
     const s = this.session;
     if (!s) return html`<p>No viewer.</p>`;
+    const reviews = s.who.may('reviewer');
     return html`
       <div class="banner" role="note">${words.RESEARCH}</div>
       ${this.asks(s)}
       <div aria-live="polite">${s.asking ? this.comes(s) : s.answer ? this.answers(s) : nothing}</div>
       <div role="alert">${s.trouble ? html`<p class="bad" id="trouble">${s.trouble}</p>` : nothing}</div>
       ${s.withheld ? firstRead(s) : nothing}
-      ${s.answer && !s.asking ? html`${this.shows(s)} ${s.recorded ? reward(s) : s.who.may('reviewer') ? review(s) : nothing} ${recorded(s)}` : nothing}
+      ${s.answer && !s.asking ? html`${this.shows(s)} ${s.recorded ? reward(s) : s.review ? review(s) : nothing} ${reviews ? recorded(s) : nothing}` : nothing}
       ${queue(s)} ${s.withheld ? nothing : this.history(s)} ${learning(s)} ${this.settings(s)}
     `;
   }
@@ -85,8 +86,10 @@ export class Panel extends LitElement {
         ${s.asking
           ? html`<button id="cancel" @click=${() => s.cancel()}>Stop<kbd>Esc</kbd></button>`
           : html`<button id="ask" class="main" ?disabled=${!s.shown} @click=${() => s.ask()}>Ask<kbd>Ctrl ⏎</kbd></button>`}
-        <button id="blind" aria-pressed=${s.unread.wanted} title="the answer is kept back until you have given yours" @click=${() => s.toggleBlinded()}
-        >Blinded<kbd>B</kbd></button>
+        ${s.who.may('reviewer')
+          ? html`<button id="blind" aria-pressed=${s.unread.wanted} title="the answer is kept back until you have given yours" @click=${() => s.toggleBlinded()}
+            >Blinded<kbd>B</kbd></button>`
+          : nothing}
         <span class="grow"></span>
         <button id="next" ?disabled=${!!s.busy} @click=${() => s.nextCase()}>Next case<kbd>N</kbd></button>
       </div>

@@ -58,7 +58,7 @@ export class Session extends EventTarget {
     const [work, reviewer] = [this.attempt.bind(this), () => this.reviewer];
     this.who = new Who(kept);
     this.unread = new Unread(kept);
-    this.given = new Recorded(client, work, reviewer);
+    this.given = new Recorded(client, work, reviewer, () => this.who.may('reviewer'));
     const around = { studies: () => this.studies, study: () => (this.shown ? this.study() : null) };
     this.cases = new Cases(client, work, thisTab, around, open);
     this.lessons = new Lessons(client, work, reviewer, () => this.changed(), () => this.who.may('trainer'));
@@ -216,7 +216,7 @@ export class Session extends EventTarget {
     this.answer = answer;
     this.readings = readings;
     this.given.begin(answer.episode);
-    this.review = new Review(answer.episode, this.kept);
+    this.review = this.who.may('reviewer') ? new Review(answer.episode, this.kept) : null;
     this.question = answer.question;
     this.place = this.here();
     this.changed();

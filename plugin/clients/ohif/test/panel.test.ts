@@ -1,4 +1,4 @@
-import { beforeEach, expect, test } from 'vitest';
+import { beforeEach, expect, test, vi } from 'vitest';
 import { Panel } from '../src/panel';
 import { Review } from '../src/review';
 import type { Session } from '../src/session';
@@ -48,9 +48,12 @@ test('a reader sees answers and policies, and nothing that only others may do', 
   const policies = [{ id: 'p1', state: 'candidate', reasons: [], metrics: {} }];
   const seen = { answer, review: new Review('e1', keeper()), lessons: { policies, job: null, running: false } };
   const everything = await shown(seen);
-  for (const id of ['#review', '#learn', '#policies button']) expect(everything.querySelector(id), id).not.toBeNull();
-  const root = await shown({ ...seen, who: { known: true, may: (role: string) => role === 'reader' } });
-  for (const id of ['#review', '#learn', '#job', '#policies button']) expect(root.querySelector(id), id).toBeNull();
+  for (const id of ['#review', '#given', '#store', '#blind', '#learn', '#policies button']) expect(everything.querySelector(id), id).not.toBeNull();
+  const judge = vi.fn();
+  const root = await shown({ ...seen, review: null, judge, who: { known: true, may: (role: string) => role === 'reader' } });
+  for (const id of ['#review', '#given', '#store', '#blind', '#learn', '#job', '#policies button']) expect(root.querySelector(id), id).toBeNull();
+  window.dispatchEvent(new KeyboardEvent('keydown', { key: 'a' }));
+  expect(judge).not.toHaveBeenCalled();
   expect(root.querySelector('#result')).not.toBeNull();
   expect(root.querySelector('#policies')!.textContent).toContain('p1');
 });

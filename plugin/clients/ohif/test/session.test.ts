@@ -342,6 +342,10 @@ test('who does not decide what is learned is not told how far that is, and is no
     it = setUp();
     it.client.me.mockResolvedValue({ reviewer: 'r-1', role });
     await it.session.follow();
+    if (role === 'reader') it.client.given.mockRejectedValue(new Refused('forbidden', 'a reader', 'a reviewer', 'ask'));
+    await it.session.ask();
+    expect(it.session.answer).not.toBeNull();
+    expect([it.session.review === null, it.session.trouble], String(role)).toEqual([role === 'reader', '']);
     await it.session.lessons.load();
     expect(it.client.learning, String(role)).toHaveBeenCalledTimes(asked);
     expect(it.session.lessons.policies).toHaveLength(2);

@@ -27,6 +27,7 @@ test('what another tab did to this review is taken over and said', async () => {
   await it.session.ask();
   it.session.write('no');
   const other = it.make();
+  await other.follow();
   await other.show(answer);
   other.write('nothing');
   const heard = (key: string | null) => window.dispatchEvent(Object.assign(new Event('storage'), { key }));

@@ -37,8 +37,9 @@ def test_there_is_a_tiny_model_of_every_family() -> None:
 @pytest.mark.parametrize(("family", "tiles"), [(f, 1) for f in FAMILIES] + [(f, 2) for f in TILED])
 def test_proofs_hold(reader_of: Make, family: str, tiles: int) -> None:
     found = prove(reader_of(family, tiles))
-    assert len(found) == 10
+    assert len(found) == 12
     assert not [proof for proof in found if not proof.passed]
+    assert sum("join and leave" in proof.name for proof in found) == 2
     assert [proof.worst for proof in found if "unmodified" in proof.name] == [0.0, 0.0]  # on a CPU: to the bit
 
 
@@ -162,6 +163,23 @@ def test_layers_that_see_only_the_last_tokens_look_at_no_others() -> None:
     found = reader.attention(YES_NO, grid, _kept(grid, np.arange(grid.n)), "I see a mass.")
     assert found[0] == 0 < found[-1]
     torch.testing.assert_close(found, _looked(reader, grid, np.arange(grid.n), "I see a mass."), atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("window", [20, 64, 120, 180])
+def test_texts_join_and_leave_where_layers_see_only_the_last_tokens(window: int) -> None:
+    model, processor = tiny.tiny("gemma3")
+    for part in (model.config.get_text_config(), *(m for m in model.modules() if hasattr(m, "sliding_window"))):
+        part.sliding_window = window
+    reader = HFReader(model, processor, family_of("gemma3"), "0" * 64, name="gemma3", pace=Pace(tokens=64))
+    grid = reader.encode(pattern(3, 96, 96))
+    whole = reader.prompt(grid, YES_NO, True)
+    kept = proofs._subsets(grid)
+    longest = max(len(whole.keep(keep, reader.language.image).ids) for keep in kept)
+    assert window < longest, "something is out of sight"
+    with torch.no_grad():
+        worst = proofs._joined(reader, whole, kept)
+    assert worst is not None
+    assert worst < 1e-4
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
