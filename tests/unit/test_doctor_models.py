@@ -83,7 +83,7 @@ def test_the_command_examines_a_model(weights: Path) -> None:
     told = json.loads(run.stdout)
     assert run.exit_code == 0
     assert told["healthy"]
-    assert len(told["proofs"]) == 10
+    assert len(told["proofs"]) == 12
 
 
 def test_every_family_is_proven_from_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
