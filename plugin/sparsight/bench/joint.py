@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 
 from sparsight.config import Config
+from sparsight.imaging.load import load
+from sparsight.model.selectors import tokens_at
+from sparsight.model.together import Together, Write
 from sparsight.rl.statistics import bootstrap_ratio
 from sparsight.service import Service, parse_question
 
 ASKING = 8
 _ROUNDS = 12
+_TOKENS = 64
 _QUESTIONS = (
     "Is there a nodule in the left half?",
     "What is the finding in the upper right?",
@@ -37,29 +41,60 @@ def measure_joint(config: Config, folder: Path, pictures: Sequence[Path]) -> dic
                 took = _asked(service, pictures, _QUESTIONS[n % len(_QUESTIONS)])
                 if n:
                     times[most].append(took)
+        texts = _texts(services[1], pictures)
     finally:
         for service in services.values():
             service.close()
-    alone, joint = np.array(times[1]), np.array(times[ASKING])
-    ratio = bootstrap_ratio(alone, joint)
+    return {"asking": ASKING, "rounds": _ROUNDS, "answers": _compared(times[1], times[ASKING]), "texts": texts}
+
+
+def said_of_joint(report: dict[str, Any]) -> str:
+    """A sentence for a page."""
+    answers, texts, n = report["answers"], report["texts"], report["asking"]
+    return (
+        f"{n} questions at the same time take {answers['together_s']:.2f} s together and "
+        f"{answers['one_by_one_s']:.2f} s one after the other: {_times(answers)} as fast. Of their texts alone, were "
+        f"they {texts['tokens']} tokens long, {_times(texts)} ({report['rounds']} rounds in turn)."
+    )
+
+
+def _times(compared: dict[str, Any]) -> str:
+    low, high = compared["ratio_ci"]
+    return f"{compared['ratio']:.2f} [{low:.2f}, {high:.2f}] times"
+
+
+def _compared(alone: Sequence[float], joint: Sequence[float]) -> dict[str, Any]:
+    ratio = bootstrap_ratio(np.array(alone), np.array(joint))
     return {
-        "asking": ASKING,
-        "rounds": _ROUNDS,
-        "one_by_one_s": float(alone.mean()),
-        "together_s": float(joint.mean()),
+        "one_by_one_s": float(np.mean(alone)),
+        "together_s": float(np.mean(joint)),
         "ratio": ratio.mean,
         "ratio_ci": [ratio.low, ratio.high],
     }
 
 
-def said_of_joint(report: dict[str, Any]) -> str:
-    """A sentence for a page."""
-    low, high = report["ratio_ci"]
-    return (
-        f"{report['asking']} questions at the same time take {report['together_s']:.2f} s together and "
-        f"{report['one_by_one_s']:.2f} s one after the other: {report['ratio']:.2f} [{low:.2f}, {high:.2f}] times as "
-        f"fast ({report['rounds']} rounds in turn)."
-    )
+def _texts(service: Service, pictures: Sequence[Path]) -> dict[str, Any]:
+    """Texts that no end cuts short, after the prompts of as many questions."""
+    reader, selector = service.reader, service.live_selector()
+    question, prompts = parse_question(_QUESTIONS[0]), list[Any]()
+    for picture in pictures[:ASKING]:
+        grid = reader.encode(load(picture))
+        kept = selector.select(grid, question, tokens_at(service.config.serve.share, grid, reader))
+        wanted = next(reader.reading(question, grid, kept))
+        assert isinstance(wanted, Write)  # a reading begins with a text
+        prompts.append(wanted.prompt)
+
+    def took(most: int) -> float:
+        together, left = Together(reader.begin, most), [Write(one, frozenset(), _TOKENS) for one in prompts]
+        begun = time.perf_counter()
+        while left or len(together):
+            if left and together.room:
+                together.join(left.pop(0))
+            together.step()
+        return time.perf_counter() - begun
+
+    rounds = [(took(1), took(ASKING)) for _ in range(_ROUNDS)]
+    return {"tokens": _TOKENS, **_compared([a for a, _ in rounds], [b for _, b in rounds])}
 
 
 def _service(config: Config, home: Path, most: int) -> Service:

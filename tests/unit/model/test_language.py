@@ -132,6 +132,31 @@ def test_padding_changes_no_score(reader: NanoReader, features: torch.Tensor) ->
     assert torch.allclose(together, alone, atol=1e-5)
 
 
+def test_what_rows_share_is_read_once_and_changes_no_score(
+    reader: NanoReader, features: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Choices of several questions, some with a text before them, of different lengths, beside rows of their own."""
+    rows = []
+    for k, begin, answers in (
+        (40, [ANSWER], ([50, END_ANSWER], [51, 52, 53, END_ANSWER], [END_ANSWER])),
+        (7, [ANSWER, 60, 61, 62, ANSWER], ([50, END_ANSWER], [51, 52, END_ANSWER])),
+        (0, [ANSWER], ([50, END_ANSWER], [51, END_ANSWER])),
+        (23, [ANSWER], ([50, END_ANSWER],)),
+    ):
+        visual, at = visual_row(features, (1, 6, 10), torch.arange(k))
+        rows += [Row([*ASKED, *range(44, 44 + k % 3)], visual, at, [*begin, *own], len(own)) for own in answers]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1)).tolist()
+    read = list[int]()
+    embeds = reader.language.embeds
+    monkeypatch.setattr(reader.language, "embeds", lambda batch: (read.append(len(batch.question)), embeds(batch))[1])
+    with torch.no_grad():
+        alone = torch.cat([reader.language.log_probs([row]) for row in rows])
+        read.clear()
+        together = reader.language.log_probs([rows[r] for r in order])
+    assert torch.allclose(together, alone[order], atol=1e-5)
+    assert sum(read) == 4, "each beginning once"
+
+
 def test_subsets_of_several_budgets_are_hardly_padded(reader: NanoReader, features: torch.Tensor) -> None:
     """Padding costs as much as reading: rows of 3 and of 60 tokens do not share a forward, those of 55 and 60 do."""
     kept = (3, 60, 29, 55, 4, 30) * 4

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -160,10 +161,24 @@ class NanoLanguage(nn.Module):
         return torch.stack([weights[0, :, stop:, start:stop].float().mean(0) for weights in output.attentions])
 
     def log_probs(self, rows: Sequence[Row]) -> Tensor:
-        """Log-probability of the last `scored` ids of each row, one prefill each, many rows per forward: (R,)."""
+        """Log-probability of the last `scored` ids of each row, many rows per forward: (R,).
+
+        What rows have in common before these (the same visual tensors, question and text) is read once.
+        """
+        shared: dict[tuple[Any, ...], list[int]] = {}
+        for r, row in enumerate(rows):
+            begin = tuple(row.text[: len(row.text) - row.scored])
+            shared.setdefault((id(row.visual), id(row.at), tuple(row.question), begin), []).append(r)
         result = torch.empty(len(rows))
-        for group in _alike(rows):
-            result[group] = self._log_probs([rows[r] for r in group])
+        once = [own[0] for own in shared.values() if len(own) == 1]
+        for group in _alike([rows[r] for r in once]):
+            at = [once[i] for i in group]
+            result[at] = self._log_probs([rows[r] for r in at])
+        same = [own for own in shared.values() if len(own) > 1]
+        for group in _alike([_before(rows[own[0]]) for own in same]):
+            result[[r for i in group for r in same[i]]] = self._log_probs_of(
+                [[rows[r] for r in same[i]] for i in group]
+            )
         return result
 
     def _log_probs(self, rows: list[Row]) -> Tensor:
@@ -178,6 +193,40 @@ class NanoLanguage(nn.Module):
         log_p = self.lm.lm_head(states).float().log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
         scored = torch.tensor([row.scored for row in rows]).unsqueeze(1)
         total: Tensor = (log_p * (torch.arange(last) >= last - scored)).sum(1)
+        return total
+
+    def _log_probs_of(self, same: list[list[Row]]) -> Tensor:
+        """Of rows in groups that share what comes before: in their order."""
+        self.lm.set_attn_implementation("sdpa")
+        before, rows = [_before(own[0]) for own in same], [row for own in same for row in own]
+        batch, t = self.pad(before), max(len(row.text) for row in before)
+        out = self.lm.model(
+            inputs_embeds=self.embeds(batch),
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+            use_cache=True,
+        )
+        ends = torch.tensor([len(row.text) for row in before])
+        asked = torch.tensor([len(row.question) for row in before])
+        states = out.last_hidden_state[:, -t:][torch.arange(len(before)), ends - 1].unsqueeze(1)  # (P, 1, hidden)
+        owner = torch.tensor([g for g, own in enumerate(same) for _ in own])
+        answers = [torch.tensor(row.text[len(row.text) - row.scored :]) for row in rows]
+        ids = pad_sequence(answers, batch_first=True, padding_value=PAD)  # (R, T)
+        said = torch.arange(ids.shape[1]) < torch.tensor([len(answer) for answer in answers]).unsqueeze(1)
+        states = states[owner]
+        if ids.shape[1] > 1:
+            cache = out.past_key_values
+            cache.batch_select_indices(owner)
+            later = self.lm.model(
+                input_ids=ids[:, :-1],
+                attention_mask=torch.cat([batch.mask[owner], said[:, :-1].long()], dim=1),
+                position_ids=(asked + 1 + ends)[owner].unsqueeze(1) + torch.arange(ids.shape[1] - 1),
+                past_key_values=cache,
+                use_cache=True,
+            )
+            states = torch.cat([states, later.last_hidden_state], dim=1)
+        log_p = self.lm.lm_head(states).float().log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+        total: Tensor = (log_p * said).sum(1)
         return total
 
     def log_probs_after(self, row: Row, answers: Sequence[list[int]]) -> Tensor:
@@ -240,6 +289,11 @@ class NanoLanguage(nn.Module):
             "position_ids": batch.positions,
         }
         return Behind.prompts(self.lm, given)
+
+
+def _before(row: Row) -> Row:
+    """A row without the ids that are scored."""
+    return replace(row, text=row.text[: len(row.text) - row.scored], scored=0)
 
 
 def _alike(rows: Sequence[Row]) -> list[list[int]]:

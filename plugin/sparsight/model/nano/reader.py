@@ -190,10 +190,16 @@ class NanoReader:
     def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
         """Log p(answer | Z_S, q) of each subset, without reasoning: the answer form trained for one prefill."""
         rows: list[Row] = []
+        seen: dict[
+            tuple[int, int, int], tuple[Sequence[Tensor], Sequence[Tensor]]
+        ] = {}  # rows that share are read once
         for request in requests:
             ids, answer = self._question(request.question), self._answer(request.answer)
-            visual, at = visual_row(request.grid.features, request.grid.shape, request.keeps, request.context)
-            rows += [Row(ids, v, p, [ANSWER, *answer], len(answer)) for v, p in zip(visual, at, strict=True)]
+            key = (id(request.grid), id(request.keeps), id(request.context))
+            if key not in seen:
+                visual, at = visual_row(request.grid.features, request.grid.shape, request.keeps, request.context)
+                seen[key] = visual.unbind(), at.unbind()
+            rows += [Row(ids, v, p, [ANSWER, *answer], len(answer)) for v, p in zip(*seen[key], strict=True)]
         scores = self.language.log_probs(rows)
         return list(torch.split(scores, [len(request.keeps) for request in requests]))
 
