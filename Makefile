@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VIEWERS := $(VENV)/.viewers
 PORT ?= 8000
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder  # tests/conftest.py orders them
 WHEELHOUSE ?= wheelhouse
 PIP := $(BIN)/python -m pip install --quiet --no-deps $(if $(OFFLINE),--no-index --find-links $(WHEELHOUSE))
 

@@ -24,6 +24,12 @@ settings.register_profile("shared_cores", deadline=None)  # a busy machine is no
 settings.load_profile("shared_cores")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that no process waits for another at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """One thread per process, set only where the session imports torch anyway."""

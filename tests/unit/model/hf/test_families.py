@@ -22,6 +22,7 @@ from sparsight.model.hf.reader import HFReader
 from sparsight.model.hf.tiny import families
 from sparsight.model.hf.vision import Pace, memory_full, thinned
 from sparsight.model.selectors import finish
+from sparsight.model.together import Work
 from sparsight.types import Question, Selection, TokenGrid
 
 from .conftest import Make
@@ -235,10 +236,15 @@ def test_a_template_that_cannot_write_pictures_is_refused(reader_of: Make, monke
         reader.prompt(reader.encode(pattern(1, 60, 80)), YES_NO, False)
 
 
+def _says(text: str) -> Work[str]:
+    yield from ()
+    return text
+
+
 def test_reasoning_that_was_cut_off_is_no_answer(reader_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     reader, free = reader_of("llava"), Question("What is it?")
     said = iter(["<think>It could be", "a ring"])
-    monkeypatch.setattr(reader, "_say", lambda prompt, on_token: next(said))
+    monkeypatch.setattr(reader, "_say", lambda prompt, on_token: _says(next(said)))
     grid = reader.encode(pattern(1, 60, 80))
     answer = reader.read(free, grid, RandomSelector().select(grid, free, 8, seed=1))
     assert (answer.reasoning, answer.text) == ("It could be", "a ring")
@@ -248,7 +254,7 @@ def test_reasoning_that_was_cut_off_is_no_answer(reader_of: Make, monkeypatch: p
 def test_what_a_model_answers_can_be_scored(reader_of: Make, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     """Else a free question with a long answer would be refused once it was answered: its necessity is measured."""
     reader, free = reader_of("idefics3"), Question("What is it?")
-    monkeypatch.setattr(reader, "_say", lambda prompt, on_token: f"<answer>{said}</answer>")
+    monkeypatch.setattr(reader, "_say", lambda prompt, on_token: _says(f"<answer>{said}</answer>"))
     grid = reader.encode(pattern(1, 60, 80))
     answer = reader.read(free, grid, RandomSelector().select(grid, free, 8, seed=1))
     assert answer.text
@@ -264,7 +270,7 @@ def test_a_template_that_begins_a_thought(reader_of: Make, monkeypatch: pytest.M
     direct = reader.prompt(grid, free, False)
     assert reader.processor.tokenizer.decode(direct.ids).endswith("<think>\n</think>\n\n")
     said = iter(["It is bright.</think><answer>a ring</answer>", "It may be", "a line"])
-    monkeypatch.setattr(reader, "_say", lambda prompt, on_token: next(said))
+    monkeypatch.setattr(reader, "_say", lambda prompt, on_token: _says(next(said)))
     keep = RandomSelector().select(grid, free, 8, seed=1)
     answers = [reader.read(free, grid, keep) for _ in range(2)]
     assert [(a.reasoning, a.text) for a in answers] == [("It is bright.", "a ring"), ("It may be", "a line")]
