@@ -28,15 +28,27 @@ def pictures(server, studies):
     return found
 
 
+EDGE = 3  # pixels of a viewport's own frame
+
+
 def fitted(screenshot, place, rows, columns):
-    """Where OHIF shows an image, by what is not black in the viewport. Pixels (x, y) of column and row, in it."""
+    """Where OHIF shows an image, by what is not black in the viewport: scale, pixels (x, y) of column and row, slack.
+
+    slack: of x and y. Newer viewers cut off a few rows above and below: where an edge is out of sight, the image is
+    taken to lie in the middle, which is right to 3 pixels.
+    """
     x, y, width, height = (round(place[name]) for name in ("x", "y", "width", "height"))
     with Image.open(screenshot) as picture:
-        lit = np.asarray(picture.convert("L"))[y : y + height, x : x + width] > 4
-    across, down = (np.flatnonzero(lit.mean(axis) > 0.5) for axis in (0, 1))  # lines of text light less
-    scale = len(across) / columns
-    assert len(down) / rows == pytest.approx(scale, rel=0.01), "pixels are square"
-    return scale, lambda i, j: (across[0] + scale * i, down[0] + scale * j)
+        lit = np.asarray(picture.convert("L"))[y + EDGE : y + height - EDGE, x + EDGE : x + width - EDGE] > 4
+    across, down = (EDGE + np.flatnonzero(lit.mean(axis) > 0.5) for axis in (0, 1))  # lines of text light less
+    scale = max(len(across) / columns, len(down) / rows)
+    slack = []
+    for found, of, room in ((across, columns, width), (down, rows, height)):
+        cut = len(found) == room - 2 * EDGE
+        assert cut or len(found) / of == pytest.approx(scale, rel=0.01), "pixels are square"
+        slack.append(3 if cut else 1.5)
+    left, top = ((found[0] + found[-1] + 1 - scale * of) / 2 for found, of in ((across, columns), (down, rows)))
+    return scale, lambda i, j: (left + scale * i, top + scale * j), slack
 
 
 def test_the_whole_loop(server, drive, pictures, artefacts: Path):
@@ -56,14 +68,15 @@ def test_the_whole_loop(server, drive, pictures, artefacts: Path):
     print("ms to the first word, the answer, the overlay, the reward:", found["times"], found["rewardMs"])
 
     # the overlay lies where the evidence's pixels are, by an account of our own
-    scale, at = fitted(artefacts / "ohif-2-answered.png", found["place"], rows, columns)
+    scale, at, slack = fitted(artefacts / "ohif-2-answered.png", found["place"], rows, columns)
     drawn = {int(n): box for n, *box in found["boxes"]}
     assert drawn.keys() == set(range(len(answer["evidence"])))
     with Image.open(artefacts / "ohif-2-answered.png") as screenshot:
         pixels = np.asarray(screenshot.convert("RGB")).astype(int)
     for n, region in enumerate(answer["evidence"]):
         (i0, j0, _), (i1, j1, _) = region["box_ijk"]
-        assert drawn[n] == pytest.approx([*at(i0, j0), *at(i1, j1)], abs=1.5), n
+        off = np.abs(np.array(drawn[n]) - [*at(i0, j0), *at(i1, j1)])
+        assert (off < [*slack, *slack]).all(), (n, off)
     (i0, j0, _), (i1, j1, _) = answer["evidence"][0]["box_ijk"]
     x, y = (
         round(o + p) for o, p in zip((found["place"]["x"], found["place"]["y"]), at(i1, (j0 + j1) / 2), strict=True)
