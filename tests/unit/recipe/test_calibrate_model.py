@@ -44,7 +44,7 @@ class Boasts(SeesOneToken):
 
 def test_slope_and_offset_are_found_and_help_on_other_groups() -> None:
     reader = Boasts()
-    found = calibrate_model(reader, GridSelector(), cases(1200), 0.2, seed=1)  # type: ignore[arg-type]
+    found = calibrate_model(reader, GridSelector(), cases(1200), 0.2, seed=1)  # type: ignore[arg-type]  # a stand-in
     assert set(reader.seen) == {(1.0, 0.0)}
     assert reader.calibration == (0.7, 0.1)
     assert (found.fitted_on, found.measured_on) == (600, 600)
@@ -55,14 +55,14 @@ def test_slope_and_offset_are_found_and_help_on_other_groups() -> None:
 
 def test_groups_are_never_on_both_sides() -> None:
     asked = [replace(case, group=f"g{n % 3}") for n, case in enumerate(cases(90))]
-    found = calibrate_model(Boasts(), GridSelector(), asked, 0.2)  # type: ignore[arg-type]
+    found = calibrate_model(Boasts(), GridSelector(), asked, 0.2)  # type: ignore[arg-type]  # a stand-in
     assert (found.fitted_on, found.measured_on) == (60, 30)
 
 
 def test_one_patient_is_not_enough() -> None:
     asked: list[Case] = [replace(case, group="one") for case in cases(20)]
     with pytest.raises(DataError, match="1 group"):
-        calibrate_model(Boasts(), GridSelector(), asked, 0.2)  # type: ignore[arg-type]
+        calibrate_model(Boasts(), GridSelector(), asked, 0.2)  # type: ignore[arg-type]  # a stand-in
 
 
 @pytest.fixture

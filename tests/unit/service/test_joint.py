@@ -100,10 +100,14 @@ class Desk:
                 self.given[name] = error
             self.ended.append(name)
 
+        self.let_wait(run, lambda: name in self.ended)
+
+    def let_wait(self, run: Callable[[], None], ended: Callable[[], bool] = lambda: False) -> None:
+        """Run it in a thread; returns when that waits for the machine, or has ended."""
         before = len(self.machine._waiting)
         self.threads.append(threading.Thread(target=run))
         self.threads[-1].start()
-        until(lambda: len(self.machine._waiting) > before or name in self.ended)
+        until(lambda: len(self.machine._waiting) > before or ended())
 
     def close(self) -> None:
         for thread in self.threads:
@@ -184,11 +188,7 @@ def test_another_thread_may_put_another_policy_on_between_two_turns() -> None:
 
     def at_two(ids: list[int]) -> None:
         if len(ids) == 2:
-            other = threading.Thread(target=shadows)
-            waiting = len(desk.machine._waiting)
-            other.start()
-            desk.threads.append(other)
-            until(lambda: len(desk.machine._waiting) > waiting)
+            desk.let_wait(shadows)
             desk.ask("later", 9)
 
     desk.ask("first", 4, on_ids=at_two)
@@ -332,11 +332,7 @@ def test_a_batch_does_not_begin_while_a_clinician_waits_for_the_machine() -> Non
 
     def first(ids: list[int]) -> None:
         if len(ids) == 1:
-            other = threading.Thread(target=encodes)
-            waiting = len(desk.machine._waiting)
-            other.start()
-            desk.threads.append(other)
-            until(lambda: len(desk.machine._waiting) > waiting)
+            desk.let_wait(encodes)
             desk.ask("batch", 2, priority=Priority.BATCH, on_ids=lambda ids: order.append("batch"))
 
     desk.ask("first", 20, on_ids=first)
