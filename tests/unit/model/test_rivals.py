@@ -24,6 +24,7 @@ from sparsight.model.rivals import (
     FastVSelector,
     PooledSelector,
     VisionZipSelector,
+    divprune,
     rival_of,
 )
 from sparsight.model.rivals.cdpruner import conditional_dpp
@@ -92,12 +93,13 @@ def test_the_same_twice(rival: Selector, reader: NanoReader, volume: ImageVolume
 
 def test_what_was_chosen_before_changes_nothing(rival: Selector, reader: NanoReader, volume: ImageVolume) -> None:
     grid, other = reader.encode(volume), reader.encode(volume)
+    region = Question(ASKED.text, "yes_no", ASKED.choices, ((10.0, 12.0, 0.0), (28.0, 30.0, 0.0)))
     afresh = rival.select(grid, ASKED, 20)
-    rival.select(other, ASKED, 60)
-    rival.select(grid, ASKED, 60)
-    again = rival.select(grid, ASKED, 20)
-    assert np.array_equal(afresh.keep, again.keep)
-    assert np.array_equal(afresh.scores, again.scores)
+    for study, question in ((other, ASKED), (grid, Question("Is there a ring?")), (grid, region), (grid, ASKED)):
+        rival.select(study, question, 60)
+        again = rival.select(grid, ASKED, 20)
+        assert np.array_equal(afresh.keep, again.keep)
+        assert np.array_equal(afresh.scores, again.scores)
 
 
 def test_only_tokens_of_the_region_are_used(rival: Selector, reader: NanoReader, volume: ImageVolume) -> None:
@@ -223,6 +225,14 @@ def test_divprune_takes_one_of_each_cluster() -> None:
     features = centres[cluster] + 0.05 * noise(60, 3)
     chosen = DivPruneSelector().select(toy(features * 7, (1, 6, 10)), ASKED, 3)
     assert sorted(cluster[chosen.keep].tolist()) == [0, 1, 2]
+
+
+def test_divprune_chooses_once_whatever_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid, selector, chosen = toy(noise(60, 5), (1, 6, 10)), DivPruneSelector(), list[int]()
+    monkeypatch.setattr(divprune, "farthest", lambda features, k: (chosen.append(k), farthest(features, k))[1])
+    kept = [selector.select(grid, Question(text), k).keep for text, k in (("Is there a ring?", 30), ("Or a spot?", 5))]
+    assert chosen == [30]
+    assert set(kept[1]) < set(kept[0])
 
 
 @given(st.integers(0, 10_000), st.integers(2, 30), st.integers(1, 30))

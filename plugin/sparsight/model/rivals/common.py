@@ -15,18 +15,23 @@ from sparsight.types import Question, TokenGrid
 class Remembered:
     """What was last made of a grid and a question, for the next budgets: it serves every k up to its own.
 
-    make(grid, question, k) is called for another grid or question, or for a larger k.
+    make(grid, question, k) is called for another grid, for a question of which `of` says something else, or for a
+    larger k.
     """
 
-    def __init__(self, make: Callable[[TokenGrid, Question, int], Tensor]) -> None:
-        self._make = make
-        self._last: tuple[TokenGrid, Question, int, Tensor] | None = None
+    def __init__(
+        self,
+        make: Callable[[TokenGrid, Question, int], Tensor],
+        of: Callable[[Question], object] = lambda question: question,
+    ) -> None:
+        self._make, self._of = make, of
+        self._last: tuple[TokenGrid, object, int, Tensor] | None = None
 
     def __call__(self, grid: TokenGrid, question: Question, k: int) -> Tensor:
         """The tensor that `make` returned."""
-        last = self._last
-        if last is None or last[0] is not grid or last[1] != question or last[2] < k:
-            last = self._last = (grid, question, k, self._make(grid, question, k))
+        last, asked = self._last, self._of(question)
+        if last is None or last[0] is not grid or last[1] != asked or last[2] < k:
+            last = self._last = (grid, asked, k, self._make(grid, question, k))
         return last[3]
 
 

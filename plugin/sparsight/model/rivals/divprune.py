@@ -23,7 +23,7 @@ class DivPruneSelector:
     id = "divprune"
 
     def __init__(self) -> None:
-        self._order = Remembered(self._choose)
+        self._order = Remembered(self._choose, of=lambda question: question.region)  # the words change nothing
 
     def select(self, grid: TokenGrid, question: Question, k: int, *, seed: int | None = None) -> Selection:
         """Scores fall in the order of choice; the seed changes nothing."""
