@@ -7,7 +7,9 @@ segmentation fault in one process. So nothing here may load itk; what the server
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from servers import make_authority
 
+from issuer import Issuer
 from sparsight.config import Config
 from sparsight.server.run import free_port, start, wait_until_ready
 from sparsight.store import Store
@@ -66,12 +69,34 @@ def server(tmp_path_factory: pytest.TempPathFactory, studies_folder: Path) -> It
     config = Config.load(
         home=home, learn={"steps": 2, "passes": 0, "batch": 4, "group": 4}, gate={"sentinel": 20, "bootstrap": 200}
     )
+    with running(config, studies_folder) as url:
+        yield Server(url, studies_folder, config)
+
+
+@pytest.fixture(scope="session")
+def guarded(
+    tmp_path_factory: pytest.TempPathFactory, studies_folder: Path
+) -> Iterator[tuple[str, Callable[[str], str]]]:
+    """The address of a server where people log in, and a token of a role."""
+    issuer = Issuer()
+    config = Config.load(home=tmp_path_factory.mktemp("guarded"), site={"issuer": issuer.url})
+    try:
+        with running(config, studies_folder) as url:
+            yield url, lambda role: issuer.token(sub=f"a-{role}", roles=[role], exp=time.time() + 600)
+    finally:
+        issuer.close()
+
+
+@contextmanager
+def running(config: Config, studies_folder: Path) -> Iterator[str]:
+    """A server of these studies, in a process of its own; its address."""
+    log = config.home / "server.log"
     port = free_port()
-    process = start(config, str(studies_folder), port=port, log=home / "server.log")
+    process = start(config, str(studies_folder), port=port, log=log)
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(url, process=process, timeout_s=300)
-        yield Server(url, studies_folder, config)
+        yield url
     finally:
         process.terminate()
         try:
@@ -80,7 +105,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, studies_folder: Path) -> It
             process.kill()
             process.wait()
         if os.environ.get("SPARSIGHT_TEST_LOG"):
-            print((home / "server.log").read_text(errors="replace"))
+            print(log.read_text(errors="replace"))
 
 
 @pytest.fixture

@@ -293,10 +293,39 @@ def test_a_login_says_who_reviews(panel: Any, monkeypatch: pytest.MonkeyPatch) -
     ui = panel.ui
     for known, shown in ((None, "reader-7"), ("user-0f3a9c27b1de", "user-0f3a9c27b1de")):
         ui.reviewerEdit.write("reader-7")
-        monkeypatch.setattr("SparsightLib.client.Client.me", lambda *_, known=known: {"reviewer": known})
+        monkeypatch.setattr("SparsightLib.client.Client.me", lambda *_, known=known: {"reviewer": known, "role": None})
         ui.connectButton.click()
         assert done(panel).startswith("Connected")
         assert (ui.reviewerEdit.text, ui.reviewerEdit.enabled) == (shown, known is None)
+
+
+@pytest.mark.parametrize("role", ["reader", "reviewer", "trainer"])
+def test_what_a_role_may_not_do_is_not_offered(panel: Any, guarded, head: Any, strange: Any, role: str) -> None:
+    ui, (url, token) = panel.ui, guarded
+    ui.urlEdit.write(url)
+    ui.tokenEdit.write(token(role))
+    ask(panel, head)  # before anybody pressed Connect
+    assert ui.statusLabel.text == "Answered."
+    assert panel.logic.has_evidence
+    buttons = {"reader": set(), "reviewer": {"accept", "missed", "paint", "submit"}}
+    buttons["trainer"] = {*buttons["reviewer"], "learn", "promote", "rollback"}
+    offered = {name for name in buttons["trainer"] if getattr(ui, f"{name}Button").enabled}
+    assert offered == buttons[role]
+    assert (ui.marksLabel.text == words.NO_REVIEW) == (role == "reader")
+    ui.connectButton.click()
+    assert f"Connected as {role}: reader nano" in done(panel)
+    tick_slowly(panel)
+    assert (ui.marksLabel.text == words.NO_REVIEW) == (role == "reader")
+    assert (ui.learningLabel.text == words.learning(None)) == (role != "trainer")
+    assert ui.policyBox.lines
+    assert not ui.reviewerEdit.enabled
+    if role != "reader":
+        ui.acceptButton.click()
+        ui.submitButton.click()
+        assert done(panel) == "Review recorded."
+        ui.discardButton.click()
+    ask(panel, strange)
+    assert f"as {role} you may not add one" in ui.statusLabel.text
 
 
 def test_a_review_is_not_dropped_unasked(panel: Any, application: Slicer, head: Any) -> None:

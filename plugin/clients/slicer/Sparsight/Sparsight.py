@@ -18,7 +18,7 @@ from slicer.ScriptedLoadableModule import ScriptedLoadableModule, ScriptedLoadab
 from slicer.util import VTKObservationMixin
 
 from SparsightLib import volumes, words
-from SparsightLib.client import Client
+from SparsightLib.client import Client, may
 from SparsightLib.learning import LearningPanel, fill
 from SparsightLib.logic import SparsightLogic
 from SparsightLib.review import ReviewPanel
@@ -66,6 +66,7 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._tasks, self._task, self._doing, self._since_s = Tasks(), None, "", 0.0
         self._region, self._ticks = 0, 0
         self._heard = None  # of the question that is being answered
+        self._me = {"reviewer": None, "role": None}  # until the server says who logged in
         self._studies, self._earlier, self._suggestions, self._offered = [], [], [], []
         self._learning = LearningPanel(self.ui, self._start, self._beside, self._say)
         self._review = ReviewPanel(self.ui, self.logic, self._start, self._guarded, self._say)
@@ -207,7 +208,8 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _enable(self) -> None:
         """What can be done now."""
         busy, answered = self._task is not None and not self._task.over, self.logic.answer is not None
-        can = dict.fromkeys(("connect", "refresh", "load", "next", "learn", "promote", "rollback"), not busy)
+        can = dict.fromkeys(("connect", "refresh", "load", "next"), not busy)
+        can.update(dict.fromkeys(("learn", "promote", "rollback"), not busy and may(self._me, "trainer")))
         can.update(dict.fromkeys(("previous", "following", "evidence"), self.logic.has_evidence))
         can.update(
             cancel=busy,
@@ -216,26 +218,35 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         )
         for name, possible in can.items():
             getattr(self.ui, f"{name}Button").enabled = possible
-        self._review.enable(busy)
+        self._review.enable(busy, may(self._me, "reviewer"))
 
     # --- the server's lists, and studies ---
 
     def _refresh(self) -> None:
         def work(client, cancel):
-            lists = client.studies(cancel), client.learning(cancel), client.policies(cancel)
-            return client.ready(cancel), client.me(cancel)["reviewer"], *lists
+            me = client.me(cancel)
+            job = client.learning(cancel) if may(me, "trainer") else None
+            return client.ready(cancel), me, client.studies(cancel), job, client.policies(cancel)
 
         self._start("Connecting", work, self._show_lists)
 
     def _show_lists(self, found) -> None:
-        state, known, self._studies, job, policies = found
-        if known:  # by the login: another's is refused
-            self.ui.reviewerEdit.text = known
-        self.ui.reviewerEdit.enabled = not known
+        state, me, self._studies, job, policies = found
+        self._take_login(me)
         self._learning.show(job, policies)
         fill(self.ui.studyBox, [f"{study['modality']}  {study['id']}" for study in self._studies])
         self._suggest()
-        self._say(f"Connected: reader {state['reader']}, policy {state['policy']}, {state['corrections']} corrections.")
+        login = f" as {me['role']}" if me["role"] else ""
+        what = f"reader {state['reader']}, policy {state['policy']}, {state['corrections']} corrections"
+        self._say(f"Connected{login}: {what}.")
+
+    def _take_login(self, me) -> None:
+        """Who asks, as the server knows them: what it would refuse them is not offered."""
+        self._me, known = me, me["reviewer"]
+        if known:  # another's is refused
+            self.ui.reviewerEdit.text = known
+        self.ui.reviewerEdit.enabled = not known
+        self._enable()
 
     def _suggest(self) -> None:
         questions = [one["question"] for one in (*self._studies, *self._earlier)]
@@ -312,7 +323,14 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             elif own not in ids:
                 self._ask_as(volume, [own], request)
             else:
+                self._start("Looking for the study", lambda c, cancel: c.me(cancel), lambda me: offer(own, me))
+
+        def offer(own, me) -> None:
+            self._take_login(me)
+            if may(me, "admin"):
                 self._offer(volume, own, request)
+            else:
+                self._say(f"The server does not have this image; as {me['role']} you may not add one.", bad=True)
 
         self._start("Looking at the study", lambda c, cancel: c.ask_any(ids, request, cancel, hear), done)
 
@@ -363,10 +381,12 @@ class SparsightWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             evidence = client.geometry(episode, cancel), client.labelmap(episode, cancel)
             earlier = client.episodes(study, cancel=cancel)
             earlier = [one for one in earlier if not one.get("prior")]  # of two images, the page shows both
-            return (*evidence, earlier, client.given(episode, cancel))
+            me = client.me(cancel)
+            return (*evidence, earlier, me, client.given(episode, cancel) if may(me, "reviewer") else [])
 
         def done(found) -> None:
-            place, labelmap, self._earlier, given = found
+            place, labelmap, self._earlier, me, given = found
+            self._take_login(me)
             fill(self.ui.earlierBox, [words.earlier(one) for one in self._earlier])
             self._suggest()
             if (self.logic.answer or {}).get("episode") == episode:

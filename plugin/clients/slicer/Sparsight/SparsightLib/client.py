@@ -44,8 +44,15 @@ _ASK_S = 900.0  # loading and encoding a long series from a PACS, behind other q
 _FILE_S = 300.0
 _TRIES = 3  # of calls that may be repeated: those that change nothing, and corrections with a key
 _LONGEST_WAIT_S = 10.0  # between two tries, whatever Retry-After says
+_ROLES = ("reader", "reviewer", "trainer", "admin")  # each may do what those before it may
 _ANSWER = ("episode", "study", "answer", "confidence", "abstained", "grounded", "budget", "evidence")
 _IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+
+def may(me: Json, role: str) -> bool:
+    """Whether who logged in (`Client.me`) may do what a role may; where nobody has to log in, everybody may."""
+    own = me["role"]
+    return own is None or (own in _ROLES and _ROLES.index(own) >= _ROLES.index(role))
 
 
 class Cancel:
@@ -113,8 +120,8 @@ class Client:
         return self._object("GET", "/sparsight/health/ready", needs=("state",), cancel=cancel)
 
     def me(self, cancel: Cancel | None = None) -> Json:
-        """Who logged in: `reviewer`, the pseudonym that corrections are recorded under; None where nobody does."""
-        return self._object("GET", "/sparsight/me", needs=("reviewer",), cancel=cancel)
+        """Who logged in: `role`, and `reviewer`, whom corrections are recorded under; None where nobody does."""
+        return self._object("GET", "/sparsight/me", needs=("reviewer", "role"), cancel=cancel)
 
     def studies(self, cancel: Cancel | None = None) -> list[Json]:
         """What can be asked about, with a first question for each."""

@@ -24,8 +24,8 @@ class LearningPanel:
         for name, action in (("learn", self._learn), ("promote", self._promote), ("rollback", self._roll_back)):
             getattr(ui, f"{name}Button").connect("clicked()", action)
 
-    def show(self, job: words.Json, policies: list[words.Json]) -> None:
-        """State of the latest job, and all versions, oldest first."""
+    def show(self, job: words.Json | None, policies: list[words.Json]) -> None:
+        """State of the latest job (None: of no concern to who logged in), and all versions, oldest first."""
         self._policies = policies[::-1]
         fill(self._ui.policyBox, [words.policy(version) for version in self._policies])
         self._follow(job)
@@ -39,8 +39,11 @@ class LearningPanel:
     def _learn(self) -> None:
         self._start("Starting to learn", lambda client, cancel: client.learn(cancel), self._follow)
 
-    def _follow(self, job: words.Json) -> None:
+    def _follow(self, job: words.Json | None) -> None:
         self._ui.learningLabel.text = words.learning(job)
+        if job is None:
+            self._runs, self._due_s = False, None
+            return
         if self._runs and job["state"] != "running":
             self._say("Learning has ended: refresh to see the policies.")
         self._runs = job["state"] == "running"

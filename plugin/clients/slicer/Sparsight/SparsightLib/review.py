@@ -23,7 +23,7 @@ class ReviewPanel:
     def __init__(self, ui: Any, logic: SparsightLogic, start: Any, guarded: Any, say: Any) -> None:
         self._ui, self._logic, self._start, self._guarded, self._say = ui, logic, start, guarded, say
         self._given: list[words.Json] = []  # of this answer, the newest first
-        self._busy = False
+        self._busy, self._may = False, True
         fill(ui.difficultyBox, [words.difficulty(name) for name in DIFFICULTIES])
         clicked: dict[str, Callable[[], Any]] = {
             "cannotTell": lambda: logic.write(cannot_tell=ui.cannotTellButton.checked),
@@ -41,7 +41,7 @@ class ReviewPanel:
         for name, field in (("rightEdit", "answer"), ("commentEdit", "comment")):
             getattr(ui, name).connect("textEdited(QString)", lambda text, f=field: logic.write(**{f: text}))
         ui.difficultyBox.connect("activated(int)", lambda index: logic.write(difficulty=DIFFICULTIES[index]))
-        ui.givenBox.connect("activated(int)", lambda _: self.enable(self._busy))
+        ui.givenBox.connect("activated(int)", lambda _: self.enable(self._busy, self._may))
 
     def show(self) -> None:
         """The draft as the scene has it; what was given before is not known yet."""
@@ -60,28 +60,30 @@ class ReviewPanel:
         fill(self._ui.givenBox, [words.given(one) for one in self._given])
         if self._given:
             self._ui.givenBox.currentIndex = chosen
-        self.enable(self._busy)
+        self.enable(self._busy, self._may)
 
-    def enable(self, busy: bool) -> None:
-        """What can be done now."""
-        self._busy = busy
-        answered, ui = self._logic.answer is not None, self._ui
+    def enable(self, busy: bool, may: bool) -> None:
+        """What can be done now. may: whether who logged in may review."""
+        self._busy, self._may = busy, may
+        answered, ui = self._logic.answer is not None and may, self._ui
         can = dict.fromkeys((*VERDICTS, *KINDS, "undo", "discard", "cannotTell"), answered)
         can.update(dict.fromkeys(("submit", "draft"), answered and not busy))
-        can["paint"] = self._logic.has_evidence
+        can["paint"] = self._logic.has_evidence and may
         one = self._chosen()
         changes = possible(one) if one and one["reviewer"] == self._reviewer and not busy else []
         can.update({name: change in changes for name, change in _CHANGES.items()})
         for name, enabled in can.items():
             getattr(ui, f"{name}Button").enabled = enabled
         ui.difficultyBox.enabled = answered
+        ui.marksLabel.text = words.marks(self._logic.counts(), self._logic.painted) if may else words.NO_REVIEW
 
     def tick(self) -> None:
         """What changes by itself: a box that was drawn, or given up in Slicer."""
         drawing = self._logic.drawing
         for kind in KINDS:
             getattr(self._ui, f"{kind}Button").checked = kind == drawing
-        self._ui.marksLabel.text = words.marks(self._logic.counts(), self._logic.painted)
+        if self._may:
+            self._ui.marksLabel.text = words.marks(self._logic.counts(), self._logic.painted)
 
     def may_be_lost(self) -> bool:
         """Ask, where something was not submitted."""

@@ -9,6 +9,7 @@ from .stream import Heard
 
 Json = dict[str, Any]
 RESEARCH = "Research use only: not for diagnosis."
+NO_REVIEW = "Your login may look and ask; who reviews, or adds images, logs in with another role."
 
 
 def confidence(p: float) -> str:
@@ -116,8 +117,10 @@ def error(given: str, expected: str, todo: str) -> str:
     return f"{given[:1].upper()}{given[1:]}. Expected: {expected}. To do: {todo}."
 
 
-def learning(job: Json) -> str:
-    """How far learning is, or how it ended."""
+def learning(job: Json | None) -> str:
+    """How far learning is, or how it ended. None: it is not theirs to follow."""
+    if job is None:
+        return "Learning is followed and started by a trainer."
     stats, state = job.get("stats") or {}, job["state"]
     if state == "idle":
         return "Nothing was learned since the server started."
