@@ -21,6 +21,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from sparsight.errors import GeometryError, ImageError, SparsightError
+from sparsight.imaging import bounds
 from sparsight.imaging.pixels import (
     check_size,
     check_values,
@@ -33,6 +34,7 @@ from sparsight.imaging.pixels import (
 )
 from sparsight.types import ImageVolume
 
+bounds.bound()
 _log = logging.getLogger(__name__)
 FloatArray = NDArray[np.float64]
 
@@ -84,6 +86,8 @@ def read_header(path: Path) -> Dataset:
             raise InvalidDicomError
         for keyword in _NAMED:
             ds.get(keyword)  # decodes it
+    except SparsightError:
+        raise
     except Exception as error:
         if isinstance(error, OSError) and not isinstance(error, EOFError) and not path.is_file():
             raise ImageError("a file that is not there", expected="an image file", todo="check the path") from error

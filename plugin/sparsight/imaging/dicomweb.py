@@ -20,7 +20,7 @@ from pydicom.encaps import get_frame
 from pydicom.filewriter import correct_ambiguous_vr
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from sparsight.errors import ImageError, NotFoundError
+from sparsight.errors import ImageError, NotFoundError, SparsightError
 from sparsight.imaging.dicom import read_header
 from sparsight.imaging.load import is_image_file
 from sparsight.imaging.studies import FolderStudies, StudyInfo, change_of
@@ -92,7 +92,7 @@ class FolderWeb:
                 whole = ds.PixelData
             size = int(ds.Rows) * int(ds.Columns) * int(ds.SamplesPerPixel) * int(ds.BitsAllocated) // 8
             return whole[(number - 1) * size : number * size], str(ExplicitVRLittleEndian)
-        except NotFoundError:
+        except SparsightError:
             raise
         except Exception as error:
             raise ImageError(

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsight.errors import GeometryError, ImageError, NotFoundError, SparsightError
+from sparsight.imaging.bounds import check_frames
 from sparsight.imaging.dicom import read_header
 from sparsight.imaging.files import PICTURES, read_picture, read_volume_file, suffix_of
 from sparsight.imaging.load import is_image_file
-from sparsight.imaging.pixels import is_damage
+from sparsight.imaging.pixels import check_size, is_damage
 
 FloatArray = NDArray[np.float64]
 
@@ -76,6 +77,11 @@ def _read_seg(path: Path) -> tuple[NDArray[np.bool_], FloatArray]:
     import highdicom  # slow to import, and only segmentations need it
 
     seg: Any = highdicom.seg.segread(path)
+    check_frames(seg)
+    geometry = seg.get_volume_geometry(allow_missing_positions=True)
+    if geometry is not None:  # frames far apart span many slices; else the next line says what is wrong
+        d, h, w = geometry.spatial_shape
+        check_size((d * seg.number_of_segments, h, w))
     volume = seg.get_volume(combine_segments=False, allow_missing_positions=True)
     mask = np.any(np.asarray(volume.array) > 0, axis=-1)  # (D, H, W, segments) to (D, H, W)
     return mask, np.asarray(volume.affine, dtype=np.float64)[:, [2, 1, 0, 3]]  # highdicom counts (k, j, i)

@@ -16,7 +16,8 @@ from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from sparsight.errors import ImageError
+from sparsight.errors import ImageError, SparsightError
+from sparsight.imaging.bounds import check_frames
 
 Values = NDArray[np.float32]
 Window = tuple[float, float]  # centre, width
@@ -114,14 +115,16 @@ def display_range(ds: Dataset) -> Window | None:
 def decode(ds: Dataset) -> Iterator[Values]:
     """Decode frame by frame to values (H, W): modality units, colour as luminance 0..255, MONOCHROME1 inverted.
 
-    Raises ImageError for whatever a truncated, damaged or exotic bit stream makes a decoder raise.
+    Raises ImageError for whatever a truncated, damaged or exotic bit stream makes a decoder raise, and for one that
+    would unpack to more than the object announces.
     """
     try:
         _ensure_transfer_syntax(ds)
+        check_frames(ds)
         for frame, raw in enumerate(iter_pixels(ds)):
             yield _values(raw, ds, frame)
     except BaseException as error:
-        if not is_damage(error):
+        if isinstance(error, SparsightError) or not is_damage(error):
             raise
         syntax = getattr(getattr(getattr(ds, "file_meta", None), "TransferSyntaxUID", None), "name", "not stated")
         raise ImageError(

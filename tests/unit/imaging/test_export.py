@@ -158,6 +158,16 @@ def test_a_real_segmentation() -> None:
     assert np.linalg.norm(ijk_to_lps[:3, :3], axis=0) == pytest.approx([0.810547, 0.810547, 1])
 
 
+def test_a_segmentation_whose_slices_lie_far_apart_is_refused_unread(tmp_path: Path) -> None:
+    """Three frames, but what lies between them would fill the memory."""
+    ds = pydicom.dcmread(LIVER)
+    place = ds.PerFrameFunctionalGroupsSequence[-1].PlanePositionSequence[0]
+    place.ImagePositionPatient = [*place.ImagePositionPatient[:2], -128.69 + 2e5]  # on the grid of the first two
+    ds.save_as(tmp_path / "far.dcm")
+    with pytest.raises(ImageError, match="512 x 512 x 200001"):
+        read_mask(tmp_path / "far.dcm")
+
+
 def test_masks_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         read_mask(tmp_path / "absent.nii")

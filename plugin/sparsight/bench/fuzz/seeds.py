@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from pydicom import Dataset, dcmread
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 
 from sparsight.config import SECTIONS, Config
 from sparsight.sim.dicom import write_dicom
@@ -52,7 +52,7 @@ def _grey(dtype: type, *shape: int) -> Any:
 
 
 def _dicom() -> list[bytes]:
-    """A CT slice, plain and compressed in two ways, an MR slice, a colour picture and a JPEG."""
+    """A CT slice, plain, deflated and compressed in two ways, an MR slice, a colour picture and a JPEG."""
     made = []
     with tempfile.TemporaryDirectory(prefix="sparsight-") as name:
         for modality in ("CT", "MR"):
@@ -63,6 +63,9 @@ def _dicom() -> list[bytes]:
         ds = dcmread(io.BytesIO(made[0]))
         ds.compress(syntax, generate_instance_uid=False)
         made.append(_saved(ds))
+    ds = dcmread(io.BytesIO(made[0]))
+    ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    made.append(_saved(ds))
     ds = dcmread(io.BytesIO(made[1]))
     ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PlanarConfiguration = 3, "RGB", 0
     ds.BitsAllocated, ds.BitsStored, ds.HighBit = 8, 8, 7
