@@ -90,7 +90,9 @@ def ask(
 def correct(
     context: typer.Context,
     episode: Annotated[str, typer.Argument(help="The episode that `ask` printed.")],
-    verdict: Annotated[str | None, typer.Option(help="accept, amend or reject.")] = None,
+    verdict: Annotated[
+        str | None, typer.Option(help="accept, amend or reject; amend, where something else is said.")
+    ] = None,
     answer: Annotated[str | None, typer.Option(help="The right answer.")] = None,
     mark: Annotated[Path | None, typer.Option(help="A mask (NIfTI, NRRD, DICOM SEG) of a region.")] = None,
     mark_kind: Annotated[str, typer.Option(help="relevant, irrelevant or missed.")] = "relevant",
@@ -121,7 +123,13 @@ def correct(
         mask, ijk_to_lps = read_mask(mark)
         marks.append(Mark(kind, mask=mask, mask_ijk_to_lps=ijk_to_lps, frame_of_reference=frame_of(mark)))
     amends = answer or marks or cannot_tell or blinded
-    chosen = _one_of("--verdict", verdict or ("amend" if amends else "accept"), get_args(Verdict))
+    if not (verdict or amends):
+        raise FeedbackError(
+            "a correction that says nothing",
+            expected="--verdict, --answer, --cannot-tell or a mark",
+            todo="say --verdict accept where the answer is right",
+        )
+    chosen = _one_of("--verdict", verdict or "amend", get_args(Verdict))
     hard = None if difficulty is None else _one_of("--difficulty", difficulty, get_args(Difficulty))
     feedback = Feedback(
         key=key or uuid.uuid4().hex,

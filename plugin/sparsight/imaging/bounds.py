@@ -46,7 +46,7 @@ class _BoundedZlib:
 
 def bound() -> None:
     """Limit what every reader of DICOM in this process inflates: ours, dicomweb-client's, highdicom's."""
-    filereader.zlib = _BoundedZlib  # type: ignore[assignment]  # it calls nothing else of it
+    filereader.zlib = _BoundedZlib  # type: ignore[assignment,attr-defined]  # it calls nothing else of it
 
 
 def check_frames(ds: Dataset) -> None:

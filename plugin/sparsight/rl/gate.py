@@ -63,7 +63,7 @@ class Decision:
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why it is held; or, when promoted, what was shown."""
-        return tuple(c.reason for c in self.checks if self.promote or not c.passed)
+        return tuple(dict.fromkeys(c.reason for c in self.checks if self.promote or not c.passed))
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json` and the manifest."""
@@ -171,6 +171,8 @@ def _gain(held_out: Paired, config: GateConfig, level: float) -> Check:
         f"gain {got.mean:+.3f} [{got.low:+.3f}, {got.high:+.3f}], n={got.n}: "
         f"lower bound {'above' if passed else 'not above'} {config.min_gain}"
     )
+    if len(np.unique(held_out.group)) == 1:
+        reason = "the corrections that were kept out of training are all of one study: no gain can be told from them"
     return Check("held_out_gain", passed, reason, got.mean, got.low, got.high, got.n)
 
 

@@ -202,7 +202,9 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise BusyError(
-                f"port {port} of {host} is taken", expected="a free port", todo="stop the other server or use --port"
+                f"port {port} of {host} is taken",
+                expected="a free port",
+                todo="stop the other server, or use --port (with make: PORT=8001)",
             ) from error
 
 

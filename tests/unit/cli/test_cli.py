@@ -143,6 +143,8 @@ def test_an_untrained_reader_is_read_again_and_a_person_is_told(
         (["ask", "{picture}", "Which?", "--choice", "one"], "bad_question"),
         (["correct", "e404", "--answer", "no"], "not_found"),
         (["correct", "e404", "--verdict", "maybe"], "bad_feedback"),
+        (["correct", "e404"], "bad_feedback"),
+        (["correct", "e404", "--comment", "nice"], "bad_feedback"),
         (["correct", "e404", "--box", "1,2,3"], "bad_feedback"),
         (["correct", "e404", "--mark", "{picture}.gone"], "not_found"),
         (["promote", "p404"], "not_found"),

@@ -67,7 +67,9 @@ def test_too_few_corrections_are_not_proof() -> None:
 
 
 def test_no_correction_at_all_is_held() -> None:
-    assert not decide(sentinel=sentinel(), held_out=paired([], []), config=CONFIG).promote
+    decision = decide(sentinel=sentinel(), held_out=paired([], []), config=CONFIG)
+    assert not decision.promote
+    assert len(set(decision.reasons)) == len(decision.reasons)  # nothing is said twice
 
 
 @pytest.mark.parametrize("gain", [0.0, -0.3])
@@ -112,6 +114,7 @@ def test_many_corrections_on_one_study_count_as_one_study() -> None:
     held = Paired(np.zeros(12), np.ones(12), np.zeros(12, np.int64), (("x",),) * 12)
     decision = decide(sentinel=sentinel(), held_out=held, config=CONFIG)
     assert "held_out_gain" in [c.name for c in decision.checks if not c.passed]
+    assert any("all of one study" in reason for reason in decision.reasons)
 
 
 @pytest.mark.parametrize("n", [7, 60])
