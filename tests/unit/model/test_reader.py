@@ -101,6 +101,9 @@ def test_a_question_beyond_its_words_is_not_answered_with_confidence(reader: Nan
         answer = reader.read(question, grid, RandomSelector().select(grid, question, 48))
         assert answer.abstained
         assert answer.confidence <= 0.05
+        assert "never taught" in answer.notes[0]
+    assert "zebra" in answer.notes[0]
+    assert reader.read(YES_NO, grid, RandomSelector().select(grid, YES_NO, 48)).notes == ()
 
 
 def test_a_question_cannot_spell_a_special_token(reader: NanoReader) -> None:

@@ -282,6 +282,7 @@ class NanoReader:
             abstained=confidence < self.spec.calibration.abstain_below,
             choice=choice if question.kind == "choice" else None,
             timings_ms=timings,
+            notes=self._notes(question),
         )
 
     @torch.inference_mode()
@@ -295,15 +296,26 @@ class NanoReader:
     def confidence(self, question: Question, p: float) -> float:
         """Calibrated probability that an answer of raw probability p is right; low for words never taught."""
         calibration = self.spec.calibration
-        if self._words and not self._words.issuperset(words(question.text)):
+        if self._strange(question):
             return min(calibration.unknown, p)
         return platt(p, calibration.slope, calibration.offset)
+
+    def _strange(self, question: Question) -> list[str]:
+        """Words of a question that it was not taught with, each once."""
+        return [word for word in dict.fromkeys(words(question.text)) if self._words and word not in self._words]
+
+    def _notes(self, question: Question) -> tuple[str, ...]:
+        strange = self._strange(question)
+        named = ", ".join(strange[:3]) + (" ..." if len(strange) > 3 else "")
+        return (f"the reader was never taught what this means: {named}; do not rely on its answer",) if strange else ()
 
     def _question(self, question: Question) -> list[int]:
         ids = encode_text(self.tokenizer, question.text.strip().lower())
         if not 0 < len(ids) <= _QUESTION_TOKENS:
             raise QuestionError(
-                f"a question of {len(ids)} word pieces", expected=f"1 to {_QUESTION_TOKENS}", todo="ask a shorter one"
+                f"a question of {len(ids)} pieces of words" if ids else "a question without words",
+                expected=f"at most {_QUESTION_TOKENS}, which is some hundred words",
+                todo="ask a shorter one" if ids else "write it",
             )
         return [QUESTION, *ids]
 
