@@ -2,12 +2,16 @@
 
 import json
 import os
+import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+from monailabel.utils.sessions import Sessions
 
 from sparsight.errors import ConfigError
+from sparsight.label.app import make_app
 from sparsight.label.erase import erase_labels, erase_sessions
 
 
@@ -80,3 +84,30 @@ def test_uploads_that_were_not_used_since_go(tmp_path: Path) -> None:
             os.utime(path, (old, old))
     assert erase_sessions(tmp_path / "sessions", limit) == 1
     assert [path.name for path in (tmp_path / "sessions").iterdir()] == ["used"]
+
+
+def test_sessions_of_a_server_before_end_too(tmp_path: Path) -> None:
+    texts: Any = None
+    app_class = make_app(texts, lambda: texts)
+    app = app_class.__new__(app_class)  # cleaning up needs the sessions alone
+    before, app._sessions = Sessions(str(tmp_path)), Sessions(str(tmp_path))
+    kept, late, short = (uploaded(before, tmp_path / f"{n}.png", expiry) for n, expiry in enumerate((0, 0, 120)))
+    (tmp_path / "half").mkdir()  # the server died before it wrote what the session is
+    for name, age in ((late, 4000), ("half", 4000), (kept, 600), (short, 600)):
+        used_before(tmp_path / name, age)
+    app.cleanup_sessions()
+    assert {path.name for path in tmp_path.iterdir()} == {kept}
+
+
+def uploaded(sessions: Sessions, image: Path, expiry: int) -> str:
+    image.write_text("x")
+    return str(sessions.add_session(str(image), expiry)[0])
+
+
+def used_before(folder: Path, seconds: float) -> None:
+    """As if it had last been used then."""
+    at = time.time() - seconds
+    if (meta := folder / "meta.info").exists():
+        meta.write_text(json.dumps(json.loads(meta.read_text()) | {"last_access_ts": int(at)}))
+    for path in (*folder.iterdir(), folder):
+        os.utime(path, (at, at))
