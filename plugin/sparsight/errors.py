@@ -12,7 +12,7 @@ SparsightError                 what was given, what was expected, what to do; a 
 ├── NotFoundError         404  study, episode or policy
 ├── ConflictError         409  the same key with other content, a second server on one store, nothing to roll back to
 │   └── BlindedError           an answer that is kept back until a reader has given their own
-├── ForbiddenError        403  another reviewer than who logged in
+├── ForbiddenError        403  another reviewer than who logged in, a part of a request that needs a higher role
 ├── BusyError             423  the store is locked, the disk is full, the queue is full: try again
 ├── WeightsError          409  weights missing, altered (hash), or of another model
 ├── TrainingError         409  NaN loss, collapsed reward or entropy

@@ -88,6 +88,12 @@ def test_each_does_what_their_role_allows(hospital: Hospital) -> None:
         assert admin.get("/info/").status_code == 200
         stock = reader.post("/infer/sparsight", params={"image": "chest", "output": "json"})
         assert stock.status_code == 200, stock.text
+        params = json.dumps({"save_label": True, "label_tag": "draft"})
+        kept: dict[str, Any] = {"params": {"image": "chest"}, "data": {"params": params}}
+        refused = reader.post("/infer/sparsight", **kept)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+        assert reviewer.get("/datastore/label", params={"label": "chest", "tag": "draft"}).status_code == 404
+        assert reviewer.post("/infer/sparsight", **kept).status_code == 200
     with hospital.as_() as nobody:
         assert nobody.get("/info/").status_code == 403
     with hospital.as_("admin", exp=time.time() - 3600) as late:

@@ -68,7 +68,8 @@ def forget(
     context: typer.Context,
     study: Annotated[list[str] | None, typer.Option(help="Its id, or its series UID; repeat it for each.")] = None,
     older_than: Annotated[
-        int | None, typer.Option(help="Days: every answer that is older, and its corrections.", min=1, max=100_000)
+        int | None,
+        typer.Option(help="Days: every answer that is older, its corrections, labels, uploads.", min=1, max=100_000),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -76,7 +77,7 @@ def forget(
 
     The server must be stopped. Policies that learned from its corrections are named: roll back, or keep them.
     """
-    from sparsight.label.erase import erase_labels
+    from sparsight.label.erase import erase_labels, erase_sessions
     from sparsight.store import Store, StoreLock
     from sparsight.store.files import disk_errors
 
@@ -86,7 +87,8 @@ def forget(
         raise InputError("nothing to forget", expected="a study or an age", todo="name it: --study, --older-than")
     before = None if older_than is None else datetime.now(UTC) - timedelta(days=older_than)
     with StoreLock(config.home), Store(config.database or config.home / "store.db", config.home) as store:
-        labels = erase_labels(config.home, study or ())  # they have no age: the newest replaces those before
+        labels = erase_labels(config.home, study or (), before)
+        sessions = erase_sessions(config.home / "sessions", before) if before else 0
         gone = store.forget(study or (), before=before)
         results = [config.home / "dicom" / episode for episode in gone.episodes]
         with disk_errors():
@@ -95,8 +97,9 @@ def forget(
     if study and not (gone.episodes or labels):
         raise NotFoundError("a study that nothing is kept of", expected="the id it was asked under", todo="check it")
     if json:
-        emit_json(vars(gone) | {"labels": labels})
+        emit_json(vars(gone) | {"labels": labels, "sessions": sessions})
         return
-    console.print(f"{len(gone.episodes)} answers, {len(gone.corrections)} corrections, {labels} labels are gone")
+    counts = f"{len(gone.episodes)} answers, {len(gone.corrections)} corrections, {labels} labels, {sessions} uploads"
+    console.print(f"{counts} are gone")
     for policy in gone.policies:
         console.print(f"  [yellow]{escape(policy)} learned from it[/]")

@@ -62,6 +62,7 @@ def infer(task: InferTask, request: dict[str, Any], datastore: Datastore) -> dic
     """MONAILabelApp.infer for our task: a study of the datastore goes by its id, without the detour over a file.
 
     The original looks for the id in the working directory first and writes DICOM series out as NIfTI.
+    Of a saved label the index names the episode alone, which has question and answer: they may be a patient's text.
     Raises InputError where evidence is to be saved as a final label.
     """
     tag = evidence_tag(request)
@@ -70,7 +71,8 @@ def infer(task: InferTask, request: dict[str, Any], datastore: Datastore) -> dic
     path, reply = task({**request, "study": image} if served else request)
     label: str = path
     if served and request.get("save_label"):
-        label = datastore.save_label(image, path, tag, {"model": request["model"], "params": reply})
+        info = {"model": request["model"], "params": {"episode": reply["episode"]}}
+        label = datastore.save_label(image, path, tag, info)
     return {"label": label, "tag": "original", "file": path, "params": reply}
 
 

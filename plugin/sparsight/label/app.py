@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Protocol
 
 from monailabel.interfaces.app import MONAILabelApp
@@ -15,10 +18,12 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.activelearning.random import Random
 
 from sparsight.config import Config
+from sparsight.errors import SparsightError
 from sparsight.label.answer import AnswerTask, infer
 from sparsight.label.batch import BatchAnswerTask
 from sparsight.label.corrections import submitted
 from sparsight.label.datastore import StudiesDatastore
+from sparsight.label.erase import erase_sessions
 from sparsight.label.learn import LearnTask
 from sparsight.label.learner import stats_file
 from sparsight.label.scoring import Grounding
@@ -69,6 +74,15 @@ def make_app(texts: Texts, service: Callable[[], Service]) -> type[MONAILabelApp
 
         def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
             return infer(self._infers[request["model"]], request, datastore or self.datastore())
+
+        def cleanup_sessions(self) -> None:
+            """End sessions that were not used for an hour. Stock overlooks those of a process before this one."""
+            if self._sessions is None:
+                return
+            before = datetime.now(UTC) - timedelta(seconds=self._sessions.expiry)
+            with suppress(OSError, AttributeError, SparsightError):  # one that is being made or removed: the next time
+                erase_sessions(Path(self._sessions.store_path), before)
+                self._sessions.remove_expired()  # those that a client wanted shorter
 
         def on_save_label(
             self, image_id: str, label_id: str, tag: str = "final", reviewer: str | None = None

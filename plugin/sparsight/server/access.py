@@ -64,6 +64,17 @@ def reviewer(named: str) -> str:
     return caller.pseudonym
 
 
+def require(role: Role, what: str) -> None:
+    """Raises ForbiddenError where whoever logged in has not this role: for what a route does only when asked to."""
+    caller = CALLER.get()
+    if caller is not None and caller.role < role:
+        raise ForbiddenError(
+            f"{what} from a login without the role",
+            expected=f"the role {role.name.lower()}, or one above it",
+            todo="leave it out, or ask for the role",
+        )
+
+
 class RefusedError(Exception):
     """The request does not get in: 401 (who?), 403 (may not) or 429 (too often)."""
 

@@ -11,6 +11,7 @@ an OHIF file in a sub-folder comes back as index.html    ohif_file
 learning loads all of MONAI Label a second time          jobs.popen
 POST /train/, /scoring/ run all, whatever they are told  gone
 an upload's copy stays where the request fails           _tidy
+/infer saves labels for whoever may ask                  access.require
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ from starlette.routing import BaseRoute
 
 from sparsight.errors import InputError, NotFoundError
 from sparsight.server import guard, jobs
-from sparsight.server.access import CALLER
+from sparsight.server.access import CALLER, require
+from sparsight.server.rules import Role
 
 _WITH_FONTS = {"index.html": "text/html", "app.bundle.css": "text/css"}
 _OWN_ONLY = (  # what OHIF does: scripts in the page, workers of blobs, WebAssembly; of this machine alone
@@ -159,7 +161,8 @@ def _checked_inference(original: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         app = app_instance()
         guard.known(model, app._infers, "model")
-        guard.free_params(guard.json_object(params))
+        if guard.free_params(guard.json_object(params)).get("save_label"):
+            require(Role.REVIEWER, "save_label")  # as PUT /datastore/label needs it
         if file:
             file.filename = "upload" + guard.safe_extension(file.filename, guard.IMAGE_EXTENSIONS)
         if session_id:

@@ -1,6 +1,9 @@
 """Backup, restore and forget from the command line: the same answers, the same policies, and nothing of who is gone."""
 
+import json
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +51,23 @@ def test_what_is_forgotten_is_nowhere(run_at: Any, picture: Path, tmp_path: Path
     files = [p for p in (tmp_path / "a").rglob("*") if p.is_file()]
     assert [p for p in files if MARKER.encode() in p.read_bytes() or MARKER in p.name] == []
     assert run_at("a", "correct", other["episode"], "--answer", "no")[0] == 0
+
+
+def test_old_labels_and_uploads_go_with_old_answers(run_at: Any, picture: Path, tmp_path: Path) -> None:
+    run_at("a", "ask", str(picture), "Is there a nodule?")
+    folder, upload = tmp_path / "a" / "datastore" / "0", tmp_path / "a" / "sessions" / "s"
+    stored, ago = {}, time.time() - 3 * 86_400
+    for image_id, ts in (("old", int(ago)), ("new", int(time.time()))):
+        stored[image_id] = {"image": {"ext": "", "info": {}}, "labels": {"final": {"ext": ".png", "info": {"ts": ts}}}}
+    for file in (folder / "labels" / "final" / "old.png", folder / "labels" / "final" / "new.png", upload / "0.dcm"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("x")
+    (folder / "datastore_v2.json").write_text(json.dumps({"objects": stored}))
+    for path in (upload / "0.dcm", upload):
+        os.utime(path, (ago, ago))
+    gone = run_at("a", "forget", "--older-than", "4")[1]
+    assert (gone["episodes"], gone["labels"], gone["sessions"]) == ([], 0, 0)
+    gone = run_at("a", "forget", "--older-than", "2")[1]
+    assert (gone["episodes"], gone["labels"], gone["sessions"]) == ([], 1, 1)
+    assert [file.name for file in (folder / "labels" / "final").iterdir()] == ["new.png"]
+    assert not upload.exists()

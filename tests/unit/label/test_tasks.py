@@ -171,6 +171,7 @@ def test_a_served_study_goes_by_its_id_even_if_a_file_of_that_name_lies_about(ta
     infer(task, request | {"save_label": True, "label_tag": "draft"}, datastore)
     assert saved[0][0] == "head"
     assert saved[0][2] == "draft"
+    assert saved[0][3] == {"model": "sparsight", "params": {"episode": "e1"}}  # the episode has the patient's text
 
 
 def test_evidence_is_never_a_final_label(task, service):

@@ -14,7 +14,8 @@ from fastapi import APIRouter, BackgroundTasks, FastAPI, HTTPException, UploadFi
 from fastapi.testclient import TestClient
 
 from sparsight.compat import allow_monailabel
-from sparsight.errors import ConflictError
+from sparsight.errors import ConflictError, ForbiddenError
+from sparsight.server.rules import Role
 
 allow_monailabel()
 
@@ -22,7 +23,7 @@ with warnings.catch_warnings():  # MONAI Label 0.8.5's dependencies import crypt
     warnings.simplefilter("ignore")
     from monailabel.utils.async_tasks import utils as async_tasks
 
-    from sparsight.server import stock
+    from sparsight.server import access, stock
 
 
 def test_endpoints_that_never_await_leave_the_event_loop():
@@ -146,3 +147,30 @@ def test_the_copy_of_an_upload_never_stays(fails):
     else:
         assert add_image(later, image="a", file=upload) == {"image": "a"}
         assert not removed  # that is for after the reply
+
+
+@pytest.mark.parametrize(
+    ("role", "params", "may"),
+    [
+        (Role.READER, "{}", True),
+        (Role.READER, '{"save_label": false}', True),
+        (Role.READER, '{"save_label": true, "label_tag": "draft"}', False),
+        (Role.READER, '{"save_label": "false"}', False),  # a text is true to the task
+        (Role.REVIEWER, '{"save_label": true}', True),
+        (Role.ADMIN, '{"save_label": true}', True),
+        (None, '{"save_label": true}', True),  # nobody logs in
+    ],
+)
+def test_inference_saves_a_label_for_those_alone_who_may(monkeypatch, role, params, may):
+    app = SimpleNamespace(_infers={"sparsight": None}, datastore=lambda: SimpleNamespace(has=lambda _: True))
+    monkeypatch.setattr(stock, "app_instance", lambda: app)
+    infer = stock._checked_inference(lambda *_: "answered")
+    token = access.CALLER.set(role and access.Caller("0f3a9c27b1de", role))
+    try:
+        if may:
+            assert infer(BackgroundTasks(), "sparsight", "head", params=params) == "answered"
+        else:
+            with pytest.raises(ForbiddenError, match="reviewer"):
+                infer(BackgroundTasks(), "sparsight", "head", params=params)
+    finally:
+        access.CALLER.reset(token)
