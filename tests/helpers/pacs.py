@@ -2,7 +2,9 @@
 
 import io
 import json
+import ssl
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,12 +17,14 @@ JSON = "application/dicom+json"
 
 
 class Reply(NamedTuple):
-    """What is sent. said: the length that its header tells; None: the body's."""
+    """What is sent. said: the length that its header tells; None: the body's. pause_s: after each byte of `slow`."""
 
     status: int
     kind: str
     body: bytes
     said: int | None = None
+    pause_s: float = 0.0
+    slow: str = "body"  # head or body
 
 
 class Pacs:
@@ -75,8 +79,8 @@ def multipart(*files: bytes, status: int = 200) -> Reply:
 
 
 @contextmanager
-def running(files: Iterable[Path]) -> Iterator[tuple[Pacs, str]]:
-    """A PACS that holds these files, and its DICOMweb URL."""
+def running(files: Iterable[Path], tls: tuple[Path, Path] | None = None) -> Iterator[tuple[Pacs, str]]:
+    """A PACS that holds these files, and its DICOMweb URL. tls: certificate and key."""
     model = Pacs(files)
 
     class Handler(BaseHTTPRequestHandler):
@@ -88,18 +92,32 @@ def running(files: Iterable[Path]) -> Iterator[tuple[Pacs, str]]:
                 self.send_header("Location", model.location)
             self.send_header("Content-Type", reply.kind)
             self.send_header("Content-Length", str(len(reply.body) if reply.said is None else reply.said))
-            self.end_headers()
             with suppress(OSError):  # the other side has left
-                self.wfile.write(reply.body)
+                if reply.pause_s and reply.slow == "head":
+                    self.trickle(b"".join([*self._headers_buffer, b"\r\n"]), reply.pause_s)
+                    self.wfile.write(reply.body)
+                else:
+                    self.end_headers()
+                    self.trickle(reply.body, reply.pause_s)
+
+        def trickle(self, data: bytes, pause_s: float) -> None:
+            step = 1 if pause_s else len(data) or 1
+            for start in range(0, len(data), step):
+                self.wfile.write(data[start : start + step])
+                time.sleep(pause_s)
 
         def log_message(self, *_: Any) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*tls)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield model, f"http://127.0.0.1:{server.server_port}/dicom-web"
+        yield model, f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}/dicom-web"
     finally:
         server.shutdown()
         server.server_close()

@@ -259,6 +259,16 @@ def test_bodies_are_bounded(client):
     refused(client.post("/sparsight/ask", content=big, headers={"Content-Type": "application/json"}), 413)
 
 
+def test_a_body_that_does_not_say_its_length_is_bounded(client):
+    def sent(n):  # as chunks: there is no Content-Length
+        parts = (b" " * 2**16 for _ in range(n))
+        return client.post("/sparsight/ask", content=parts, headers={"Content-Type": "application/json"})
+
+    error = refused(sent(64), 413)
+    assert error["code"] == "too_large"
+    refused(sent(1), 422)  # blanks are no question
+
+
 def test_slices_beyond_the_study(client, episode):
     refused(client.get(f"/sparsight/episodes/{episode}/slice.png", params={"slice": 99}), 422)
     refused(client.get(f"/sparsight/episodes/{episode}/overlay.png", params={"slice": "x"}), 422)

@@ -148,6 +148,11 @@ def test_the_settings_that_the_pages_show_are_safe_ones(page: str) -> None:
     assert "vqa.hospital.example" in site.hosts
 
 
+def test_the_page_names_every_setting_of_who_may_reach_the_server() -> None:
+    text = (ROOT / "docs" / "security.md").read_text()
+    assert [name for name in SiteConfig.model_fields if not re.search(rf"\b{name}\b", text)] == []
+
+
 def test_systemd_takes_the_unit(tmp_path: Path, absent: Callable[[str], NoReturn]) -> None:
     program = shutil.which("systemd-analyze") or absent("no systemd-analyze")
     unit = (DEPLOY / "sparsight.service").read_text()

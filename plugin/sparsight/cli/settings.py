@@ -18,7 +18,14 @@ from sparsight.cli.session import Session
 from sparsight.config import SECTIONS, Config
 
 config = typer.Typer(help="Settings, and where they come from.", no_args_is_help=True)
-_UNITS = {"_s": "seconds", "_bytes": "bytes", "_nats": "nats", "_chars": "characters", "_per_minute": "per minute"}
+_UNITS = {
+    "_s": "seconds",
+    "_hours": "hours",
+    "_bytes": "bytes",
+    "_nats": "nats",
+    "_chars": "characters",
+    "_per_minute": "per minute",
+}  # by the end of a name; others are numbers, shares and texts
 
 
 @dataclass(frozen=True)
@@ -40,15 +47,15 @@ def register(app: typer.Typer) -> None:
 
 
 def explain(context: typer.Context, json: Json = False) -> None:
-    """Print every setting with value, source, unit, default and meaning; a fault in a file is an error."""
+    """Print every setting with value, unit (if any), source, default and meaning; a fault in a file is an error."""
     session: Session = context.obj
     found = list(settings(session))
     if json:
         emit_json({"settings": [vars(setting) for setting in found], "sha256": session.config().sha256})
         return
-    table = Table("setting", "value", "source", "default", "meaning")
+    table = Table("setting", "value", "unit", "source", "default", "meaning")
     for one in found:
-        shown = [str(value) for value in (one.value, one.source, one.default)]
+        shown = [str(value) for value in (one.value, one.unit, one.source, one.default)]
         table.add_row(one.name, *map(escape, shown), escape(one.about))
     console.print(table)
 

@@ -1,4 +1,4 @@
-"""How we come to a PACS: with what login, and that it leads us nowhere else."""
+"""How we come to a PACS: with what login, and that it leads us nowhere else and ends."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import requests
 
 from sparsight.errors import ConfigError
+from sparsight.imaging.pacs_limits import REPLY_S, BoundedAdapter
 
 VARIABLE = "SPARSIGHT_PACS_AUTHORIZATION_FILE"  # a file, so that neither `ps` nor a dump of the environment shows it
 _CHARS = 16_384
@@ -33,10 +34,15 @@ def pacs_login() -> dict[str, str]:
     return {"Authorization": text}
 
 
-def pacs_session() -> requests.Session:
-    """A session that follows no redirect: a PACS that lies could name any address that only we can reach."""
+def pacs_session(reply_s: float = REPLY_S) -> requests.Session:
+    """A session that follows no redirect: a PACS that lies could name any address that only we can reach.
+
+    reply_s: the longest that a reply takes in all, seconds. Its size is bounded, too (imaging/pacs_limits.py).
+    """
     session = requests.Session()
     session.max_redirects = 0
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, BoundedAdapter(reply_s))
     return session
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from sparsight.imaging import stow
 from sparsight.imaging.dicom import NOT_IMAGES, SLICED, is_image, read_header, volume_from_datasets
 from sparsight.imaging.files import image_stem, read_image_file
 from sparsight.imaging.load import is_dicom_file, is_image_file, walk_files
+from sparsight.imaging.pacs_limits import REPLY_S, ReplyTooLargeError
 from sparsight.imaging.pacs_login import pacs_login, pacs_session
 from sparsight.types import ImageVolume
 
@@ -38,6 +40,7 @@ TAGS = [
     "ImagePositionPatient",
 ]
 TAGS += ["NumberOfFrames"]
+MOST_SERIES = 200_000  # of one search; a PACS that has more is asked by UID
 LABELS = "labels"  # where MONAI Label keeps the label files of a folder of studies
 TEXT_OBJECTS = {"SR", "KO", "DOC", "REG", "ECG", "AU", "RTSTRUCT", "RTPLAN", "RTRECORD", "PLAN", "FID", "HD"}
 
@@ -218,11 +221,21 @@ class DicomWebStudies:
     """The image series of a PACS, through DICOMweb (QIDO-RS, WADO-RS). Ids are series or study instance UIDs."""
 
     def __init__(
-        self, url: str, *, headers: Mapping[str, str] | None = None, auth: Any = None, timeout_s: float = 30.0
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        auth: Any = None,
+        timeout_s: float = 30.0,
+        reply_s: float = REPLY_S,
     ) -> None:
-        """auth: anything `requests` takes. Nothing is asked of the server before the first call."""
+        """auth: anything `requests` takes. Nothing is asked of the server before the first call.
+
+        timeout_s: the longest wait for more of a reply. reply_s: of a whole reply, and of all pages of a list.
+        """
+        self._search_s = reply_s
         self.url, self.sent = url.rstrip("/"), dict(headers or {})  # headers of every request
-        session = pacs_session()
+        session = pacs_session(reply_s)
         session.auth = auth
         made = {"url": url, "session": session, "headers": self.sent, "timeout": timeout_s}
         self._client: Any = DICOMwebClient(**made)
@@ -283,8 +296,12 @@ class DicomWebStudies:
         return found[0]
 
     def _search(self, filters: dict[str, str]) -> Found:
-        """Page through the series; a server that ignores the offset, and so repeats itself, ends the search too."""
+        """Page through the series; a server that ignores the offset, and so repeats itself, ends the search too.
+
+        Raises ImageError for MOST_SERIES, BusyError when time is up: new UIDs could come for ever.
+        """
         found: dict[str, StudyInfo | None] = {}
+        ends = time.monotonic() + self._search_s
         while True:
             rows = self._call(
                 "search_for_series",
@@ -299,6 +316,10 @@ class DicomWebStudies:
             if page.keys() <= found.keys():
                 return [info for info in found.values() if info is not None]
             found.update(page)
+            if len(found) > MOST_SERIES:
+                raise _odd_reply(f"a list of more than {MOST_SERIES} series")
+            if time.monotonic() > ends:
+                raise _away("a DICOMweb server whose list does not end")
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """One request; what goes wrong becomes one of our errors, without the server's own text."""
@@ -310,11 +331,9 @@ class DicomWebStudies:
                 raise _no_such_study(None) from error
             raise _odd_reply(f"HTTP status {status}") from error
         except (requests.ConnectionError, requests.Timeout) as error:
-            raise BusyError(
-                "a DICOMweb server that does not answer",
-                expected="a server at the configured address",
-                todo="check the address and the network, then try again",
-            ) from error
+            raise _away("a DICOMweb server that does not answer, or not in time") from error
+        except ReplyTooLargeError as error:
+            raise _odd_reply(str(error)) from error
         except Exception as error:
             raise _odd_reply(f"what is not DICOMweb ({type(error).__name__})") from error
 
@@ -383,6 +402,14 @@ def _no_such_study(known: int | None) -> NotFoundError:
         "a study id that is not here",
         expected="an id from the list of studies" + ("" if known is None else f" ({known} known)"),
         todo="list the studies",
+    )
+
+
+def _away(given: str) -> BusyError:
+    return BusyError(
+        given,
+        expected="a server at the configured address",
+        todo="check the address and the network, then try again",
     )
 
 

@@ -30,10 +30,11 @@ _IDS = {"image", "id", "label", "session_id"}  # query parameters that stock cod
 class Entrance:
     """ASGI middleware that answers for the routes where they must not be reached.
 
-    421 for another machine or name, 401 and 403 for whom the route is not, 403 for what another origin's page sends,
-    413 for a large body, 408 for one that does not end, 422 for unsafe ids.
+    421 for another machine or name, and for plain HTTP off the loopback; 401 and 403 for whom the route is not, 403 for
+    what another origin's page sends, 413 for a large body, 408 for one that does not end, 422 for unsafe ids.
     allowed: origins beside this server's own. max_bytes: of a body that says its length; Starlette bounds the others.
     access: who logs in; None: nobody has to, and only this machine is served. hosts: names beside the loopback's.
+    behind_proxy: plain HTTP is taken at other addresses, too: a proxy in front speaks TLS.
     """
 
     def __init__(
@@ -44,10 +45,12 @@ class Entrance:
         max_bytes: int,
         access: Access | None = None,
         hosts: frozenset[str] = frozenset(),
+        behind_proxy: bool = False,
         body_timeout_s: float = 300.0,
     ) -> None:
         self.app, self._allowed, self._max_bytes = app, allowed, max_bytes
-        self._access, self._hosts, self._body_timeout_s = access, hosts, body_timeout_s
+        self._access, self._hosts, self._behind_proxy = access, hosts, behind_proxy
+        self._body_timeout_s = body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check, then pass on."""
@@ -69,6 +72,9 @@ class Entrance:
         if not self._served_here(scope, headers):
             todo = "use 127.0.0.1, or add the name to `hosts` of site.yaml"
             return reply(421, "misdirected", "a request for another host", "a name of this server", todo)
+        if scope.get("scheme", "http") != "https" and not (self._behind_proxy or _at_loopback(scope)):
+            todo = "set tls_certificate and tls_key, or behind_proxy, in site.yaml"
+            return reply(421, "misdirected", "plain HTTP at an address that others reach", "https", todo)
         if scope["method"] not in _SAFE and not self._same_origin(headers):
             return reply(403, "forbidden", "a request of another origin's page", "this server's own pages", "allow it")
         length = headers.get("content-length", "0")
@@ -100,14 +106,13 @@ class Entrance:
         A page whose own name was made to resolve to this machine (DNS rebinding) is of the same origin, but says its
         name.
         """
-        arrived_at = scope.get("server")  # (address, port); None of a server that does not know
         try:
             named = urlsplit(f"//{headers.get('host', 'localhost')}").hostname  # browsers and HTTP/1.1 always say it
         except ValueError:
             return False
         if self._access is not None:
             return named in LOOPBACK or named in self._hosts
-        return named in LOOPBACK and (not arrived_at or arrived_at[0] in LOOPBACK)
+        return named in LOOPBACK and _at_loopback(scope)
 
     def _same_origin(self, headers: Headers) -> bool:
         """No Origin header means no browser; a form or script of another page always sends one."""
@@ -118,6 +123,15 @@ class Entrance:
             return urlsplit(origin).netloc == headers.get("host")
         except ValueError:
             return False
+
+
+def _at_loopback(scope: Scope) -> bool:
+    """Whether the connection ended at a loopback address, as one of a proxy on this machine does.
+
+    The server's own end of it, unlike the client's address, is nothing that `X-Forwarded-…` can change.
+    """
+    arrived_at = scope.get("server")  # (address, port); None of a server that does not know
+    return not arrived_at or arrived_at[0] in LOOPBACK
 
 
 class _Body:

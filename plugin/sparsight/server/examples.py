@@ -314,7 +314,7 @@ FAILURES = {
     "too_large": Failure(413, "the body is too large", "600000000 bytes", "at most 269484032", "send less"),
     "misdirected": Failure(
         421,
-        "another machine or name",
+        "another machine or name, or plain HTTP off the loopback",
         "a request for another host",
         "a name of this server",
         "use 127.0.0.1, or add the name to `hosts` of site.yaml",

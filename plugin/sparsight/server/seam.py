@@ -70,6 +70,7 @@ def stock_app() -> ASGIApp:
         max_bytes=app.max_body_size,
         access=Access(config.site) if config.site.issuer else None,
         hosts=frozenset(host.lower() for host in config.site.hosts),
+        behind_proxy=config.site.behind_proxy,
         body_timeout_s=config.site.body_timeout_s,
     )
     return Watch(entrance)

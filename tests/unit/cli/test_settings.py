@@ -22,6 +22,7 @@ def test_every_setting_is_there_and_says_what_it_is(tmp_path: Path) -> None:
     assert {one.name for one in found.values() if one.value != one.default} == {"home"}
     assert found["site.leeway_s"].unit == "seconds"
     assert found["serve.cache_bytes"].unit == "bytes"
+    assert found["learn.every_hours"].unit == "hours"
 
 
 def test_where_each_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +43,10 @@ def test_where_each_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert printed.exit_code == 0
     assert "qqpasswordqq" not in printed.output
     assert json.loads(printed.output)["sha256"] == Config.load(home=tmp_path).sha256
-    assert "site.issuer" in CliRunner().invoke(app, ["config", "explain"], env={"COLUMNS": "300"}).output
+    table = CliRunner().invoke(app, ["config", "explain"], env={"COLUMNS": "300"}).output
+    [line] = [line for line in table.splitlines() if "learn.every_hours" in line]
+    assert [cell.strip() for cell in line.split("│")[1:5]] == ["learn.every_hours", "0.0", "hours", "default"]
+    assert "site.issuer" in table
 
 
 def test_a_fault_is_said(tmp_path: Path) -> None:

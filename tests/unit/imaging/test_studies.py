@@ -1,5 +1,7 @@
 """Folders and DICOMweb servers as sources of studies."""
 
+import itertools
+import json
 import os
 import shutil
 import time
@@ -13,8 +15,11 @@ import pydicom
 import pytest
 from PIL import Image
 
+from certificate import certificate
 from pacs import Pacs, Reply, multipart, part10, running
 from sparsight.errors import BusyError, ConfigError, GeometryError, ImageError, NotFoundError
+from sparsight.imaging import pacs_limits
+from sparsight.imaging import studies as studies_module
 from sparsight.imaging.studies import DicomWebStudies, FolderStudies, open_studies
 
 DATA = Path(data_store.__file__).parent / "data"
@@ -224,6 +229,73 @@ def test_the_login_is_of_a_file_that_nobody_else_reads(
     file.chmod(0o644)
     with pytest.raises(ConfigError, match="other users"):
         open_studies(url)
+
+
+def endless(rows: int = 20) -> Callable[[str], Reply]:
+    """Each page of a list has UIDs that none had before."""
+    numbers = itertools.count()
+
+    def page(_: str) -> Reply:
+        found = []
+        for number in itertools.islice(numbers, rows):
+            row = pydicom.Dataset()
+            row.StudyInstanceUID, row.SeriesInstanceUID, row.Modality = "1.2", f"1.2.{number}", "CT"
+            found.append(row.to_json_dict())
+        return Reply(200, "application/dicom+json", json.dumps(found).encode())
+
+    return page
+
+
+def test_a_list_without_end_is_given_up(pacs: tuple[Pacs, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, url = pacs
+    model.spoil = endless()
+    with pytest.raises(BusyError, match="does not end"):
+        DicomWebStudies(url, reply_s=0.5).list()
+    model.seen.clear()
+    monkeypatch.setattr(studies_module, "MOST_SERIES", 50)
+    with pytest.raises(ImageError, match="more than 50 series"):
+        DicomWebStudies(url).list()
+    assert len(model.seen) == 3
+    model.spoil = endless(rows=51)  # all on one page
+    with pytest.raises(ImageError, match="more than 50 series"):
+        DicomWebStudies(url).list()
+
+
+@pytest.mark.parametrize("what", ["MOST_BYTES", "MOST_JSON_BYTES"])
+def test_a_reply_is_bounded(pacs: tuple[Pacs, str], monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    model, url = pacs
+    sent: list[int] = []
+    model.spoil = lambda target: sent.append(len(model.sound(target).body))
+    series = str(model.objects[0].SeriesInstanceUID)
+    DicomWebStudies(url).load(series)
+    size = sent[-1 if what == "MOST_BYTES" else 0]
+    monkeypatch.setattr(pacs_limits, what, size)
+    DicomWebStudies(url).load(series)
+    monkeypatch.setattr(pacs_limits, what, size - 1)
+    with pytest.raises(ImageError, match=f"more than {size - 1} bytes"):
+        DicomWebStudies(url).load(series)
+
+
+@pytest.mark.parametrize("slow", ["head", "body"])
+def test_a_reply_that_trickles_is_given_up(pacs: tuple[Pacs, str], slow: str) -> None:
+    model, url = pacs
+    model.spoil = lambda target: model.sound(target)._replace(pause_s=0.05, slow=slow)
+    start_s = time.monotonic()
+    with pytest.raises(BusyError, match="not in time"):
+        DicomWebStudies(url, timeout_s=5, reply_s=0.3).list()
+    assert time.monotonic() - start_s < 4  # each byte came in time; all would take longer than this
+    model.spoil = lambda _: None
+    assert len(DicomWebStudies(url, timeout_s=5, reply_s=30).list()) == 2
+
+
+def test_so_is_one_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tls = certificate(tmp_path)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tls[0]))
+    with running((CT,), tls) as (model, url):
+        assert len(DicomWebStudies(url).list()) == 1
+        model.spoil = lambda target: model.sound(target)._replace(pause_s=0.05)
+        with pytest.raises(BusyError, match="not in time"):
+            DicomWebStudies(url, timeout_s=5, reply_s=0.3).list()
 
 
 def test_a_server_that_sends_another_series(pacs: tuple[Pacs, str]) -> None:

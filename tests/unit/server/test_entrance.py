@@ -14,7 +14,15 @@ BEHIND = PlainTextResponse("in")
 
 
 def sent_back(
-    method="GET", query="", server=("127.0.0.1", 8000), app=BEHIND, path="/", receive=None, options=None, **headers
+    method="GET",
+    query="",
+    server=("127.0.0.1", 8000),
+    app=BEHIND,
+    path="/",
+    receive=None,
+    options=None,
+    scheme="http",
+    **headers,
 ):
     """The messages a request gets through the entrance; 200 from the application behind it."""
     sent = []
@@ -27,7 +35,7 @@ def sent_back(
 
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": raw}
-    scope["server"] = server
+    scope |= {"server": server, "scheme": scheme}
     allowed = frozenset({"https://viewer.example"})
     entrance = Entrance(app, allowed=allowed, max_bytes=1000, **(options or {}))
     asyncio.run(entrance(scope, receive or nothing, send))
@@ -171,9 +179,32 @@ def test_too_many_changes_in_a_minute():
 
 def test_names_and_addresses_where_people_log_in():
     options = {"access": Known(), "hosts": frozenset({"vqa.hospital.example"})}
-    given = {"path": "/sparsight/health/live", "options": options, "server": ("192.0.2.1", 8000)}
+    given = {"path": "/sparsight/health/live", "options": options, "server": ("192.0.2.1", 8000), "scheme": "https"}
     assert status(host="vqa.hospital.example", **given) == 200
     assert status(host="evil.example", **given) == 421
+
+
+@pytest.mark.parametrize(
+    ("scheme", "server", "expected"),
+    [
+        ("http", ("192.0.2.1", 8000), 421),
+        ("http", ("::ffff:192.0.2.1", 8000), 421),
+        ("http", ("127.0.0.1", 8000), 200),
+        ("http", ("::1", 8000), 200),
+        ("http", None, 200),
+        ("https", ("192.0.2.1", 8000), 200),
+    ],
+)
+@pytest.mark.parametrize("behind_proxy", [False, True])
+def test_plain_http_ends_at_the_loopback_or_comes_of_a_proxy(scheme, server, expected, behind_proxy):
+    options = {"access": Known(), "hosts": frozenset({"vqa.hospital.example"}), "behind_proxy": behind_proxy}
+    given = {"path": "/info/", "options": options, "server": server, "scheme": scheme, "authorization": "READER"}
+    refused, body = sent_back(host="vqa.hospital.example", x_forwarded_proto="https", **given)
+    assert refused["status"] == (200 if behind_proxy else expected)
+    if refused["status"] == 421:
+        error = json.loads(body["body"])["error"]
+        assert (error["code"], error["expected"]) == ("misdirected", "https")
+        assert "behind_proxy" in error["todo"]
 
 
 def test_a_browser_may_ask_before_it_has_a_token():
