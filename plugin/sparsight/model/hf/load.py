@@ -35,6 +35,7 @@ _PICKLES = "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt"
 _NEEDED = "config.json", "preprocessor_config.json|processor_config.json", "tokenizer.json|tokenizer.model"
 _BLOCK = 2**24  # bytes hashed at a time
 _AS_IT_LIES: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # and nobody is asked about code
+_SAID = 160  # characters of another library's message that are logged
 _LOG = logging.getLogger(__name__)
 
 
@@ -201,7 +202,7 @@ def _loaded(make: Callable[[], Any]) -> Any:
     except (torch.OutOfMemoryError, SparsightError):
         raise
     except Exception as error:
-        _LOG.warning("transformers: %s", error)
+        _LOG.warning("transformers: %s", str(error)[:_SAID])  # some of its messages list all the models there are
         raise WeightsError(
             f"a model that transformers cannot load ({type(error).__name__})",
             expected=f"a model of {', '.join(sorted(FAMILIES))}, as published",
