@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -237,8 +236,6 @@ def _model(folder: Path, config: ModelConfig, rung: Quantization) -> Any:
     given: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "use_safetensors": True, **_AS_IT_LIES}
     if rung != "none":
         given["quantization_config"] = _quantized(folder, rung)
-        warnings.filterwarnings("ignore", message="MatMul8bitLt")  # once for every layer and call
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     model, told = transformers.AutoModelForImageTextToText.from_pretrained(
         folder, device_map={"": device_of(config)}, attn_implementation="sdpa", output_loading_info=True, **given
     )

@@ -125,7 +125,7 @@ def test_it_is_said_that_no_trained_part_is_shipped(
     assert not SHIPPED.exists()
     monkeypatch.chdir(tmp_path)
     Path("own.yaml").write_text("weights: smol\n", encoding="utf-8")
-    with pytest.raises(WeightsError, match="none is shipped.*make smol DATA=DIR"):
+    with pytest.raises(WeightsError, match=r"none is shipped.*make smol DATA=DIR"):
         use(Path(name))
 
 
