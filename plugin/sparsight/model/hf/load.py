@@ -1,7 +1,7 @@
 """Read a model from its folder: checked first, safetensors only, quantized where its config says so.
 
 The vision tower, the connector and the output layer stay as they are: quantized, they would change every token before
-the policy sees it (6 to 14 % of the features, docs/models.md). Only the language stream's own layers are made small.
+the policy sees it. Only the language stream's own layers are made small.
 """
 
 from __future__ import annotations
