@@ -16,7 +16,7 @@ from sparsight.errors import ConfigError, WeightsError
 from sparsight.model.policy import PolicySelector, TokenPolicy
 from sparsight.model.protocols import Reader, ScoreRequest, Selector
 from sparsight.model.selectors import AllSelector, GridSelector, RandomSelector, ScoreSelector
-from sparsight.model.smol import SETTINGS, SHIPPED, cached, is_smol
+from sparsight.model.smol import SETTINGS, SHIPPED, is_smol
 
 if TYPE_CHECKING:
     from sparsight.model.hf.reader import HFReader
@@ -92,9 +92,16 @@ def model_config(name: str | Path) -> ModelConfig:
 
 
 def model_folder(config: ModelConfig) -> Path:
-    """The folder with the whole model of a configuration: of smol the converted one in the user's cache."""
+    """The folder with the whole model of a configuration, whose parts transformers knows: of smol the converted one.
+
+    Raises WeightsError (no trained part of smol, or not the folder that it belongs to).
+    """
     weights = config.weights or Path()
-    return cached() if is_smol(weights) else weights
+    if not is_smol(weights):
+        return weights
+    from sparsight.model.smol.load import whole
+
+    return whole(weights)
 
 
 def is_nano(name: str | Path) -> bool:
@@ -117,7 +124,6 @@ def identify(config: ModelConfig) -> tuple[str, str]:
 
 def shell(config: ModelConfig) -> Any:
     """The model of a configuration without its weights, for what its sizes decide. Raises WeightsError."""
-    import sparsight.model.smol.tower  # noqa: F401 - importing it makes transformers know smol's
     from sparsight.model.hf.load import shell_of
 
     return shell_of(model_folder(config))
@@ -182,7 +188,7 @@ def _place(name: str | Path) -> Path:
         from sparsight.model.nano.weights import SHIPPED as NANO
 
         return NANO
-    if str(name) == "smol":
+    if str(name) == "smol" or name == SHIPPED:
         return SHIPPED
     place = Path(name)
     if not (place.is_dir() or place.suffix in {".yaml", ".yml"}):

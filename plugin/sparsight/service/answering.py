@@ -42,6 +42,9 @@ from sparsight.types import (
 )
 
 _T = TypeVar("_T")
+_FULL = "the device's memory held no more"
+UNTESTED = f"whether the answer rests on its evidence was not tested: {_FULL}"
+NOT_AGAIN = f"not read again from more tokens, though in doubt: {_FULL}"
 
 
 @dataclass(frozen=True)
@@ -97,10 +100,8 @@ class Answering:
         share = selector.budget(self.grid, self.question) if budget == "auto" else budget
         selection, select_ms = timed(lambda: selector.select(self.grid, self.question, self._k(share)))
         selection, answer = yield from self._read(selection)
-        selection, attention_ms = yield from passed(partial(timed, partial(self._attended, selection, answer)))
-        necessity, necessity_ms = yield from passed(
-            partial(timed, partial(self._necessity, answer, selection, selection))
-        )
+        selection, attention_ms = yield from clocked(self._attended(selection, answer))
+        necessity, necessity_ms = yield from clocked(self._necessity(answer, selection, selection))
         timings = {"select": select_ms, **answer.timings_ms}
         timings |= {"attention": attention_ms, "necessity": necessity_ms, "recheck": 0.0}
         first = Reading(selection, answer, necessity, None, timings)
@@ -113,26 +114,42 @@ class Answering:
             start = time.perf_counter()
             again = yield from self._again(first, doubt, wide)
             reading = replace(again, timings_ms={**timings, "recheck": 1e3 * (time.perf_counter() - start)})
+        if reading.necessity is None and reading.answer.text:
+            reading = replace(reading, answer=noted(reading.answer, UNTESTED))
         self.tell(Progress("answer", text=reading.answer.text))
         return reading
 
     def _again(self, first: Reading, doubt: Doubt, k: int) -> Work[Reading]:
-        """Read the k best tokens. Another answer has evidence of its own, the same one that of the first reading."""
-        wide, answer = yield from self._read(best(first.selection, k))
+        """Read the k best tokens. Another answer has evidence of its own, the same one that of the first reading.
+
+        Where memory holds no more than was read, the first reading stays, and its answer says so.
+        """
+        try:
+            wide, answer = yield from self._read(best(first.selection, k), more_than=len(first.selection.keep))
+        except MemoryFullError:
+            return replace(first, answer=noted(first.answer, NOT_AGAIN))
         changed = normalise(answer.text) != normalise(first.answer.text)
         recheck = Recheck(doubt, first.answer, first.necessity, len(wide.keep), changed)
         selection, necessity = first.selection, first.necessity
         if changed:
-            attended_ = yield from passed(partial(self._attended, wide, answer))
+            attended_ = yield from self._attended(wide, answer)
             selection = replace(selection, attention=attended_.attention)
-            necessity = yield from passed(partial(self._necessity, answer, wide, shown(selection, recheck)))
+            necessity = yield from self._necessity(answer, wide, shown(selection, recheck))
         return Reading(selection, answer, necessity, recheck, first.timings_ms)
 
-    def _attended(self, selection: Selection, answer: Answer) -> Selection:
-        return attended(self.reader, self.question, self.grid, selection, answer.reasoning)
+    def _attended(self, selection: Selection, answer: Answer) -> Work[Selection]:
+        """With the reader's attention; without, where memory does not hold that pass."""
+        look = partial(attended, self.reader, self.question, self.grid, selection, answer.reasoning)
+        try:
+            return (yield from passed(look))
+        except MemoryFullError:
+            return selection
 
-    def _read(self, selection: Selection) -> Work[tuple[Selection, Answer]]:
-        """What was read, and the answer: all that was selected, or its best half, quarter, ... where memory is full."""
+    def _read(self, selection: Selection, more_than: int = 0) -> Work[tuple[Selection, Answer]]:
+        """What was read, and the answer: all that was selected, or its best half, quarter, ... where memory is full.
+
+        Raises MemoryFullError where it holds no more tokens than `more_than`.
+        """
         asked = len(selection.keep)
         while True:
             if self.volume is not None:
@@ -143,13 +160,12 @@ class Answering:
                     self.question, self.grid, selection, on_token=lambda text: self.tell(Progress("token", text=text))
                 )
             except MemoryFullError:
-                if len(selection.keep) == 1:
+                if (half := len(selection.keep) // 2) <= more_than:
                     raise
-                selection = best(selection, len(selection.keep) // 2)
+                selection = best(selection, half)
                 continue
             if (kept := len(selection.keep)) < asked:
-                note = f"read from {kept} tokens instead of {asked}: the device's memory held no more"
-                answer = replace(answer, notes=(*answer.notes, note))
+                answer = noted(answer, f"read from {kept} tokens instead of {asked}: {_FULL}")
             return selection, answer
 
     def doubt(self, reading: Reading) -> Doubt | None:
@@ -162,8 +178,8 @@ class Answering:
     def _k(self, share: float) -> int:
         return min(tokens_at(share, self.grid, self.reader), len(allowed(self.grid, self.question)))
 
-    def _necessity(self, answer: Answer, read: Selection, without: Selection) -> float | None:
-        """Compare log p(answer | tokens read) with log p(answer | the rest), nats.
+    def _necessity(self, answer: Answer, read: Selection, without: Selection) -> Work[float | None]:
+        """Compare log p(answer | tokens read) with log p(answer | the rest), nats; None where memory is full.
 
         The rest: all tokens but those of `without`, the best of them that one prompt holds.
         """
@@ -175,7 +191,10 @@ class Answering:
             ScoreRequest(self.grid, self.question, answer.text, torch.from_numpy(np.ascontiguousarray(keep))[None])
             for keep in (read.keep, rest)
         ]
-        whole, rest_only = self.reader.score(requests)
+        try:
+            whole, rest_only = yield from passed(partial(self.reader.score, requests))
+        except MemoryFullError:
+            return None
         return float(whole[0] - rest_only[0])
 
 
@@ -237,3 +256,15 @@ def timed(call: Callable[[], _T]) -> tuple[_T, float]:
     start = time.perf_counter()
     result = call()
     return result, (time.perf_counter() - start) * 1000
+
+
+def clocked(work: Work[_T]) -> Work[tuple[_T, float]]:
+    """The same of a work."""
+    start = time.perf_counter()
+    result = yield from work
+    return result, (time.perf_counter() - start) * 1000
+
+
+def noted(answer: Answer, note: str) -> Answer:
+    """The answer with one thing more that it had to do without."""
+    return replace(answer, notes=(*answer.notes, note))

@@ -18,6 +18,7 @@ from sparsight.model.protocols import ScoreRequest
 from sparsight.reply import ask_json
 from sparsight.server.schemas import AskReply
 from sparsight.service import Asked, Progress, Service, parse_question
+from sparsight.service.answering import NOT_AGAIN, UNTESTED
 from sparsight.types import Answer, Feedback, ImageVolume, Mark, Question, Selection, TokenGrid, Verdict
 
 QUESTION = parse_question("Is there a nodule?")
@@ -300,3 +301,46 @@ def test_where_memory_is_full_the_best_half_is_read_and_the_answer_says_so(
     )
     with pytest.raises(MemoryFullError):
         service.ask(picture, QUESTION)
+
+
+def _full(*_: Any, **__: Any) -> Any:
+    raise MemoryFullError("a question", expected="room", todo="keep fewer tokens")
+
+
+def test_where_memory_holds_the_answer_but_not_its_tests_it_is_given_without_them(
+    service: Service, picture: ImageVolume, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told("yes")
+    weighed = service.ask(picture, QUESTION).episode.selection
+    monkeypatch.setattr(service.reader, "score", _full)
+    monkeypatch.setattr(service.reader, "attention", _full)
+    asked = service.ask(picture, QUESTION)
+    reply = ask_json(asked)
+    assert (reply["answer"], reply["necessity_nats"], reply["grounded"]) == ("yes", None, None)
+    assert reply["notes"] == [UNTESTED]
+    assert weighed.attention is not None
+    assert asked.episode.selection.attention is None
+    assert np.array_equal(asked.episode.selection.keep, weighed.keep)
+    assert sum(region["weight"] for region in reply["evidence"]) == pytest.approx(1, abs=0.01)
+    assert service.episode(asked.episode.id).answer.notes == (UNTESTED,)
+    AskReply.model_validate_json(json.dumps(reply, allow_nan=False))
+    told("no", {N: "yes"})  # of a changed answer, too, whose pass is the largest
+    monkeypatch.setattr(service.reader, "score", _full)
+    reply = ask_json(service.ask(picture, QUESTION))
+    assert (reply["answer"], reply["recheck"]["changed"], reply["notes"]) == ("yes", True, [UNTESTED])
+    AskReply.model_validate_json(json.dumps(reply, allow_nan=False))
+
+
+def test_where_memory_holds_no_wider_reading_the_first_answer_stays(
+    service: Service, picture: ImageVolume, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = told("no")
+
+    def small(question: Question, grid: TokenGrid, selection: Selection, **more: Any) -> Answer:
+        return script.read(question, grid, selection, **more) if len(selection.keep) <= K else _full()
+
+    monkeypatch.setattr(service.reader, "reading", at_once(small))
+    reply = ask_json(service.ask(picture, QUESTION))
+    assert (reply["answer"], reply["budget"]["kept"], reply["recheck"]) == ("no", K, None)
+    assert reply["notes"] == [NOT_AGAIN]
+    assert [len(selection.keep) for selection in script.read_] == [K]  # nothing smaller is read in its place

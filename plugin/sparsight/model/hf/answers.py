@@ -23,8 +23,16 @@ _HALF = re.compile(r"<[^<>\s]*$")  # may become a tag
 _CHATTER = re.compile(r"<\|?[a-z_ ]+\|?>", re.IGNORECASE)  # a special token that was written out
 
 
-def messages(question: Question, pictures: int, reasoned: bool) -> list[dict[str, Any]]:
-    """One turn of a chat: the pictures, then the question and the form its answer is to have."""
+_PAIR = "The first image is the prior, the second the current one."
+_SLICES = "The images are slices of one study, in order."
+
+
+def messages(question: Question, pictures: int, reasoned: bool, pair: bool = False) -> list[dict[str, Any]]:
+    """One turn of a chat: what several pictures are, the pictures, then the question and the form of its answer.
+
+    pair: the pictures are a prior and a current image. What they are is a sentence that holds where a model's own
+    template puts all pictures first, too.
+    """
     choices = question.answers
     words = [question.text.strip()]
     if choices and question.kind != "yes_no":
@@ -38,6 +46,8 @@ def messages(question: Question, pictures: int, reasoned: bool) -> list[dict[str
     else:
         words.append(f"Answer with {form} only.")
     content: list[dict[str, Any]] = [{"type": "image"} for _ in range(pictures)]
+    if pictures > 1:
+        content.insert(0, {"type": "text", "text": f"{_PAIR if pair else _SLICES}\n"})
     return [{"role": "user", "content": [*content, {"type": "text", "text": " ".join(words)}]}]
 
 

@@ -1,7 +1,7 @@
 """Read a model from its folder: checked first, safetensors only, quantized where its config says so.
 
 The vision tower, the connector and the output layer stay as they are: quantized, they would change every token before
-the policy sees it (6 to 14 % of the features, docs/models.md). Only the language stream's own layers are made small.
+the policy sees it. Only the language stream's own layers are made small.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +34,7 @@ _PICKLES = "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt"
 _NEEDED = "config.json", "preprocessor_config.json|processor_config.json", "tokenizer.json|tokenizer.model"
 _BLOCK = 2**24  # bytes hashed at a time
 _AS_IT_LIES: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # and nobody is asked about code
+_SAID = 160  # characters of another library's message that are logged
 _LOG = logging.getLogger(__name__)
 
 
@@ -201,7 +201,7 @@ def _loaded(make: Callable[[], Any]) -> Any:
     except (torch.OutOfMemoryError, SparsightError):
         raise
     except Exception as error:
-        _LOG.warning("transformers: %s", error)
+        _LOG.warning("transformers: %s", str(error)[:_SAID])  # some of its messages list all the models there are
         raise WeightsError(
             f"a model that transformers cannot load ({type(error).__name__})",
             expected=f"a model of {', '.join(sorted(FAMILIES))}, as published",
@@ -236,8 +236,6 @@ def _model(folder: Path, config: ModelConfig, rung: Quantization) -> Any:
     given: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "use_safetensors": True, **_AS_IT_LIES}
     if rung != "none":
         given["quantization_config"] = _quantized(folder, rung)
-        warnings.filterwarnings("ignore", message="MatMul8bitLt")  # once for every layer and call
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     model, told = transformers.AutoModelForImageTextToText.from_pretrained(
         folder, device_map={"": device_of(config)}, attn_implementation="sdpa", output_loading_info=True, **given
     )

@@ -99,7 +99,7 @@ def _apart(a: Tensor, b: Tensor) -> float:
 
 def _identity(reader: HFReader, study: ImageVolume, whole: TokenPrompt) -> float:
     """Against the model as published: its own processor, its own forward pass from pixels."""
-    turn = messages(_QUESTION, study.shape[0], True)
+    turn = messages(_QUESTION, study.shape[0], True, study.pair)
     given = reader.vision.inputs(study, reader.family.write(reader.processor, turn))
     if given["input_ids"].shape[1] != len(whole.ids) or (given["input_ids"][0].cpu() != whole.ids).any():
         return float("inf")

@@ -129,7 +129,8 @@ class HFReader:
         """The question with every token of the study in it. Raises QuestionError for what does not fit."""
         self.check(question, "-")
         layout = self.vision.layout(grid.shape)
-        text = self.family.write(self.processor, messages(question, len(layout.placeholders), reasoned))
+        turn = messages(question, len(layout.placeholders), reasoned, "pair" in grid.extras)
+        text = self.family.write(self.processor, turn)
         if not reasoned and text.rstrip().endswith(THINK):  # the template begins a thought: none is asked for
             text += f"\n{END_THINK}\n\n"
         special = not begins_itself(self.processor, text)

@@ -131,6 +131,8 @@ class Vision:
         extras = {"rest": features[layout.rest]} | {f"deep{i}": level for i, level in enumerate(levels)}
         if pace != self.pace:
             extras["smaller"] = torch.ones(1)
+        if volume.pair:
+            extras["pair"] = torch.ones(1)
         grid = TokenGrid(
             features[layout.token], at.shape, at.patch, at.uvw_to_ijk, at.uvw_to_lps, reader, extras=extras
         )

@@ -27,7 +27,7 @@ from sparsight.errors import WeightsError
 from sparsight.model.completions import ADAPTER
 from sparsight.model.hf.load import identify, load_model
 from sparsight.model.hf.reader import HFReader
-from sparsight.model.smol import MANIFEST, cached, tower
+from sparsight.model.smol import MANIFEST, SHIPPED, cached, tower
 from sparsight.model.smol.convert import check_sums, sha256_of
 
 VISION, POLICY, CARD = "vision.safetensors", "policy.safetensors", "card.md"
@@ -47,6 +47,12 @@ def load_smol(folder: Path, config: ModelConfig, *, base: Path | None = None, sm
     lay_over(reader, vision, manifest["sha256"][VISION])
     reader.adapt(load_arrays(read_policy(folder)))
     return reader
+
+
+def whole(folder: Path) -> Path:
+    """The user's converted folder, over which the trained part in `folder` is laid. Raises WeightsError."""
+    _check_base(cached(), _manifest(folder))
+    return cached()
 
 
 def identify_smol(folder: Path, config: ModelConfig) -> tuple[str, str]:
@@ -134,9 +140,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
         manifest["base"], manifest["sha256"][VISION], manifest["sha256"][POLICY]
     except OSError as error:
         raise WeightsError(
-            "smol without its trained part",
-            expected=f"{VISION}, {POLICY} and {MANIFEST}",
-            todo="train it (sparsight train smol --out DIR) and name DIR/smol as the reader",
+            "smol without its trained part: none is shipped" if folder == SHIPPED else "smol without its trained part",
+            expected=f"a folder with {VISION}, {POLICY} and {MANIFEST}",
+            todo="make smol DATA=DIR OUT=OWN trains it; then name OWN/smol as the reader (docs/models.md#smol)",
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(MANIFEST) from error

@@ -123,7 +123,7 @@ class LiteTower(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:
         """What LLaVA asks of a tower: (B, 3, s, s) to one hidden state (B, N, C)."""
-        tokens = self.tokens(self.see(pixel_values))
+        tokens = self.tokens(self.see(pixel_values.to(self.dtype)))  # as other towers take what the processor gives
         return BaseModelOutput(last_hidden_state=tokens, hidden_states=(tokens,))
 
 

@@ -58,8 +58,13 @@ def test_reasoning_only_grows_while_it_is_written(text: str, reasoning: str) -> 
 def test_a_question_names_its_choices_and_pictures() -> None:
     (turn,) = messages(Question("What is it?", "choice", ("ring", "line")), 2, True)
     kinds = [part["type"] for part in turn["content"]]
-    assert kinds == ["image", "image", "text"]
+    assert kinds == ["text", "image", "image", "text"]
     words = turn["content"][-1]["text"]
     assert "ring; line" in words
     assert "<think>" in words
+    assert "in order" in turn["content"][0]["text"]
+    (turn,) = messages(Question("Is it new?", "yes_no", ("yes", "no")), 2, True, pair=True)
+    assert "first image is the prior" in turn["content"][0]["text"]
+    (turn,) = messages(Question("Is it?", "yes_no", ("yes", "no")), 1, True)
+    assert [part["type"] for part in turn["content"]] == ["image", "text"]
     assert "yes or no" in messages(Question("Is it?", "yes_no", ("yes", "no")), 1, False)[0]["content"][-1]["text"]

@@ -15,6 +15,7 @@ from sparsight.errors import BudgetError, ConfigError, MemoryFullError, Question
 from sparsight.imaging.grid import tokens_to_labelmap
 from sparsight.model import RandomSelector, ScoreRequest
 from sparsight.model.hf import proofs, tiny
+from sparsight.model.hf.answers import messages
 from sparsight.model.hf.families import FAMILIES, family_of
 from sparsight.model.hf.prompts import Layout
 from sparsight.model.hf.proofs import pattern, prove
@@ -401,3 +402,17 @@ def test_the_same_question_is_embedded_alike(reader_of: Make) -> None:
     assert torch.equal(one, reader.embed(YES_NO))
     assert not torch.equal(one, two)
     assert reader.saliency(reader.encode(pattern(1, 60, 80))).shape == (reader.encode(pattern(1, 60, 80)).n,)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_says_which_image_is_the_prior(reader_of: Make, family: str) -> None:
+    """And what the model's own processor makes of the same turn is the same prompt, to the bit."""
+    reader, both = reader_of(family), replace(pattern(2, 96, 96), pair=True)
+    pair, volume = reader.encode(both), reader.encode(pattern(2, 96, 96))
+    whole = reader.prompt(pair, YES_NO, True)
+    assert "The first image is the prior" in reader.processor.tokenizer.decode(whole.ids)
+    assert "slices of one study, in order" in reader.processor.tokenizer.decode(reader.prompt(volume, YES_NO, True).ids)
+    given = reader.vision.inputs(both, reader.family.write(reader.processor, messages(YES_NO, 2, True, pair=True)))
+    assert torch.equal(given["input_ids"][0], whole.ids)
+    assert torch.equal(pair.features, volume.features)
+    assert pair.shape == volume.shape

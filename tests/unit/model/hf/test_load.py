@@ -1,8 +1,12 @@
 """A model's folder: whole and of the right kind, or a clear refusal; quantized without a trace in the tokens."""
 
 import json
+import logging
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +19,9 @@ from sparsight.errors import ConfigError, WeightsError
 from sparsight.model import GridSelector, PolicySelector, ScoreRequest, base_policy, load_policy, load_reader
 from sparsight.model.hf import load as loading
 from sparsight.model.hf.adapter import Adapter
-from sparsight.model.hf.load import check_folder, hash_folder, load_model
+from sparsight.model.hf.load import check_folder, hash_folder, load_model, untouched
 from sparsight.model.hf.proofs import pattern
+from sparsight.model.hf.tiny import tiny
 from sparsight.types import Question
 
 from .conftest import Make
@@ -197,14 +202,48 @@ def test_every_lora_matrix_gets_a_gradient_after_an_answer(load: Make) -> None:
     grid = reader.encode(pattern(1, 60, 80))
     adapter = Adapter(reader.model, rank=4)
     reader.score([ScoreRequest(grid, YES_NO, "yes", torch.arange(5)[None])])
-    with torch.no_grad():
-        for name, matrix in zip(adapter.names, adapter.matrices, strict=True):
-            if ".lora_B" in name:
-                matrix.normal_()  # at zero, the other half has no gradient by right
     prompt = reader.prompt(grid, YES_NO, False).keep(torch.arange(5), reader.language.image)
     reader.language.likely([prompt], [reader.language.ids("yes")]).sum().backward()
     assert len(adapter.names) == 2 * 7 * 2  # seven layers of two blocks, two matrices each
-    assert all(matrix.grad is not None and bool(matrix.grad.any()) for matrix in adapter.matrices)
+    second = [matrix for name, matrix in zip(adapter.names, adapter.matrices, strict=True) if ".lora_B" in name]
+    assert len(second) == 7 * 2  # zero, as training begins: the other half has no gradient by right
+    assert not any(bool(matrix.any()) for matrix in second)
+    assert all(matrix.grad is not None and bool(matrix.grad.any()) for matrix in second)
+
+
+def test_no_layer_is_left_that_would_repack_itself(load: Make) -> None:
+    """On any CPU, also one where the layers would not: there the test above could not fail."""
+    parts = [part for part in load("llava", quantization="nf4").model.modules() if type(part).__name__ == "Linear4bit"]
+    assert len(parts) == 7 * 2
+    assert not any(part.support_avx512bf16_for_cpu for part in parts)
+
+
+def test_layers_that_nf4_cannot_hold_stay_as_they_are() -> None:
+    """Inputs that are no multiple of 64, in the language stream, too."""
+    model, _ = tiny("llava")
+    layer = model.get_decoder().layers[0].mlp
+    layer.down_proj = torch.nn.Linear(96, 64)
+    left = untouched(model)
+    assert [name for name in left if "language_model" in name] == ["model.language_model.layers.0.mlp.down_proj"]
+    assert any("vision_tower" in name for name in left)
+    assert "lm_head" in left
+
+
+def test_an_int8_layer_says_nothing_at_every_call(load: Make, caplog: pytest.LogCaptureFixture) -> None:
+    reader = load("llava", quantization="int8")
+    grid = reader.encode(pattern(1, 60, 80))
+    with caplog.at_level(logging.WARNING):
+        reader.score([ScoreRequest(grid, YES_NO, "yes", torch.arange(5)[None])])
+    assert not [record.getMessage() for record in caplog.records if record.name.startswith("bitsandbytes")]
+
+
+def test_nothing_asks_the_hub_and_nothing_is_said_of_it() -> None:
+    """In a process of its own, where nobody but the package has set it, and bitsandbytes is imported anew."""
+    code = "import sparsight.model.hf.load, bitsandbytes, huggingface_hub as h; print(h.constants.HF_HUB_OFFLINE)"
+    own = {name: value for name, value in os.environ.items() if name not in {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"}}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True, env=own)
+    assert run.stdout.strip() == "True"
+    assert "kernels" not in run.stderr
 
 
 def test_out_of_memory_goes_down_the_ladder(folder_of: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

