@@ -107,10 +107,18 @@ def test_a_region_leads_to_its_slice(server, drive, studies, pictures):
     [series] = [study for study in studies.values() if study["id"] not in single and study["modality"] != "CT"]
     found = drive("slices", study=series["study_uid"], question=QUESTION)
     answer = server.get("/sparsight/episodes", study=series["id"])[0]
+    path = f"/sparsight/dicomweb/studies/{series['study_uid']}/series/{series['series_uid']}/metadata"
+    instances = sorted(server.get(path), key=lambda instance: instance["00200013"]["Value"][0])
+    order = [instance["00080018"]["Value"][0] for instance in instances]  # OHIF's: by instance number
     assert len(found["jumps"]) == len(answer["evidence"])
     for jump, region in zip(found["jumps"], answer["evidence"], strict=True):
         assert jump["image"] == region["sop_uid"]
         assert jump["n"] in [int(n) for n, *_ in jump["boxes"]]
+    for seen in (*found["jumps"], found["wheel"], found["again"]):
+        assert seen["corner"] == seen["slider"] == 1 + order.index(seen["image"])
+    assert abs(found["wheel"]["corner"] - found["jumps"][-1]["corner"]) == 1, "the wheel goes on from the region"
+    assert found["again"]["image"] == answer["evidence"][0]["sop_uid"]
+    assert len({seen["corner"] for seen in found["jumps"]}) > 1, "or nothing is shown of jumps"
     assert not found["faults"]
 
 

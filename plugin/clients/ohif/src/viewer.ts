@@ -1,6 +1,6 @@
 /** What the panel and the overlay need of the viewer, in terms of studies, slices and millimetres. */
 import { apply, boxAround, centre, dot, IDENTITY, invert, minus, multiply, type Box, type Mat4, type Vec3 } from './geometry';
-import { metaData, NO_IMAGES, setStyle, type DisplaySet, type Manager, type Measurement, type Services, type Viewport } from './ohif';
+import { jumpToSlice, metaData, NO_IMAGES, setStyle, type DisplaySet, type Manager, type Measurement, type Services, type Viewport } from './ohif';
 import { MARKS, type Kind } from './review';
 import type { Geometry, Region } from './client';
 
@@ -106,7 +106,7 @@ export class Viewer {
       if (!moved) continue;
       const index = viewport.type === 'stack' && region.sop_uid ? this.indexOf(viewport, region.sop_uid) : -1;
       if (index >= 0) {
-        void viewport.setImageIdIndex?.(index);
+        jumpToSlice(this.manager, viewport.element, index);
       } else if (viewport.type !== 'stack') {
         const target = apply(moved, centre(region.box_mm as Box));
         const { focalPoint, position, viewPlaneNormal } = viewport.getCamera();
