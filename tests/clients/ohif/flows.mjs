@@ -89,7 +89,7 @@ async function drag(from, to) {
 }
 
 const flows = {
-  ...more({ page, settings, SLOW, shot, text, openStudy, ask }),
+  ...more({ page, settings, SLOW, shot, text, place, drag, openStudy, ask }),
 
   async whole() {
     await openStudy();

@@ -122,6 +122,18 @@ def test_a_region_leads_to_its_slice(server, drive, studies, pictures):
     assert not found["faults"]
 
 
+def test_what_goes_wrong_in_a_review_is_seen_and_leaves_nothing(server, drive, pictures):
+    (study, *_), *_ = pictures
+    found = drive("slips", study=study["study_uid"], question=QUESTION, right="no")
+    assert (found["trouble"], found["seen"]) == ("Accept, amend or reject first.", ["trouble", "submit"])
+    assert all(found["begun"]), "a shape follows the mouse"
+    assert (found["left"], found["marks"]) == ([0, 0, 0, 0], 0)
+    assert found["drawn"], "and the next one is drawn as ever"
+    paths = [path for path, _ in found["posted"]]
+    assert (paths.count("/sparsight/ask"), paths.count("/sparsight/feedback")) == (1, 1), "Ctrl+Enter asked nothing"
+    assert not found["faults"], found["faults"]
+
+
 def test_stopping_is_at_once(drive, pictures):
     found = drive("cancel", study=pictures[0][0]["study_uid"], question=QUESTION)
     assert found["trouble"] == 0

@@ -84,6 +84,11 @@ export function jumpToSlice(manager: Manager, element: HTMLElement, imageIndex: 
   void libraries(manager).cornerstone.utilities.jumpToSlice(element, { imageIndex, debounceLoading: true });
 }
 
+/** Give up what is being drawn on an element; its id, where something was. */
+export function cancelDrawing(manager: Manager, element: HTMLElement): string | undefined {
+  return libraries(manager).cornerstoneTools.cancelActiveManipulations(element);
+}
+
 /** How a region is drawn, by its id: its colour, and whether the viewer writes its statistics beside it. */
 export function setStyle(manager: Manager, id: string, style: { color: string; textBoxVisibility: boolean }): void {
   const { color } = style;
