@@ -114,12 +114,14 @@ def browser(tmp_path):
 def test_the_whole_loop(browser, server, client, tmp_path):
     browser.call("Page.navigate", url=f"{server.url}/sparsight/?study=head")
     browser.wait("document.querySelectorAll('#study option').length >= 3 && document.getElementById('question').value")
-    browser.run("document.getElementById('question').value = 'Is there a <b>nodule</b>?'")
+    browser.run("document.getElementById('question').value = 'Is there a <b>nodule</b> on the left?'")
     browser.run("document.getElementById('question').focus()")
     browser.key("Enter", ctrl=True)
     browser.wait("document.querySelector('#answer .said') !== null")
     browser.wait("document.getElementById('canvas').width > 400")
     assert browser.run("document.querySelector('#answer b') === null"), "a question must stay text"
+    told = browser.run("document.getElementById('answer').textContent")
+    assert "Left, rightthose of the picture, not of the patient" in told
     browser.run("document.activeElement.blur()")
 
     browser.run(

@@ -32,6 +32,12 @@ const place = () => page.locator(EVIDENCE).first().evaluate(canvas => {
 /** The slice on screen, as the viewer knows it. */
 const onScreen = () => page.locator('sparsight-panel').evaluate(panel => panel.session.screen.shown());
 
+/** The slice's number, from 1, as OHIF writes it in the corner of the image; that of its slider. */
+const numbers = () => page.evaluate(() => ({
+  corner: Number(/\((\d+)\/\d+\)/.exec(document.body.innerText)?.[1]),
+  slider: 1 + Number(document.querySelector('input.imageSlider')?.value),
+}));
+
 /** Region n in each viewport that shows it: the box drawn, as OHIF itself says where it is in the patient. */
 const inMillimetres = n => page.locator('sparsight-panel').evaluate((panel, region) => panel.session.screen.viewports().map(([id, viewport]) => {
   const canvas = viewport.element.querySelector('canvas.sparsight-evidence');
@@ -83,7 +89,7 @@ async function drag(from, to) {
 }
 
 const flows = {
-  ...more({ page, settings, SLOW, shot, text, openStudy, ask }),
+  ...more({ page, settings, SLOW, shot, text, place, drag, openStudy, ask }),
 
   async whole() {
     await openStudy();
@@ -143,10 +149,18 @@ const flows = {
     for (let n = 0; n < (await page.locator('#regions li').count()); n++) {
       await page.locator('#regions button').nth(n).click();
       await page.waitForTimeout(1500);
-      jumps.push({ n, image: (await onScreen()).image, boxes: await boxes() });
+      jumps.push({ n, image: (await onScreen()).image, boxes: await boxes(), ...(await numbers()) });
     }
     await shot('ohif-6-series');
-    return { jumps };
+    const { x, y, width, height } = await place();
+    await page.mouse.move(x + width / 2, y + height / 2);
+    await page.mouse.wheel(0, jumps.at(-1).corner > 1 ? -100 : 100);
+    await page.waitForTimeout(1500);
+    const wheel = { image: (await onScreen()).image, ...(await numbers()) };
+    await page.reload(SLOW); // the answer is shown at once, and its heaviest region gone to
+    await page.locator('#regions li').first().waitFor(SLOW);
+    await page.waitForTimeout(1500);
+    return { jumps, wheel, again: { image: (await onScreen()).image, ...(await numbers()) } };
   },
 
   async mpr() {

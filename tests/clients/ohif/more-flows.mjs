@@ -1,6 +1,6 @@
 // Flows of a killed server, an odd study, the first minutes and the waiting times, with what flows.mjs shares.
 
-export const more = ({ page, settings, SLOW, shot, text, openStudy, ask }) => ({
+export const more = ({ page, settings, SLOW, shot, text, place, drag, openStudy, ask }) => ({
   /** The server is killed, twice, and comes again: while a review is sent, and while a question is answered. */
   async restarted() {
     const ready = async () => {
@@ -37,6 +37,70 @@ export const more = ({ page, settings, SLOW, shot, text, openStudy, ask }) => ({
     await page.reload(SLOW);
     await page.locator('#result').waitFor(SLOW);
     found.earlier = await page.locator('#earlier li').count();
+    return found;
+  },
+
+  /** What goes wrong in a review: sent too early, a click instead of a drag, Ctrl+Enter in its field. */
+  async slips() {
+    await openStudy();
+    await ask(settings.question);
+    await page.locator('#result').waitFor(SLOW);
+    const blur = () => page.evaluate(() => document.activeElement?.blur());
+    const found = { begun: [], left: [] };
+    await page.locator('#submit').scrollIntoViewIfNeeded();
+    await page.locator('#submit').click();
+    found.trouble = await text('#trouble');
+    await page.waitForTimeout(500);
+    /** Does nothing lie over the middle of it, and is it within the panel's window? */
+    found.seen = await page.locator('sparsight-panel').evaluate(panel => ['trouble', 'submit'].map(id => {
+      const { x, y, width, height } = panel.shadowRoot.getElementById(id).getBoundingClientRect();
+      return panel.shadowRoot.elementFromPoint(x + width / 2, y + height / 2)?.id ?? '';
+    }));
+    await shot('ohif-25-trouble');
+
+    await blur();
+    const { x, y, width, height } = await place();
+    const at = (u, v) => ({ x: x + width / 2 + u, y: y + height / 2 + v });
+    const drawn = () => page.locator('svg.svg-layer [data-id]').count();
+    const follow = async () => {
+      for (const [u, v] of [[40, 30], [70, 60]]) await page.mouse.move(at(u, v).x, at(u, v).y, { steps: 4 });
+      await page.waitForTimeout(700);
+      return drawn();
+    };
+    const begin = async tool => {
+      await page.locator(`button[data-tool=${tool}]`).click();
+      await blur();
+      await page.keyboard.press('1');
+      await page.locator('button[data-kind=relevant][aria-pressed=true]').waitFor(SLOW);
+      await page.mouse.move(at(0, 0).x, at(0, 0).y);
+      await page.mouse.down();
+      if (tool === 'box') await page.mouse.up();
+      found.begun.push(await follow());
+    };
+    for (const [tool, end] of [
+      ['box', () => page.keyboard.press('Escape')],
+      ['box', () => page.keyboard.press('4')], // another tool, then none
+      ['stroke', () => page.keyboard.press('Escape')],
+      ['box', () => page.locator('sparsight-panel').evaluate(panel => panel.session.show(panel.session.answer))], // another answer
+    ]) {
+      await begin(tool);
+      await end();
+      await page.mouse.up();
+      found.left.push(await follow());
+      await page.keyboard.press('Escape');
+    }
+    found.marks = await page.locator('#marks li').count();
+    await shot('ohif-26-slips');
+    await page.locator('button[data-tool=box]').click();
+    await blur();
+    await page.keyboard.press('1');
+    await drag(at(-60, -40), at(40, 50));
+    await page.locator('#marks li').first().waitFor(SLOW);
+    found.drawn = await drawn();
+
+    await page.locator('#answer').fill(settings.right);
+    await page.keyboard.press('Control+Enter');
+    await page.locator('#reward').waitFor(SLOW);
     return found;
   },
 

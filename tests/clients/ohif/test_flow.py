@@ -107,11 +107,31 @@ def test_a_region_leads_to_its_slice(server, drive, studies, pictures):
     [series] = [study for study in studies.values() if study["id"] not in single and study["modality"] != "CT"]
     found = drive("slices", study=series["study_uid"], question=QUESTION)
     answer = server.get("/sparsight/episodes", study=series["id"])[0]
+    path = f"/sparsight/dicomweb/studies/{series['study_uid']}/series/{series['series_uid']}/metadata"
+    instances = sorted(server.get(path), key=lambda instance: instance["00200013"]["Value"][0])
+    order = [instance["00080018"]["Value"][0] for instance in instances]  # OHIF's: by instance number
     assert len(found["jumps"]) == len(answer["evidence"])
     for jump, region in zip(found["jumps"], answer["evidence"], strict=True):
         assert jump["image"] == region["sop_uid"]
         assert jump["n"] in [int(n) for n, *_ in jump["boxes"]]
+    for seen in (*found["jumps"], found["wheel"], found["again"]):
+        assert seen["corner"] == seen["slider"] == 1 + order.index(seen["image"])
+    assert abs(found["wheel"]["corner"] - found["jumps"][-1]["corner"]) == 1, "the wheel goes on from the region"
+    assert found["again"]["image"] == answer["evidence"][0]["sop_uid"]
+    assert len({seen["corner"] for seen in found["jumps"]}) > 1, "or nothing is shown of jumps"
     assert not found["faults"]
+
+
+def test_what_goes_wrong_in_a_review_is_seen_and_leaves_nothing(server, drive, pictures):
+    (study, *_), *_ = pictures
+    found = drive("slips", study=study["study_uid"], question=QUESTION, right="no")
+    assert (found["trouble"], found["seen"]) == ("Accept, amend or reject first.", ["trouble", "submit"])
+    assert all(found["begun"]), "a shape follows the mouse"
+    assert (found["left"], found["marks"]) == ([0, 0, 0, 0], 0)
+    assert found["drawn"], "and the next one is drawn as ever"
+    paths = [path for path, _ in found["posted"]]
+    assert (paths.count("/sparsight/ask"), paths.count("/sparsight/feedback")) == (1, 1), "Ctrl+Enter asked nothing"
+    assert not found["faults"], found["faults"]
 
 
 def test_stopping_is_at_once(drive, pictures):

@@ -132,6 +132,19 @@ def test_an_answer_says_all_that_matters_and_nothing_is_html() -> None:
         assert part in abstained
 
 
+def test_whose_left_and_right_it_is_is_said_in_the_words_of_ohif_and_the_page() -> None:
+    plain = {"question": "Is it outright bright?", "answer": "no", "reasoning": None, "reader": "nano-2760bfd2"}
+    assert words._sides(plain) == []
+    for name in ("question", "answer", "reasoning"):
+        [(_, whose)] = words._sides(plain | {name: "the upper Right"})
+        assert whose == "those of the picture, not of the patient"
+    [(_, unknown)] = words._sides(plain | {"answer": "left", "reader": "a-model"})
+    for other in ("plugin/clients/ohif/src/words.ts", "plugin/sparsight/server/static/words.js"):
+        told = (ROOT / other).read_text(encoding="utf-8")
+        assert whose in told
+        assert unknown in told
+
+
 def test_rewards_jobs_and_policies_in_words() -> None:
     worth = {"reward": {"total": -0.5, "parts": {"answer": -1.0, "grounding": None}, "version": "1"}}
     assert words.reward([worth]) == "Recorded. Reward -0.50 (answer -1.00)"

@@ -12,7 +12,7 @@ export interface Key {
 
 export const KEYS: Key[] = [
   { key: '/', shown: '/', says: 'write a question', run: (_, focus) => focus('question') },
-  { key: 'Enter', ctrl: true, shown: 'Ctrl Enter', says: 'ask', run: session => void session.ask() },
+  { key: 'Enter', ctrl: true, shown: 'Ctrl Enter', says: 'ask; in a field of the review: submit', run: session => void session.ask() },
   { key: 'Escape', shown: 'Esc', says: 'stop the answer, or stop drawing', run: session => session.cancel() },
   { key: 'e', shown: 'E', says: 'evidence on or off', run: session => session.toggleEvidence() },
   { key: '[', shown: '[', says: 'fainter', run: session => session.fade(-0.15) },
@@ -34,7 +34,7 @@ export const KEYS: Key[] = [
       focus('answer');
     },
   },
-  { key: 't', reviews: true, shown: 'T', says: 'this image cannot tell', run: session => session.tellNothing() },
+  { key: 't', reviews: true, shown: 'T', says: 'this image cannot tell', run: session => session.edit(review => review.tellNothing()) },
   { key: 'f', reviews: true, shown: 'F', says: 'how hard it is: easy, moderate, hard', run: session => session.edit(review => review.rateNext()) },
   { key: '1', reviews: true, shown: '1', says: 'draw what is relevant', run: session => session.mark('relevant') },
   { key: '2', reviews: true, shown: '2', says: 'draw what was missed', run: session => session.mark('missed') },
@@ -70,5 +70,6 @@ export function keyOf(event: KeyboardEvent): Key | undefined {
   if (event.altKey || event.repeat) return undefined;
   const found = KEYS.find(key => key.key.toLowerCase() === event.key.toLowerCase() && !!key.ctrl === ctrl);
   if (typing && found?.key === 'z') return undefined; // the field undoes its own letters
+  if (typing && found?.key === 'Enter' && at.id !== 'question') return at.closest('#review, #blinded') ? KEYS.find(key => key.key === 's') : undefined;
   return typing && !ctrl && event.key !== 'Escape' ? undefined : found;
 }

@@ -19,7 +19,6 @@ export interface Viewport {
   getFrameOfReferenceUID?(): string | undefined;
   getCurrentImageId?(): string | undefined;
   getImageIds?(): string[];
-  setImageIdIndex?(index: number): Promise<unknown> | void;
   getImageData?(): { imageData?: { indexToWorld(ijk: number[]): number[] } } | undefined;
   render(): void;
 }
@@ -78,6 +77,16 @@ function libraries(manager: Manager): { cornerstone: any; cornerstoneTools: any 
 
 export function metaData(manager: Manager): { get(type: string, imageId: string): any } {
   return libraries(manager).cornerstone.metaData;
+}
+
+/** To a slice of a stack, as the viewer's own slider goes there: so the number, the slider and the wheel follow. */
+export function jumpToSlice(manager: Manager, element: HTMLElement, imageIndex: number): void {
+  void libraries(manager).cornerstone.utilities.jumpToSlice(element, { imageIndex, debounceLoading: true });
+}
+
+/** Give up what is being drawn on an element; its id, where something was. */
+export function cancelDrawing(manager: Manager, element: HTMLElement): string | undefined {
+  return libraries(manager).cornerstoneTools.cancelActiveManipulations(element);
 }
 
 /** How a region is drawn, by its id: its colour, and whether the viewer writes its statistics beside it. */

@@ -114,7 +114,7 @@ function answerField(s: Session, label: string): TemplateResult {
 }
 
 function cannotTell(s: Session): TemplateResult {
-  return html`<button id="cannot-tell" aria-pressed=${s.review!.cannotTell} @click=${() => s.tellNothing()}
+  return html`<button id="cannot-tell" aria-pressed=${s.review!.cannotTell} @click=${() => s.edit(review => review.tellNothing())}
   >This image cannot tell<kbd>T</kbd></button>`;
 }
 
@@ -129,7 +129,7 @@ function remark(s: Session): TemplateResult {
   return html`<div class="row">
     <input
       id="comment" maxlength="2000" placeholder="Remark" aria-label="Remark" .value=${s.review!.comment}
-      @input=${(event: Event) => s.remark(value(event))}
+      @input=${(event: Event) => s.edit(review => review.remark(value(event)))}
     />
   </div>`;
 }

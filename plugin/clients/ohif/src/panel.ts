@@ -53,10 +53,10 @@ export class Panel extends LitElement {
       <div class="banner" role="note">${words.RESEARCH}</div>
       ${this.asks(s)}
       <div aria-live="polite">${s.asking ? this.comes(s) : s.answer ? this.answers(s) : nothing}</div>
-      <div role="alert">${s.trouble ? html`<p class="bad" id="trouble">${s.trouble}</p>` : nothing}</div>
       ${s.withheld ? firstRead(s) : nothing}
       ${s.answer && !s.asking ? html`${this.shows(s)} ${s.recorded ? reward(s) : s.review ? review(s) : nothing} ${reviews ? recorded(s) : nothing}` : nothing}
       ${queue(s)} ${s.withheld ? nothing : this.history(s)} ${learning(s)} ${this.settings(s)}
+      <div role="alert">${s.trouble ? html`<p class="bad" id="trouble">${s.trouble}</p>` : nothing}</div>
     `;
   }
 

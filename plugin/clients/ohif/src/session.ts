@@ -77,9 +77,7 @@ export class Session extends EventTarget {
           if (this.review.marks.some(mark => mark.id === id)) return this.review.move(id, shape); // one that was touched again
           this.review.mark({ id, kind: this.drawing, ...('box' in shape ? shape : { ...shape, radius: this.pen / 2 }) });
           this.screen.label(id, this.drawing);
-          this.drawing = null;
-          this.screen.stopDrawing();
-          this.changed();
+          this.putDown();
         },
         moved: (id, shape) => this.review?.move(id, shape),
         removed: id => {
@@ -159,7 +157,7 @@ export class Session extends EventTarget {
   }
 
   cancel(): void {
-    if (this.drawing) this.mark(this.drawing);
+    this.putDown();
     this.stop?.abort();
     this.asking = null;
     this.changed();
@@ -278,24 +276,16 @@ export class Session extends EventTarget {
     if (!this.withheld) this.edit(review => review.judge(verdict));
   }
 
-  tellNothing(): void {
-    this.edit(review => review.tellNothing());
-  }
-
   write(answer: string): void {
     this.edit(review => review.write(answer));
-  }
-
-  remark(comment: string): void {
-    this.edit(review => review.remark(comment));
   }
 
   /** What is drawn next marks a region of this kind; the same key again: no mark after all. */
   mark(kind: Kind): void {
     if (!this.review || this.recorded || this.withheld) return;
-    this.drawing = this.drawing === kind ? null : kind;
-    if (this.drawing) this.screen.draw(this.tool);
-    else this.screen.stopDrawing();
+    if (this.drawing === kind) return this.putDown();
+    this.drawing = kind;
+    this.screen.draw(this.tool);
     this.changed();
   }
 
@@ -303,6 +293,14 @@ export class Session extends EventTarget {
   markRegion(): void {
     const region = this.answer?.evidence[this.chosen];
     if (region) this.edit(review => review.markNext(`region-${this.chosen}`, region.box_mm as Box, this.place?.frame));
+  }
+
+  /** No mark after all: what was begun on the image goes. */
+  private putDown(): void {
+    if (!this.drawing) return;
+    this.drawing = null;
+    this.screen.stopDrawing();
+    this.changed();
   }
 
   /** Draw boxes, strokes or points from now on. */
@@ -322,6 +320,7 @@ export class Session extends EventTarget {
   }
 
   discard(): void {
+    this.putDown();
     const marks = this.review?.marks ?? [];
     this.edit(review => review.discard());
     marks.forEach(mark => this.screen.erase(mark.id));
@@ -334,6 +333,7 @@ export class Session extends EventTarget {
     if (!review || !answer || this.recorded || this.busy) return;
     const missing = review.missing(answer);
     if (missing) return this.say(missing);
+    this.putDown();
     await this.attempt('sending', async () => {
       const reply = await this.client.feedback(review.request(this.reviewer, { draft }));
       review.recorded();
@@ -414,8 +414,9 @@ export class Session extends EventTarget {
 
   /** What was on screen goes; drafts stay where they are kept. */
   private leave(): void {
+    this.putDown();
     const marks = this.review?.marks ?? [];
-    Object.assign(this, { answer: null, review: null, recorded: null, drawing: null, tokens: null, chosen: -1, trouble: '' });
+    Object.assign(this, { answer: null, review: null, recorded: null, tokens: null, chosen: -1, trouble: '' });
     Object.assign(this, { readings: [], reading: -1, withheld: null, own: null, stored: '' });
     this.given.begin('');
     marks.forEach(mark => this.screen.erase(mark.id)); // after the review was put away, which they would vanish from

@@ -36,6 +36,8 @@ export const style = css`
   .reasoning { font-style: italic; margin: 2px 0 8px; }
   .warn { color: var(--warn); }
   .bad { color: var(--bad); }
+  [role='alert'] { position: sticky; bottom: 0; } /* in sight wherever the panel is scrolled to */
+  #trouble { margin: 10px 0 0; padding: 6px 8px; border: 1px solid var(--bad); border-radius: 4px; background: var(--field); font-weight: 600; }
   dl { display: grid; grid-template-columns: auto 1fr; gap: 2px 10px; margin: 0; }
   dt { color: var(--quiet); }
   dd { margin: 0; }

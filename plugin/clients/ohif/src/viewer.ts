@@ -1,6 +1,6 @@
 /** What the panel and the overlay need of the viewer, in terms of studies, slices and millimetres. */
 import { apply, boxAround, centre, dot, IDENTITY, invert, minus, multiply, type Box, type Mat4, type Vec3 } from './geometry';
-import { metaData, NO_IMAGES, setStyle, type DisplaySet, type Manager, type Measurement, type Services, type Viewport } from './ohif';
+import { cancelDrawing, jumpToSlice, metaData, NO_IMAGES, setStyle, type DisplaySet, type Manager, type Measurement, type Services, type Viewport } from './ohif';
 import { MARKS, type Kind } from './review';
 import type { Geometry, Region } from './client';
 
@@ -32,6 +32,7 @@ const MOST_POINTS = 400; // of a stroke: a token is millimetres wide
 
 export class Viewer {
   private readonly services: Services;
+  private finishing = false; // a region: who hears of it must not give it up
 
   constructor(private readonly manager: Manager) {
     this.services = manager.servicesManager.services;
@@ -106,7 +107,7 @@ export class Viewer {
       if (!moved) continue;
       const index = viewport.type === 'stack' && region.sop_uid ? this.indexOf(viewport, region.sop_uid) : -1;
       if (index >= 0) {
-        void viewport.setImageIdIndex?.(index);
+        jumpToSlice(this.manager, viewport.element, index);
       } else if (viewport.type !== 'stack') {
         const target = apply(moved, centre(region.box_mm as Box));
         const { focalPoint, position, viewPlaneNormal } = viewport.getCamera();
@@ -120,11 +121,13 @@ export class Viewer {
 
   /** The next region that is drawn belongs to us. */
   draw(tool: Tool): void {
+    this.giveUp();
     this.manager.commandsManager.runCommand('setToolActiveToolbar', { toolName: TOOLS[tool] });
   }
 
-  /** The mouse sets the window again. */
+  /** The mouse sets the window again; what was begun goes. */
   stopDrawing(): void {
+    this.giveUp();
     this.manager.commandsManager.runCommand('setToolActiveToolbar', { toolName: 'WindowLevel' });
   }
 
@@ -149,14 +152,36 @@ export class Viewer {
       const shape = this.shapeOf(detail.measurement, place());
       if (shape) then(detail.measurement.uid, shape);
     };
+    const added = (detail: { measurement: Measurement }) => {
+      if (this.finishing) return;
+      this.finishing = true;
+      shaped(heard.added)(detail);
+      this.finishing = false;
+    };
     const subscriptions = [
-      service.subscribe(service.EVENTS['MEASUREMENT_ADDED']!, shaped(heard.added)),
+      service.subscribe(service.EVENTS['MEASUREMENT_ADDED']!, added),
       service.subscribe(service.EVENTS['MEASUREMENT_UPDATED']!, shaped(heard.moved)),
       service.subscribe(service.EVENTS['MEASUREMENT_REMOVED']!, ({ measurement }) =>
         heard.removed(typeof measurement === 'string' ? measurement : measurement.uid),
       ),
     ];
     return () => subscriptions.forEach(subscription => subscription.unsubscribe());
+  }
+
+  /** What a click began follows the mouse until it is cancelled; the viewer takes it for finished then, and says so. */
+  private giveUp(): void {
+    if (this.finishing) return;
+    this.finishing = true;
+    const { measurementService: service } = this.services;
+    const begun = new Set<string>();
+    const heard = service.subscribe(service.EVENTS['MEASUREMENT_ADDED']!, ({ measurement }) => begun.add(measurement.uid));
+    for (const [, viewport] of this.viewports()) {
+      const id = cancelDrawing(this.manager, viewport.element);
+      if (id) begun.add(id);
+    }
+    heard.unsubscribe();
+    begun.forEach(id => this.erase(id));
+    this.finishing = false;
   }
 
   private shapeOf(measurement: Measurement, place: Place | null): Shape | null {

@@ -15,6 +15,16 @@ export function confidence(p: number): string {
   return `${words} (about ${Math.round(p * 10)} in 10)`;
 }
 
+const SIDE = /\b(left|right)\b/i;
+const OURS = /^(nano|smol)\b/; // their words name places in the picture; those of another model may mean the patient
+
+/** Whose left and right: said where a question or its answer names one. */
+export function sides({ question, answer, reasoning, reader }: Answer): Fact[] {
+  if (![question, answer, reasoning].some(text => SIDE.test(text))) return [];
+  const whose = OURS.test(reader) ? 'those of the picture, not of the patient' : 'those of the picture or of the patient: this model does not say which';
+  return [{ name: 'Left, right', text: whose, warn: true }];
+}
+
 export function said(answer: Answer): string {
   return answer.abstained ? 'No answer' : answer.answer;
 }
@@ -24,6 +34,7 @@ export function facts(answer: Answer): Fact[] {
   const { budget, grounded, slices, recheck } = answer;
   const regions = `${answer.evidence.length} region${answer.evidence.length === 1 ? '' : 's'}`;
   const found: Fact[] = [
+    ...sides(answer),
     { name: 'Confidence', text: answer.abstained ? 'too low to answer' : confidence(answer.confidence), warn: answer.abstained },
   ];
   if (grounded === null) found.push({ name: 'Grounded', text: 'not tested' });

@@ -58,6 +58,17 @@ test('a reader sees answers and policies, and nothing that only others may do', 
   expect(root.querySelector('#policies')!.textContent).toContain('p1');
 });
 
+test('Ctrl Enter in a field of the review submits it, and asks nothing again', async () => {
+  const [ask, submit] = [vi.fn(), vi.fn()];
+  const press = (field: Element) => field.dispatchEvent(new KeyboardEvent('keydown', { key: 'Enter', ctrlKey: true, bubbles: true, composed: true }));
+  const root = await shown({ answer, review: new Review('e1', keeper()), ask, submit });
+  for (const id of ['#answer', '#comment']) press(root.querySelector(id)!);
+  expect([ask.mock.calls.length, submit.mock.calls.length]).toEqual([0, 2]);
+  press(root.querySelector('#reviewer')!);
+  press(root.querySelector('#question')!);
+  expect([ask.mock.calls.length, submit.mock.calls.length]).toEqual([1, 2]);
+});
+
 test('a pseudonym that the login gives cannot be typed over', async () => {
   for (const known of [false, true]) {
     const field = (await shown({ who: { known, may: () => true }, reviewer: 'reader-1' })).querySelector<HTMLInputElement>('#reviewer')!;

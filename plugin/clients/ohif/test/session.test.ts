@@ -154,7 +154,8 @@ test('keys are distinct, and letters in a field stay letters', () => {
   expect(press(document.createElement('div'), 'a')).toBe('accept');
   expect(press(document.createElement('div'), 'a', true)).toBeUndefined();
   expect(press(document.createElement('textarea'), 'a')).toBeUndefined();
-  expect(press(document.createElement('textarea'), 'Enter', true)).toBe('ask');
+  expect(press(Object.assign(document.createElement('textarea'), { id: 'question' }), 'Enter', true)).toMatch(/^ask/);
+  expect(press(document.createElement('input'), 'Enter', true)).toBeUndefined();
   expect(press(document.createElement('textarea'), 'z', true)).toBeUndefined();
   expect(press(document.createElement('input'), 'Escape')).toMatch(/stop/);
 });
@@ -165,6 +166,28 @@ test('doubt is said plainly', () => {
   expect(facts).toContainEqual({ name: 'Re-checked', text: 'No was re-checked with all tokens: now yes', warn: true });
   expect(facts.find(fact => fact.name === 'Looked at')?.text).toBe('60 of 600 tokens (10.0 %), 2 regions');
   expect(words.confidence(0.78)).toBe('likely right (about 8 in 10)');
+});
+
+test('what is being drawn ends with Esc, with discarding, submitting and another answer', async () => {
+  await it.session.ask();
+  it.session.judge('accept');
+  for (const ends of [() => it.session.cancel(), () => it.session.discard(), () => it.session.show(answer), () => it.session.submit()]) {
+    it.screen.stopDrawing.mockClear();
+    it.session.mark('relevant');
+    if (!it.session.review!.verdict) it.session.judge('accept');
+    await ends();
+    expect([it.session.drawing, it.screen.stopDrawing.mock.calls.length]).toEqual([null, 1]);
+  }
+  expect(it.session.recorded).toEqual(recorded);
+});
+
+test('whose left and right it is, is said where one is named', () => {
+  const whose = (more: object) => words.facts({ ...answer, ...more }).find(fact => fact.name === 'Left, right')?.text;
+  expect(whose({})).toBeUndefined();
+  expect(whose({ reasoning: 'It is bright, outright.' })).toBeUndefined();
+  for (const name of ['question', 'answer', 'reasoning']) expect(whose({ [name]: 'upper Right' })).toMatch(/of the picture, not of the patient$/);
+  expect(whose({ answer: 'left', reader: 'nano-2760bfd2' })).toMatch(/not of the patient$/);
+  expect(whose({ answer: 'left', reader: 'some-model' })).toMatch(/does not say which$/);
 });
 
 test('a stroke is drawn with the pen that was chosen, a point with a click', async () => {
@@ -275,7 +298,7 @@ test('a blinded reading outlives the page, and can be given up', async () => {
 test('a reading whose answer does not come back is not lost', async () => {
   it.client.ask.mockResolvedValueOnce(withheld);
   await it.session.ask();
-  it.session.tellNothing();
+  it.session.edit(review => review.tellNothing());
   it.client.feedback.mockRejectedValueOnce(new Refused('away', 'the server does not answer', 'one', 'wait'));
   await it.session.submit();
   expect([it.session.withheld, it.session.review?.cannotTell]).toEqual([withheld, true]);

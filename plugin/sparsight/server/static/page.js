@@ -2,6 +2,7 @@
 import { element } from "./elements.js";
 import { COLOURS, drawn, inWords, paint, toMillimetres } from "./marks.js";
 import { item } from "./reviews.js";
+import { sides } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
 const TOOLS = ["box", "stroke", "point"];
@@ -114,6 +115,7 @@ function describe(answer) {
   const { kept, total, fraction } = answer.budget;
   const [grounded, doubt] = groundedInWords(answer.grounded);
   const rows = [
+    ...(PICTURES ? [] : sides(answer)),
     ["Confidence", answer.abstained ? "too low to answer" : confidenceInWords(answer.confidence), answer.abstained],
     ["Grounded", grounded, doubt],
     ["Looked at", `${kept} of ${total} tokens (${(100 * fraction).toFixed(1)} %), ${answer.evidence.length} region${answer.evidence.length === 1 ? "" : "s"}`, false],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from typing import Any
 
@@ -61,10 +62,24 @@ def answer_html(answer: Json) -> str:
     return "".join(parts)
 
 
+_SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+_OURS = re.compile(r"(nano|smol)\b")  # their words name places in the picture; another model may mean the patient
+
+
+def _sides(answer: Json) -> list[tuple[str, str]]:
+    """Whose left and right it is: said where a question or its answer names one."""
+    if not any(_SIDE.search(answer.get(name) or "") for name in ("question", "answer", "reasoning")):
+        return []
+    if _OURS.match(answer.get("reader") or ""):
+        return [("Left, right", "those of the picture, not of the patient")]
+    return [("Left, right", "those of the picture or of the patient: this model does not say which")]
+
+
 def _facts(answer: Json) -> list[tuple[str, str]]:
     budget, grounded, slices, recheck = (answer.get(k) for k in ("budget", "grounded", "slices", "recheck"))
     regions = len(answer["evidence"])
-    facts = [("Confidence", "too low to answer" if answer["abstained"] else confidence(answer["confidence"]))]
+    facts = _sides(answer)
+    facts += [("Confidence", "too low to answer" if answer["abstained"] else confidence(answer["confidence"]))]
     if grounded is None:
         facts.append(("Grounded", "not tested"))
     elif grounded:
