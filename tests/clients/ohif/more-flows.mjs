@@ -61,7 +61,11 @@ export const more = ({ page, settings, SLOW, shot, text, place, drag, openStudy,
     await blur();
     const { x, y, width, height } = await place();
     const at = (u, v) => ({ x: x + width / 2 + u, y: y + height / 2 + v });
-    const drawn = () => page.locator('svg.svg-layer [data-id]').count();
+    /** What lies on the images by the viewer's own account, finished or not. */
+    const drawn = () => page.locator('sparsight-panel').evaluate(panel => {
+      const { exports } = panel.session.screen.manager.extensionManager.getModuleEntry('@ohif/extension-cornerstone.utilityModule.common');
+      return exports.getCornerstoneLibraries().cornerstoneTools.annotation.state.getAllAnnotations().length;
+    });
     const follow = async () => {
       for (const [u, v] of [[40, 30], [70, 60]]) await page.mouse.move(at(u, v).x, at(u, v).y, { steps: 4 });
       await page.waitForTimeout(700);
@@ -97,6 +101,15 @@ export const more = ({ page, settings, SLOW, shot, text, place, drag, openStudy,
     await drag(at(-60, -40), at(40, 50));
     await page.locator('#marks li').first().waitFor(SLOW);
     found.drawn = await drawn();
+
+    const margin = await page.locator('sparsight-panel').evaluate(panel => {
+      const [[, viewport]] = panel.session.screen.viewports();
+      return viewport.worldToCanvas(viewport.getImageData().imageData.indexToWorld([0, 0, 0]))[0];
+    });
+    await page.keyboard.press('1');
+    await drag({ x: x + 0.3 * margin, y: y + 0.6 * height }, { x: x + 0.7 * margin, y: y + 0.7 * height });
+    found.outside = [await text('#trouble'), (await page.locator('#marks li').count()), await drawn()];
+    await page.keyboard.press('Escape');
 
     await page.locator('#answer').fill(settings.right);
     await page.keyboard.press('Control+Enter');

@@ -126,9 +126,12 @@ def test_what_goes_wrong_in_a_review_is_seen_and_leaves_nothing(server, drive, p
     (study, *_), *_ = pictures
     found = drive("slips", study=study["study_uid"], question=QUESTION, right="no")
     assert (found["trouble"], found["seen"]) == ("Accept, amend or reject first.", ["trouble", "submit"])
-    assert all(found["begun"]), "a shape follows the mouse"
+    assert found["begun"] == [1, 1, 1, 1], "a shape follows the mouse"
     assert (found["left"], found["marks"]) == ([0, 0, 0, 0], 0)
-    assert found["drawn"], "and the next one is drawn as ever"
+    assert found["drawn"] == 1, "and the next one is drawn as ever"
+    refused, *left = found["outside"]
+    assert "outside the image" in refused
+    assert left == [1, 1], "only the one within the image"
     paths = [path for path, _ in found["posted"]]
     assert (paths.count("/sparsight/ask"), paths.count("/sparsight/feedback")) == (1, 1), "Ctrl+Enter asked nothing"
     assert not found["faults"], found["faults"]

@@ -82,3 +82,10 @@ export function boxAround(points: Vec3[]): Box {
   const along = (pick: (...values: number[]) => number) => [0, 1, 2].map(i => pick(...points.map(p => p[i]!))) as Vec3;
   return [along(Math.min), along(Math.max)];
 }
+
+/** Do all points lie beside the rows or columns of an image of shape slices, rows, columns? A pixel's centre is a whole number. */
+export function beside(points: Vec3[], { shape, ijk_to_lps }: { shape: number[]; ijk_to_lps: Mat4 }): boolean {
+  const back = invert(ijk_to_lps);
+  const [low, high] = boxAround(points.map(point => apply(back, point)));
+  return [shape[2]!, shape[1]!].some((n, i) => high[i]! < -0.5 || low[i]! > n - 0.5);
+}

@@ -2,7 +2,7 @@
 import { isWithheld, Refused, type Answer, type Client, type Feedback, type Study, type Tokens, type Withheld } from './client';
 import { Asking, type Reading } from './asking';
 import { Cases } from './cases';
-import type { Box } from './geometry';
+import { beside, corners, type Box } from './geometry';
 import { Recorded } from './given';
 import { Lessons } from './lessons';
 import type { Drawing, Picture } from './overlay';
@@ -75,6 +75,10 @@ export class Session extends EventTarget {
         added: (id, shape) => {
           if (!this.drawing || !this.review) return;
           if (this.review.marks.some(mark => mark.id === id)) return this.review.move(id, shape); // one that was touched again
+          if (this.place?.geometry && beside('box' in shape ? corners(shape.box) : shape.path, this.place.geometry)) {
+            this.screen.erase(id);
+            return this.say('That is outside the image, and was not marked. Draw over the image.');
+          }
           this.review.mark({ id, kind: this.drawing, ...('box' in shape ? shape : { ...shape, radius: this.pen / 2 }) });
           this.screen.label(id, this.drawing);
           this.putDown();

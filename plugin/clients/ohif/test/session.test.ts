@@ -190,6 +190,17 @@ test('whose left and right it is, is said where one is named', () => {
   expect(whose({ answer: 'left', reader: 'some-model' })).toMatch(/does not say which$/);
 });
 
+test('what is drawn wholly outside the image is refused at once', async () => {
+  await it.session.ask(); // 64 columns and 56 rows of 2 mm, from (-64, -56)
+  it.session.mark('missed');
+  it.screen.drawn.added('b', { box: [[-90, 0, 0], [-66, 10, 0]] });
+  it.screen.drawn.added('s', { path: [[0, 60, 0], [5, 70, 0]] });
+  expect([it.session.review!.marks.length, it.screen.erase.mock.calls]).toEqual([0, [['b'], ['s']]]);
+  expect([it.session.trouble, it.session.drawing]).toEqual([expect.stringMatching(/outside the image/), 'missed']);
+  it.screen.drawn.added('c', { box: [[-90, 0, 0], [-60, 10, 0]] });
+  expect([it.session.review!.marks.length, it.session.drawing]).toEqual([1, null]);
+});
+
 test('a stroke is drawn with the pen that was chosen, a point with a click', async () => {
   await it.session.ask();
   it.session.take();
