@@ -129,9 +129,7 @@ def test_the_whole_loop(browser, server, client, tmp_path):
     )
     browser.wait("document.getElementById('slice-words').textContent.startsWith('6 of 12')")
     browser.key("1")  # mark a relevant region: the middle of the slice, a fifth of its width
-    x, y, width, height = browser.run(
-        "(({x, y, width, height}) => [x, y, width, height])(document.getElementById('canvas').getBoundingClientRect())"
-    )
+    x, y, width, height = canvas(browser)
     for kind, share in (("mousePressed", 0.4), ("mouseMoved", 0.5), ("mouseMoved", 0.6), ("mouseReleased", 0.6)):
         browser.mouse(kind, x + share * width, y + share * height)
     browser.wait("document.getElementById('marks').textContent === 'Marked: 1 relevant.'")
@@ -173,6 +171,21 @@ def test_the_whole_loop(browser, server, client, tmp_path):
     assert all(url.startswith((server.url, "about:", "blob:")) for url in asked), asked
 
 
+def canvas(browser):
+    """Where the canvas is, once what comes in above it and beside it has come."""
+    before, now = None, [0, 0, 0, 0]
+    while now != before:
+        before, now = (
+            now,
+            browser.run(
+                "(({x, y, width, height}) => [x, y, width, height])"
+                "(document.getElementById('canvas').getBoundingClientRect())"
+            ),
+        )
+        time.sleep(0.2)
+    return now
+
+
 def asked(browser, server, study, *, blinded=False):
     """Ask about a study by hand, and wait for its picture."""
     browser.call("Page.navigate", url=f"{server.url}/sparsight/")
@@ -188,9 +201,7 @@ def asked(browser, server, study, *, blinded=False):
 
 def drag(browser, *shares):
     """Press at the first point of the canvas, shares of its size, and release at the last."""
-    x, y, width, height = browser.run(
-        "(({x, y, width, height}) => [x, y, width, height])(document.getElementById('canvas').getBoundingClientRect())"
-    )
+    x, y, width, height = canvas(browser)
     kinds = ["mousePressed", *["mouseMoved"] * (len(shares) - 1), "mouseReleased"]
     for kind, (u, v) in zip(kinds, [*shares, shares[-1]], strict=True):
         browser.mouse(kind, x + u * width, y + v * height)

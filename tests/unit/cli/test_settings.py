@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from sparsight.cli import output
 from sparsight.cli.main import app
 from sparsight.cli.session import Session
 from sparsight.cli.settings import settings
@@ -43,7 +44,8 @@ def test_where_each_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert printed.exit_code == 0
     assert "qqpasswordqq" not in printed.output
     assert json.loads(printed.output)["sha256"] == Config.load(home=tmp_path).sha256
-    table = CliRunner().invoke(app, ["config", "explain"], env={"COLUMNS": "300"}).output
+    monkeypatch.setattr(output.console, "width", 300)
+    table = CliRunner().invoke(app, ["config", "explain"]).output
     [line] = [line for line in table.splitlines() if "learn.every_hours" in line]
     assert [cell.strip() for cell in line.split("│")[1:5]] == ["learn.every_hours", "0.0", "hours", "default"]
     assert "site.issuer" in table
