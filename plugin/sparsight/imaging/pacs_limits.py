@@ -56,7 +56,7 @@ class BoundedAdapter(HTTPAdapter):
                     raise ReplyTooLargeError(f"more than {most} bytes")
                 yield chunk
 
-        response.iter_content = counted  # type: ignore[method-assign]
+        response.iter_content = counted  # type: ignore[method-assign]  # `content` reads by it
         return response
 
 
