@@ -1,8 +1,10 @@
 """A store of an older release opens with all it holds; one of a newer release is left alone; two may open at once."""
 
 import multiprocessing
+import shutil
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,11 @@ from sqlalchemy import create_engine, inspect
 from sparsight.errors import ConfigError, ConflictError
 from sparsight.store import Store, migrations, tables
 from sparsight.store.migrations import MIGRATIONS
-from sparsight.types import Episode, Feedback, Reward
+from sparsight.types import Feedback, Reward
 
+FIRST = Path(__file__).parent / "first"
+HELD = ("episodes", "feedback", "audit", "learned", "features")
+VERDICTS = {"k1": "reject", "k2": "amend", "k3": "accept"}
 # The schema as version 1 wrote it, copied out: the test must fail when somebody edits a released step.
 VERSION_1 = """
 CREATE TABLE schema_version (version INTEGER NOT NULL);
@@ -44,32 +49,58 @@ def version(path: Path) -> int:
     return int(number)
 
 
-def test_version_1_opens_with_all_it_holds(
-    tmp_path: Path, make_episode: Callable[..., Episode], make_feedback: Callable[..., Feedback], reward: Reward
-) -> None:
-    with Store(tmp_path / "new.db", tmp_path / "new") as store:  # rows whose format version 1 shares
-        store.save_episode(make_episode())
-        store.save_feedback(make_feedback(), reward)
-    with sqlite3.connect(tmp_path / "old.db") as raw:
-        raw.executescript(VERSION_1)
-        raw.execute("ATTACH ? AS new", (str(tmp_path / "new.db"),))
-        for table in ("episodes", "feedback", "audit"):
-            raw.execute(f"INSERT INTO {table} SELECT * FROM new.{table}")
-        [(sha256, arrays)] = raw.execute("SELECT sha256, data FROM new.arrays")
+@pytest.fixture
+def first(tmp_path: Path) -> Path:
+    """A store that the first release's code wrote (schema 2): four answers about simulated images, three corrections.
+
+    One learning, whose candidate was held. What else lay in its folder is not here: tokens of studies, policies.
+    """
+    shutil.copytree(FIRST, tmp_path, dirs_exist_ok=True)
+    with sqlite3.connect(tmp_path / "store.db") as raw:
+        raw.executescript((tmp_path / "store.sql").read_text())
     raw.close()
-    (tmp_path / "new" / "blobs").rename(tmp_path / "blobs")
-    (tmp_path / "new" / "audit.head").rename(tmp_path / "audit.head")
-    (tmp_path / "blobs" / sha256[:2]).mkdir(exist_ok=True)  # arrays of answers were files then
-    (tmp_path / "blobs" / sha256[:2] / f"{sha256}.safetensors").write_bytes(arrays)
-    with Store(tmp_path / "old.db", tmp_path) as store:
-        assert store.episode("e1").question == make_episode().question
-        assert store.episode("e1").selection.keep.tolist() == make_episode().selection.keep.tolist()
-        assert store.feedback("k1").marks[0].mask is not None
-        assert [one.key for one in store.unlearned(["p0000-00000000"])] == ["k1"]
-        assert store.save_episode(make_episode("e2")) is True
+    return tmp_path / "store.db"
+
+
+def test_the_first_release_s_store_opens_with_all_it_holds(
+    first: Path, make_feedback: Callable[..., Feedback], reward: Reward
+) -> None:
+    with sqlite3.connect(first) as raw:
+        before = {table: raw.execute(f"SELECT * FROM {table}").fetchall() for table in HELD}
+    raw.close()
+    assert version(first) == 2
+    with Store(first, first.parent) as store:
+        asked = store.episodes(10)
+        assert sorted((one.question.text, one.answer.text) for one in asked) == [
+            ("Is there a ring?", "no"),
+            ("Where is the calcification?", "lower left"),
+            ("Where is the ring?", "lower right"),
+            ("Which side has more findings?", "left"),
+        ]
+        assert all(len(one.selection.keep) == one.evidence.kept == 58 for one in asked)  # out of the files beside it
+        assert {key: store.feedback(key).verdict for key in ("k1", "k2", "k3")} == VERDICTS
+        assert store.feedback("k2").marks[0].box_mm == ((10.0, 10.0, -1.0), (40.0, 40.0, 1.0))
+        assert [one.key for one in store.unlearned(["p0001-a8ee0cf7"])] == ["k3"]
         assert store.verify() == []
-    assert version(tmp_path / "old.db") == len(MIGRATIONS)
-    assert schema(tmp_path / "old.db") == schema(tmp_path / "new.db")
+        new = make_feedback("k4", asked[0].id)  # of an answer of then
+        assert store.save_feedback(replace(new, marks=()), reward)
+        assert store.verify() == []
+    with sqlite3.connect(first) as raw:
+        after = {table: raw.execute(f"SELECT * FROM {table}").fetchall() for table in HELD}
+    raw.close()
+    assert all(after[table][: len(rows)] == rows for table, rows in before.items())
+    Store(first.parent / "new.db", first.parent / "new").close()
+    assert (version(first), schema(first)) == (len(MIGRATIONS), schema(first.parent / "new.db"))
+
+
+@pytest.mark.parametrize("table", ["episodes", "feedback", "audit"])
+def test_what_was_altered_before_the_migration_is_found_after_it(first: Path, table: str) -> None:
+    column = "entry" if table == "audit" else "body"
+    with sqlite3.connect(first) as raw:
+        raw.execute(f"UPDATE {table} SET {column} = replace({column}, '2026', '2025') WHERE seq = 2")
+    raw.close()
+    with Store(first, first.parent) as store:
+        assert store.verify()
 
 
 def test_a_newer_store_is_left_alone(tmp_path: Path) -> None:
