@@ -36,18 +36,17 @@ def examine_model(config: ModelConfig, tell: Tell = lambda stage, done, total: N
     """
     from sparsight.model import load_configured, model_folder
     from sparsight.model.hf import costs
-    from sparsight.model.hf.load import LADDER, check_folder, device_of, shape_of
+    from sparsight.model.hf.load import LADDER, check_folder, device_of, pace_of, shape_of
     from sparsight.model.hf.proofs import prove
-    from sparsight.model.hf.vision import Pace, memory_full
+    from sparsight.model.hf.vision import memory_full
 
     folder = model_folder(config)
     check_folder(folder, config)
-    pace = Pace(config.tokens_per_image, config.tiles, config.slices)
-    computed = costs.compute(shape_of(folder), pace)
+    computed = costs.compute(shape_of(folder), pace_of(config), config.max_tokens)
     free = free_bytes(device_of(config))
     needed = computed.memory_bytes(config.quantization)
     smaller = [q for q in LADDER[LADDER.index(config.quantization) + 1 :] if computed.memory_bytes(q) <= free]
-    advice = f"quantization: {smaller[0]}" if smaller else "a smaller model, or a larger GPU"
+    advice = f"quantization: {smaller[0]}" if smaller else "a smaller model, a lower max_tokens, or a larger GPU"
     fits = Finding(
         "memory",
         needed <= free,

@@ -7,13 +7,13 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import transformers
 
-from sparsight.model.hf.families import Family, family_of
+from sparsight.model.hf.families import Family, Rows, family_of
 from sparsight.model.hf.load import Quantization, untouched
 from sparsight.model.hf.proofs import pattern
 from sparsight.model.hf.reader import HFReader
@@ -30,6 +30,7 @@ _SPARE = 1.1  # of computed memory, for what comes and goes
 class Cost:
     """At one share of the tokens of one picture. kv_bytes: keys and values of the whole prompt, bfloat16.
 
+    What the prompt holds beside the kept tokens (ends of lines; with all of them, the coarse view) is counted, too.
     prefill_flops: of the language stream, multiply and add counted apart.
     """
 
@@ -49,10 +50,11 @@ class Computed:
     tokens: int  # visual tokens of one square picture
     weights_bytes: dict[str, int]
     costs: tuple[Cost, ...]
+    longest_kv_bytes: int  # of the longest prompt: one whole picture, or as much of a volume as may be kept
 
     def memory_bytes(self, quantization: str) -> int:
-        """That must be free: weights, keys and values of one whole picture, and a tenth for what comes and goes."""
-        return int(_SPARE * (self.weights_bytes[quantization] + self.costs[0].kv_bytes))
+        """That must be free: weights, keys and values of the longest prompt, and a tenth for what comes and goes."""
+        return int(_SPARE * (self.weights_bytes[quantization] + self.longest_kv_bytes))
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ class Measured:
         return self.encode_ms + self.prefill_ms
 
 
-def compute(config: Any, pace: Pace = Pace()) -> Computed:  # noqa: B008 - frozen
-    """Costs of a model of this configuration, nothing allocated."""
+def compute(config: Any, pace: Pace = Pace(), most: int = 4096) -> Computed:  # noqa: B008 - frozen
+    """Costs of a model of this configuration, nothing allocated. most: visual tokens kept for one question."""
     family = family_of(config.model_type)
     with torch.device("meta"):
         shell = transformers.AutoModelForImageTextToText.from_config(config)
@@ -85,17 +87,24 @@ def compute(config: Any, pace: Pace = Pace()) -> Computed:  # noqa: B008 - froze
     total = sum(p.numel() for p in shell.parameters())
     weights: dict[str, int] = {q: int(2 * (total - small) + _BYTES[q] * small) for q in _BYTES}
     text = config.get_text_config()
-    n = tokens_of(family, config, pace)
+    rows = rows_of(family, config, pace)
+    n = rows.token.size
     linear = sum(p.numel() for n_, p in language.named_parameters() if p.ndim == 2 and "embed" not in n_)
-    costs = tuple(_cost(text, linear, share, max(1, round(share * n))) for share in SHARES)
-    return Computed(config.model_type, total, sum(p.numel() for p in language.parameters()), n, weights, costs)
+    costs = tuple(_cost(text, linear, share, max(1, round(share * n)), rows) for share in SHARES)
+    volume = min(most, pace.slices * rows_of(family, config, replace(pace, tiles=1)).token.size)
+    longest = TEXT + max(rows.total, volume)
+    parameters = sum(p.numel() for p in language.parameters())
+    return Computed(config.model_type, total, parameters, n, weights, costs, _kv_bytes(text, longest))
 
 
-def tokens_of(family: Family, config: Any, pace: Pace) -> int:
-    """Visual tokens of one square picture."""
-    fixed = family.side(config) is not None
-    along = family.along(config) * min(family.tiles, pace.tiles) if fixed else math.isqrt(pace.tokens)
-    return along * along
+def rows_of(family: Family, config: Any, pace: Pace) -> Rows:
+    """Feature rows of one square picture, in as many tiles as it is cut into."""
+    if family.side(config) is None:
+        along, tiles = math.isqrt(pace.tokens), 1
+    else:
+        tiles = min(family.tiles, pace.tiles)
+        along = family.along(config) * tiles
+    return family.rows(config, (along, along), (tiles, tiles), alone=True)
 
 
 def measure(reader: HFReader, repeats: int = 3, shares: Sequence[float] = SHARES) -> list[Measured]:
@@ -130,14 +139,20 @@ def peak_bytes() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _cost(text: Any, linear: int, share: float, kept: int) -> Cost:
+def _cost(text: Any, linear: int, share: float, kept: int, rows: Rows) -> Cost:
     """2 operations for each weight and token; 4 h L^2 for scores and values of a causal layer, half of them masked."""
-    length = kept + TEXT
-    heads, layers = text.num_attention_heads, text.num_hidden_layers
-    head = getattr(text, "head_dim", None) or text.hidden_size // heads
-    kv = 2 * 2 * layers * text.num_key_value_heads * head * length
-    flops = 2.0 * linear * length + 2.0 * layers * heads * head * length * length
-    return Cost(share, kept, kv, flops)
+    length = TEXT + (rows.total if kept == rows.token.size else kept + len(rows.framing))
+    flops = 2.0 * linear * length + 2.0 * text.num_hidden_layers * text.num_attention_heads * _head(text) * length**2
+    return Cost(share, kept, _kv_bytes(text, length), flops)
+
+
+def _kv_bytes(text: Any, length: int) -> int:
+    """Keys and values of a prompt in every layer, two bytes each."""
+    return int(2 * 2 * text.num_hidden_layers * text.num_key_value_heads * _head(text) * length)
+
+
+def _head(text: Any) -> int:
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
 def _write(reader: HFReader, prompt: Any) -> tuple[float, float]:
