@@ -17,7 +17,6 @@ from sparsight.model import RandomSelector, ScoreRequest
 from sparsight.model.hf import proofs, tiny
 from sparsight.model.hf.answers import messages
 from sparsight.model.hf.families import FAMILIES, family_of
-from sparsight.model.hf.prompts import Layout
 from sparsight.model.hf.proofs import pattern, prove
 from sparsight.model.hf.reader import HFReader
 from sparsight.model.hf.tiny import families
@@ -28,62 +27,11 @@ from sparsight.types import Question, Selection, TokenGrid
 
 from .conftest import Make
 
-TILED = [name for name in FAMILIES if FAMILIES[name].tiles > 1]
 YES_NO = Question("Is there a mass?", "yes_no", ("yes", "no"))
 
 
 def test_there_is_a_tiny_model_of_every_family() -> None:
     assert set(families()) == set(FAMILIES)
-
-
-@pytest.mark.parametrize(("family", "tiles"), [(f, 1) for f in FAMILIES] + [(f, 2) for f in TILED])
-def test_proofs_hold(reader_of: Make, family: str, tiles: int) -> None:
-    found = prove(reader_of(family, tiles))
-    assert len(found) == 12
-    assert not [proof for proof in found if not proof.passed]
-    assert sum("join and leave" in proof.name for proof in found) == 2
-    assert [proof.worst for proof in found if "unmodified" in proof.name] == [0.0, 0.0]  # on a CPU: to the bit
-
-
-@pytest.mark.parametrize(("family", "tiles"), [("llava", 1), ("gemma3", 1), ("paligemma", 1)] + [(f, 2) for f in TILED])
-def test_proofs_hold_where_patches_leave_pixels_over(monkeypatch: pytest.MonkeyPatch, family: str, tiles: int) -> None:
-    """As in SigLIP, whose 384 pixels are 27 patches of 14 and 6 more: these are part of no token."""
-    monkeypatch.setattr(tiny, "SIDE", 68)
-    monkeypatch.setitem(tiny._VISION, "image_size", 68)
-    model, processor = tiny.tiny(family)
-    reader = HFReader(model, processor, family_of(family), "0" * 64, name=family, pace=Pace(tiles=tiles))
-    assert not [proof for proof in prove(reader) if not proof.passed]
-    along = family_of(family).along(model.config)
-    assert reader.encode(pattern(3, 96, 96)).shape == (3, along, along)  # one tile a slice
-    assert reader.encode(pattern(1, 96, 96)).shape == (1, tiles * along, tiles * along)
-
-
-def test_positions_that_move_up_are_found(reader_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proof that pruning is masking can fail: with the usual mistake it does."""
-    keep = proofs.TokenPrompt.keep
-
-    def moved_up(self: proofs.TokenPrompt, kept: torch.Tensor, image: int) -> proofs.TokenPrompt:
-        pruned = keep(self, kept, image)
-        return replace(pruned, at=torch.arange(pruned.at.shape[1]).expand_as(pruned.at))
-
-    monkeypatch.setattr(proofs.TokenPrompt, "keep", moved_up)
-    failed = {proof.name for proof in prove(reader_of("llava")) if not proof.passed}
-    assert "pruning is masking, a picture" in failed
-
-
-def test_tokens_in_another_order_are_found(reader_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proof of places can fail: with rows and columns exchanged it does."""
-    reader = reader_of("idefics3", 2)
-    layout = reader.vision.layout
-
-    def turned(shape: tuple[int, int, int]) -> Layout:
-        own = layout(shape)
-        gd, gh, gw = shape
-        order = torch.arange(gd * gh * gw).reshape(shape).flip(2).flatten()
-        return replace(own, token=own.token[order])
-
-    monkeypatch.setattr(reader.vision, "layout", turned)
-    assert "a bright patch is where its token is" in {p.name for p in prove(reader) if not p.passed}
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "internvl"])
