@@ -39,9 +39,33 @@ def test_a_model_is_examined(weights: Path) -> None:
     measured = report.figures["measured"]
     assert [row["share"] for row in measured] == [1.0, 0.25, 0.1]
     assert [row["kept"] for row in measured] == [16, 4, 2]
-    assert all(row["first_token_ms"] > row["prefill_ms"] > 0 for row in measured)
+    assert all(row["first_token_ms"] > row["prefill"]["ms"] > 0 for row in measured)
+    told = next(finding.found for finding in report.findings if finding.name == "10% of the tokens")
+    for name, said in (("encode", "encode"), ("prefill", "prefill"), ("decode", "then")):
+        stage = measured[2][name]
+        assert f"{said} {stage['ms']:.0f} ms at {stage['peak_bytes'] / 2**30:.2f} GiB" in told
+        assert report.figures["peak_bytes"] >= stage["peak_bytes"] > 0
     computed = report.figures["computed"]
     assert computed["memory_bytes"]["nf4"] < computed["memory_bytes"]["int8"] < computed["memory_bytes"]["none"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no stage by itself can be seen elsewhere")
+def test_memory_is_that_of_each_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one stage holds for a while is not in the next one's peak."""
+    model, processor = tiny.tiny("llava")
+    reader = HFReader(model, processor, FAMILIES["llava"], "0" * 64, name="llava", pace=Pace(tokens=64))
+    encode, ids = reader.encode, reader.language.inputs
+
+    def held(bytes_: int) -> None:
+        torch.ones(bytes_ // 4)
+
+    monkeypatch.setattr(reader, "encode", lambda study: (held(2**28), encode(study))[1])
+    (row,) = costs.measure(reader, repeats=1, shares=(0.25,))
+    assert row.encode.peak_bytes - row.prefill.peak_bytes > 2**27
+    monkeypatch.setattr(reader, "encode", encode)
+    monkeypatch.setattr(reader.language, "inputs", lambda prompts: (held(2**28), ids(prompts))[1])
+    (row,) = costs.measure(reader, repeats=1, shares=(0.25,))
+    assert row.prefill.peak_bytes - max(row.encode.peak_bytes, row.decode.peak_bytes) > 2**27
 
 
 def test_a_model_that_does_not_fit_is_not_loaded(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +110,20 @@ def test_the_command_examines_a_model(weights: Path) -> None:
     assert run.exit_code == 0
     assert told["healthy"]
     assert len(told["proofs"]) == 12
+
+
+def test_the_command_examines_a_folder_as_a_file_says(weights: Path, tmp_path: Path) -> None:
+    """`--reader` says how, `--weights` which: that file's own folder need not be there."""
+    own = tmp_path / "own.yaml"
+    own.write_text("weights:\nfamily: smolvlm\nquantization: int8\ntiles: 2\ndevice: cpu\n", encoding="utf-8")
+    run = CliRunner().invoke(app, ["doctor", "--reader", str(own), "--weights", str(weights), "--json"])
+    told = json.loads(run.stdout)
+    assert run.exit_code == 0
+    assert told["healthy"]
+    assert [row["kept"] for row in told["measured"]] == [64, 16, 6]  # two tiles along a side: the file's, not one
+    assert "as int8" in next(check["found"] for check in told["checks"] if check["name"] == "memory")
+    own.write_text("weights:\nfamily: llava\n", encoding="utf-8")
+    assert CliRunner().invoke(app, ["doctor", "--reader", str(own), "--weights", str(weights)]).exit_code == 1
 
 
 def test_every_family_is_proven_from_its_folder() -> None:

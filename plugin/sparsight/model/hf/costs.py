@@ -7,7 +7,9 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,19 +60,30 @@ class Computed:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """One stage of an answer: milliseconds (of decoding: for each token), and the most memory that was held in it.
+
+    Of the GPU, where there is one, else of this process, all that it had loaded included.
+    """
+
+    ms: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
 class Measured:
-    """Medians of a loaded model, milliseconds, at one share. first_token: encoding, selection and prefill together."""
+    """Of a loaded model at one share: medians of times, the most of memory."""
 
     share: float
     kept: int
-    encode_ms: float
-    prefill_ms: float
-    token_ms: float
+    encode: Stage
+    prefill: Stage
+    decode: Stage
 
     @property
     def first_token_ms(self) -> float:
-        """Until the first token of an answer about a study that is new."""
-        return self.encode_ms + self.prefill_ms
+        """Until the first token of an answer about a study that is new: encoding and prefill together."""
+        return self.encode.ms + self.prefill.ms
 
 
 def compute(config: Any, pace: Pace = Pace(), most: int = 4096) -> Computed:  # noqa: B008 - frozen
@@ -111,24 +124,18 @@ def measure(reader: HFReader, repeats: int = 3, shares: Sequence[float] = SHARES
     """Time a reader on one square picture; the shares take turns, so that a busy moment hits all of them."""
     study = pattern(1, 256, 256)
     question = Question("Is there a bright spot?", "yes_no", ("yes", "no"))
-    encode = [_ms(lambda: reader.encode(study)) for _ in range(repeats)]
+    encode = _middle([_stage(lambda: reader.encode(study)) for _ in range(repeats)])
     grid = reader.encode(study)
     whole = reader.prompt(grid, question, True)
-    times: dict[float, list[tuple[float, float]]] = {share: [] for share in shares}
+    seen: dict[float, list[tuple[Stage, Stage]]] = {share: [] for share in shares}
     kept = {share: max(1, round(share * grid.n)) for share in shares}
     for _ in range(repeats):
         for share in shares:
             keep = torch.arange(grid.n)[:: max(1, grid.n // kept[share])][: kept[share]]
-            times[share].append(_write(reader, whole.keep(keep, reader.language.image)))
+            seen[share].append(_write(reader, whole.keep(keep, reader.language.image)))
     return [
-        Measured(
-            share,
-            kept[share],
-            statistics.median(encode),
-            statistics.median(first for first, _ in rows),
-            statistics.median(later for _, later in rows),
-        )
-        for share, rows in times.items()
+        Measured(share, kept[share], encode, *(_middle(stage) for stage in zip(*rows, strict=True)))
+        for share, rows in seen.items()
     ]
 
 
@@ -137,6 +144,15 @@ def peak_bytes() -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _peak_anew() -> None:
+    """Let `peak_bytes` begin anew, where the system knows how (Linux, CUDA)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def _cost(text: Any, linear: int, share: float, kept: int, rows: Rows) -> Cost:
@@ -155,15 +171,26 @@ def _head(text: Any) -> int:
     return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
-def _write(reader: HFReader, prompt: Any) -> tuple[float, float]:
-    """Milliseconds to the first token, and of one token after it."""
-    marks = [time.perf_counter()]
-    marks.extend(time.perf_counter() for _ in reader.language.write([prompt], 4))
-    later = (marks[-1] - marks[1]) / max(1, len(marks) - 2)
-    return 1e3 * (marks[1] - marks[0]), 1e3 * later
+def _write(reader: HFReader, prompt: Any) -> tuple[Stage, Stage]:
+    """To the first token, and each of the tokens after it."""
+    steps = reader.language.write([prompt], 4)
+    first = _stage(lambda: next(steps))
+    count = 0
+
+    def rest() -> None:
+        nonlocal count
+        count = sum(1 for _ in steps)
+
+    later = _stage(rest)
+    return first, Stage(later.ms / max(1, count), later.peak_bytes)
 
 
-def _ms(call: Callable[[], object]) -> float:
+def _stage(call: Callable[[], object]) -> Stage:
+    _peak_anew()
     start = time.perf_counter()
     call()
-    return 1e3 * (time.perf_counter() - start)
+    return Stage(1e3 * (time.perf_counter() - start), peak_bytes())
+
+
+def _middle(stages: Sequence[Stage]) -> Stage:
+    return Stage(statistics.median(one.ms for one in stages), max(one.peak_bytes for one in stages))

@@ -23,7 +23,7 @@ from sparsight.model.hf.tiny import families
 from sparsight.model.hf.vision import Pace, memory_full, thinned
 from sparsight.model.selectors import finish
 from sparsight.model.together import Work
-from sparsight.types import Question, Selection, TokenGrid
+from sparsight.types import ImageVolume, Question, Selection, TokenGrid
 
 from .conftest import Make
 
@@ -320,6 +320,27 @@ def test_a_full_memory_takes_a_smaller_picture_and_says_so(reader_of: Make, monk
     monkeypatch.setattr(reader.vision, "_look", lambda pixels: (_ for _ in ()).throw(torch.OutOfMemoryError("none")))
     with pytest.raises(MemoryFullError, match="memory"):
         reader.encode(pattern(1, 60, 60))
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])  # of one size; of any, up to so many tokens
+def test_an_answer_says_what_was_shrunk_and_passed_over(reader_of: Make, family: str) -> None:
+    reader = reader_of(family)
+    side = reader.vision.long_side(True, reader.vision.pace)
+
+    def notes(study: ImageVolume) -> tuple[str, ...]:
+        grid = reader.encode(study)
+        return reader.read(YES_NO, grid, RandomSelector().select(grid, YES_NO, 4, seed=1)).notes
+
+    assert notes(pattern(1, side, side)) == ()
+    assert notes(pattern(1, side // 2, side // 2)) == ()  # enlarged: nothing is lost
+    assert notes(pattern(3, side, side)) == ()
+    assert notes(pattern(1, 2 * side, 5 * side // 2)) == ("shrunk: a pixel that was seen is 2.5 x 2.5 of the image's",)
+    assert notes(pattern(50, side, side)) == ("seen in 24 of 50 slices, spread evenly",)
+    long = replace(pattern(50, 3 * side, 3 * side), ijk_to_lps=np.diag([0.5, 0.5, 2.0, 1.0]))
+    assert notes(long) == (
+        "shrunk: a pixel that was seen is 3.0 x 3.0 of the image's",
+        "seen in 24 of 50 slices, spread evenly",
+    )
 
 
 @given(st.builds(Pace, st.integers(16, 16384), st.integers(1, 6), st.integers(1, 512), st.just(4)))
