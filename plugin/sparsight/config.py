@@ -243,6 +243,9 @@ class ModelConfig(ReaderSettings):
 
     weights: Path | None = Field(None, description="folder of the model as it was published")
     policy: Path | None = Field(None, description="visual stream trained for it; default: a new one, all tokens kept")
+    quantization_figures: Path | None = Field(
+        None, description="what `sparsight bench quantization --out` wrote; cards and bundles repeat it"
+    )
     device: str | None = Field(
         None, pattern=r"^(cpu|cuda(:\d{1,2})?)$", description="cpu, cuda, cuda:1; default: a GPU where there is one"
     )
@@ -256,7 +259,7 @@ class ModelConfig(ReaderSettings):
             config = cls.model_validate(_read_yaml(path))
         except ValidationError as error:
             raise _setting(error, "configs/model/") from error
-        places = {"weights": config.weights, "policy": config.policy}
+        places = {name: getattr(config, name) for name in ("weights", "policy", "quantization_figures")}
         return config.model_copy(update={name: path.parent / at for name, at in places.items() if at is not None})
 
 

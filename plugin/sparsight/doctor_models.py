@@ -7,10 +7,13 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparsight.config import ModelConfig
 from sparsight.doctor import Finding
+
+if TYPE_CHECKING:
+    from sparsight.model.hf.costs import Stage
 
 _GIB = 2.0**30
 Tell = Callable[[str, int, int], None]
@@ -36,18 +39,17 @@ def examine_model(config: ModelConfig, tell: Tell = lambda stage, done, total: N
     """
     from sparsight.model import load_configured, model_folder
     from sparsight.model.hf import costs
-    from sparsight.model.hf.load import LADDER, check_folder, device_of, shape_of
+    from sparsight.model.hf.load import LADDER, check_folder, device_of, pace_of, shape_of
     from sparsight.model.hf.proofs import prove
-    from sparsight.model.hf.vision import Pace, memory_full
+    from sparsight.model.hf.vision import memory_full
 
     folder = model_folder(config)
     check_folder(folder, config)
-    pace = Pace(config.tokens_per_image, config.tiles, config.slices)
-    computed = costs.compute(shape_of(folder), pace)
+    computed = costs.compute(shape_of(folder), pace_of(config), config.max_tokens)
     free = free_bytes(device_of(config))
     needed = computed.memory_bytes(config.quantization)
     smaller = [q for q in LADDER[LADDER.index(config.quantization) + 1 :] if computed.memory_bytes(q) <= free]
-    advice = f"quantization: {smaller[0]}" if smaller else "a smaller model, or a larger GPU"
+    advice = f"quantization: {smaller[0]}" if smaller else "a smaller model, a lower max_tokens, or a larger GPU"
     fits = Finding(
         "memory",
         needed <= free,
@@ -62,12 +64,15 @@ def examine_model(config: ModelConfig, tell: Tell = lambda stage, done, total: N
     with memory_full():
         proofs = prove(reader)
         tell("measure", 2, 3)
+        before = costs.peak_bytes()
         measured = costs.measure(reader)
+    sides = [reader.vision.long_side(single, reader.vision.pace) for single in (True, False)]
     findings = [
         Finding(
             "model",
             True,
-            f"{reader.id}, {computed.parameters / 1e9:.2f} billion parameters, {computed.tokens} tokens a picture",
+            f"{reader.id}, {computed.parameters / 1e9:.2f} billion parameters, {computed.tokens} tokens a picture, "
+            f"which is seen at {sides[0]} pixels along its longer side, a volume's slices at {sides[1]}",
         ),
         fits,
         *(
@@ -80,8 +85,8 @@ def examine_model(config: ModelConfig, tell: Tell = lambda stage, done, total: N
             Finding(
                 f"{row.share:.0%} of the tokens",
                 True,
-                f"{row.kept} kept: encode {row.encode_ms:.0f} ms, prefill {row.prefill_ms:.0f} ms, then "
-                f"{row.token_ms:.0f} ms a token; {cost.kv_bytes / 2**20:.0f} MiB of keys and values, "
+                f"{row.kept} kept: {_said('encode', row.encode)}, {_said('prefill', row.prefill)}, "
+                f"{_said('then', row.decode)} a token; {cost.kv_bytes / 2**20:.0f} MiB of keys and values, "
                 f"{cost.prefill_flops / 1e9:.3g} GFLOP",
             )
         )
@@ -91,7 +96,7 @@ def examine_model(config: ModelConfig, tell: Tell = lambda stage, done, total: N
         "measured": [asdict(row) | {"first_token_ms": row.first_token_ms} for row in measured],
         "proofs": [asdict(proof) | {"passed": proof.passed} for proof in proofs],
         "free_bytes": free,
-        "peak_bytes": costs.peak_bytes(),
+        "peak_bytes": max(before, *(s.peak_bytes for row in measured for s in (row.encode, row.prefill, row.decode))),
     }
     return ModelReport(tuple(findings), figures)
 
@@ -135,6 +140,10 @@ def free_bytes(device: str) -> int:
         return pages
     told = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
     return told.get("MemAvailable", pages)
+
+
+def _said(what: str, stage: Stage) -> str:
+    return f"{what} {stage.ms:.0f} ms at {stage.peak_bytes / _GIB:.2f} GiB"
 
 
 def _broken(passed: bool) -> str:

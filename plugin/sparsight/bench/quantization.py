@@ -23,8 +23,9 @@ from sparsight.errors import DataError
 from sparsight.model import GridSelector, load_configured
 from sparsight.model.hf.load import LADDER, Quantization
 from sparsight.model.hf.reader import HFReader
+from sparsight.model.quantized import how, table
 from sparsight.model.selectors import tokens_at
-from sparsight.rl.statistics import Interval, bootstrap_mean, bootstrap_ratio
+from sparsight.rl.statistics import bootstrap_mean, bootstrap_ratio
 from sparsight.types import ImageVolume, Question, TokenGrid
 
 Step = Callable[[str, int, int], None]
@@ -96,19 +97,7 @@ def measure(config: ModelConfig, asked: Sequence[Asked], *, seed: int, on_step: 
 
 def card(report: dict[str, Any]) -> str:
     """The report as a page to keep beside the model."""
-    lines = [
-        f"# Quantization of {report['model']}",
-        "",
-        f"`sparsight bench quantization`, {report['made'][:10]}, {report['n']} questions of {report['groups']} groups, "
-        f"seed {report['seed']}. Intervals: 95 % bootstrap over groups; ratios are paired.",
-        "",
-        "| quantization | tokens kept | KL, nats | same first token | accuracy | to the published model's |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in report["rows"]:
-        cells = [_words(row[name]) for name in ("kl", "agreement", "accuracy", "ratio")]
-        lines.append(f"| {row['quantization']} | {row['share']:.0%} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([f"# Quantization of {report['model']}", "", how(report), "", *table(report["rows"])]) + "\n"
 
 
 @torch.inference_mode()
@@ -147,8 +136,3 @@ def _row(
         "accuracy": asdict(bootstrap_mean(over, groups=of, seed=seed)),
         "ratio": asdict(bootstrap_ratio(over, under, groups=of, seed=seed)),
     }
-
-
-def _words(interval: dict[str, Any]) -> str:
-    value = Interval(**interval)
-    return "-" if np.isnan(value.mean) else f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"

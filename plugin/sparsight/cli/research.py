@@ -257,8 +257,10 @@ def quantization(
         out.with_suffix(".md").write_text(card(report), encoding="utf-8")
     if json:
         emit_json(report)
-    else:
-        console.print(card(report), markup=False)
+        return
+    console.print(card(report), markup=False)
+    if out:
+        console.print(f"For cards and bundles to repeat it, in the reader's file: quantization_figures: {out.name}")
 
 
 def credit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -56,8 +57,11 @@ def metadata(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def readme(manifest: Manifest, card: str | None = None, rank: int = 0) -> str:
-    """docs/README.md: the card of the policy, and that of the reader after it. rank: of the policy's LoRA; 0: none."""
+def readme(manifest: Manifest, card: str | None = None, rank: int = 0, measured: Sequence[str] = ()) -> str:
+    """docs/README.md: the card of the policy, and that of the reader after it. rank: of the policy's LoRA; 0: none.
+
+    measured: what is known of a model's quantization (model.quantized).
+    """
     policy, reader = manifest.policy, manifest.reader
     without = isinstance(reader, ModelEntry)
     place = "that of the site itself, set up as below" if without else f"`{READER}/`"
@@ -95,7 +99,7 @@ def readme(manifest: Manifest, card: str | None = None, rank: int = 0) -> str:
         "",
         "## The reader",
         "",
-        *(_model(reader) if isinstance(reader, ModelEntry) else [_card(card, reader.id)]),
+        *([*_model(reader), "", *measured] if isinstance(reader, ModelEntry) else [_card(card, reader.id)]),
         "",
     ]
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sparsight.config import ReaderSettings
+from sparsight.config import ModelConfig, ReaderSettings
 from sparsight.errors import InputError, WeightsError
 from sparsight.exchange.check import check_model_policy, check_nano_policy
 from sparsight.exchange.layout import SETTINGS, Manifest, ModelEntry, NanoEntry
@@ -35,10 +35,11 @@ class NanoHere:
 
 @dataclass(frozen=True, eq=False)
 class ModelHere:
-    """A model of the site's own. shell: without its weights."""
+    """A model of the site's own, as its configuration has it. shell: without its weights."""
 
     entry: ModelEntry
     shell: Any
+    config: ModelConfig
 
     def check_policy(self, data: bytes) -> Arrays:
         """The arrays of a policy for this reader, an adapter of its language stream among them. Raises BundleError."""
@@ -59,7 +60,7 @@ def site_reader(name: str) -> Here:
     model = shell(config)
     told = {name: getattr(config, name) for name in ReaderSettings.model_fields}
     told |= {"name": id_.rpartition("-")[0], "family": model.config.model_type}
-    return ModelHere(ModelEntry(id=id_, sha256=sha256, settings=ReaderSettings(**told)), model)
+    return ModelHere(ModelEntry(id=id_, sha256=sha256, settings=ReaderSettings(**told)), model, config)
 
 
 def check_same(here: Here, manifest: Manifest) -> None:

@@ -29,6 +29,7 @@ from sparsight.exchange.layout import (
     check_site,
 )
 from sparsight.exchange.site import Here, NanoHere, check_same, other_habits, site_reader
+from sparsight.model import quantized
 from sparsight.model.completions import adapter_of, rank_of
 from sparsight.model.nano.weights import CARD
 from sparsight.service import Service
@@ -116,11 +117,12 @@ def bundle_files(here: Here, version: PolicyVersion, weights: bytes, site: str |
     )
     reader = here.files if isinstance(here, NanoHere) else {}
     card = reader[CARD].decode("utf-8", "replace") if CARD in reader else None
+    measured = [] if isinstance(here, NanoHere) else quantized.told(here.config, entry.sha256)
     files = {
         LICENSE: licence(),
         METADATA: as_json(metadata(manifest)),
         **manifest.configs(),
-        README: readme(manifest, card, rank_of(adapter_of(arrays))).encode(),
+        README: readme(manifest, card, rank_of(adapter_of(arrays)), measured).encode(),
         POLICY: weights,
         **{f"{READER}/{name}": data for name, data in reader.items()},
     }

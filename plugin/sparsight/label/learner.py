@@ -48,7 +48,7 @@ def read_stats(path: Path) -> dict[str, Any]:
 def learn(service: Callable[[], Service], path: Path) -> dict[str, Any]:
     """Learn; returns the outcome, and keeps the file at `path` up to date.
 
-    Raises SparsightError; the store is the queue, so a job that was killed begins anew and nothing is lost.
+    Raises SparsightError; the store is the queue, so a job that was killed is done again and nothing is lost.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from sparsight.sim import KINDS
 from sparsight.types import Case, Question
 
 _LOG = logging.getLogger(__name__)
-_SETS = ("vqa_rad",)  # real rows that it learns from
+_MOST_REAL = 300  # images of a real set: each takes two megabytes for as long as it trains
 _REAL = 0.25  # share of the images of a language step that are real
 _RANK = 8  # of LoRA
 _PLACES = ("upper", "lower", "left", "right")
@@ -85,8 +86,9 @@ def train_smol(
 ) -> dict[str, Any]:
     """Train, write to `out/smol`, measure, and write the card; returns its figures. Log: out/train.log.
 
-    data: a folder of data folders, of which train rows of VQA-RAD are learned from and val rows measured on. base: the
-    converted folder. Raises ConfigError, DataError before anything is trained; WeightsError without the base.
+    data: a folder of data folders, whose train rows are learned from (`sources.folders`); of VQA-RAD val rows are
+    measured on. base: the converted folder. Raises ConfigError, DataError before anything is trained; WeightsError
+    without the base.
     """
     if size not in SMOL_SIZES:
         raise ConfigError(f"size {size[:20]!r}", expected="full, small", todo="choose one of these")
@@ -145,7 +147,8 @@ class _Recipe:
         self.images: dict[str, int] = {}
         self.r2 = 0.0
         own = asdict(size)
-        self.run = f"smol {reader.sha256} seed {seed} data {bool(data)} scenes {own['scenes']}"
+        sets = " ".join(folder.name for folder in sources.folders(data))
+        self.run = f"smol {reader.sha256} seed {seed} data {sets} scenes {own['scenes']}"
         self.run += f" neck {own['neck_steps']} x {own['neck_batch']}"
         torch.manual_seed(seed)
         self.tower = deepcopy(tower_of(reader)).float()
@@ -157,9 +160,10 @@ class _Recipe:
     def train(self) -> dict[str, Any]:
         """All stages; returns the arrays of the policy with the adapter."""
         with self._timed("images"):
-            sim = self._pictures(cases for _, cases in self._scenes(0, self.size.scenes))
-            real = self._pictures(sources.by_image(self._real()))
-        self.images = {"simulated": len(sim), "real": len(real)}
+            sim = list(self._pictures(cases for _, cases in self._scenes(0, self.size.scenes)))
+            own = self.real_pictures()
+        self.images = {"simulated": len(sim)} | {name: len(some) for name, some in own.items()}
+        real = [one for some in own.values() for one in some]
         with self._timed("neck"):
             self._fit_neck(sim)
         for one in [*sim, *real]:
@@ -170,7 +174,7 @@ class _Recipe:
         with self._timed("language"):
             self._fit_language(language.module, sim, real)
         self._lay_over()
-        del sim, real
+        del sim, real, own
         with self._timed("policy"):
             policy = self._policy()
         return policy.to_arrays() | language.to_arrays()
@@ -178,12 +182,16 @@ class _Recipe:
     def _scenes(self, first: int, n: int) -> Iterator[tuple[str, Sequence[Case]]]:
         return sources.scenes("train", first, n, self.seed, self.data, self.tell, asked=sources.QUESTIONS)
 
-    def _real(self) -> list[Case]:
-        folders = [self.data / name for name in _SETS if (self.data / name).is_dir()] if self.data else []
-        return [case for folder in folders for case in sources.real_cases(folder, "train")]
+    def real_pictures(self) -> dict[str, list[Picture]]:
+        """The first single images of the train rows of every set that is there, by its name."""
+        found = {}
+        for folder in sources.folders(self.data):
+            images = self._pictures(sources.by_image(sources.real_cases(folder, "train")))
+            found[folder.name] = list(islice(images, _MOST_REAL))
+        return found
 
-    def _pictures(self, cases: Any) -> list[Picture]:
-        return [one for same in cases if (one := picture(self.reader, same)) is not None]
+    def _pictures(self, cases: Iterable[Sequence[Case]]) -> Iterator[Picture]:
+        return (one for same in cases if (one := picture(self.reader, same)) is not None)
 
     def _fit_neck(self, pictures: list[Picture]) -> None:
         """Multiple-instance learning from answers, as in recipe.encoder_stage, on what EfficientNet sees."""

@@ -93,7 +93,8 @@ def by_prefix(reader: Reader, posed: Sequence[Posed]) -> list[Said]:
 def write_card(folder: Path, figures: dict[str, Any]) -> None:
     """Write card.md and figures.json beside the weights."""
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    lines = [_HEAD.format(seed=figures["seed"]), "## Figures", ""]
+    sets = ", ".join(name for name in figures["images"] if name != "simulated") or "none"
+    lines = [_HEAD.format(seed=figures["seed"], sets=sets), "## Figures", ""]
     measured = {name: part for name, part in figures.items() if isinstance(part, dict) and "rows" in part}
     if not measured:
         lines += ["Not measured.", ""]
@@ -117,8 +118,8 @@ EfficientNet-Lite0 (ImageNet) and SmolLM2-135M-Instruct (4-bit, as its wheel has
 ours are the neck and connector between them, LoRA of rank 8 on SmolLM2, and the token policy (seed {seed}). Research
 use only; not a medical device.
 
-- **Supervision.** Questions with answers: simulated ones with rationales, and train rows of VQA-RAD (CC0) where a data
-  folder was given. No mask or box.
+- **Supervision.** Questions with answers: simulated ones with rationales, and train rows of these sets, each under
+  terms of its own: {sets}. No mask or box.
 - **Spatial priors.** "Upper left" and its like name that part of an image (neck, warm start of the policy); the
   connector begins by saying SmolLM2's words for the quadrant a token lies in; tokens carry sines and cosines of their
   place.

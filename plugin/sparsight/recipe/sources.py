@@ -40,6 +40,11 @@ _EASY = ("synthetic_chest", "synthetic_brain", "synthetic_tissue")
 Tell = Callable[[str, int, int], None]
 
 
+def folders(data: Path | None) -> list[Path]:
+    """The sets that training knows, those of them that are there."""
+    return [data / name for name in (*REAL, *PUBLISHED) if (data / name).is_dir()] if data else []
+
+
 def check_data(data: Path | None) -> None:
     """Check all rows that training and its measurements will ask for, in seconds, before anything is drawn or trained.
 
@@ -50,19 +55,19 @@ def check_data(data: Path | None) -> None:
         return
     if not data.is_dir():
         raise DataError("a data folder that is not there", expected="a folder of data folders", todo="check --data")
-    found = [name for name in (*REAL, *PUBLISHED) if (data / name).is_dir()]
+    found = folders(data)
     if not found:
         raise DataError(
             "a data folder without a set that training knows",
             expected=f"one of the folders {', '.join((*REAL, *PUBLISHED))}",
             todo="check --data, or leave it out to train on simulated images only",
         )
-    for name in found:
+    for folder in found:
         try:
             for split in ("train", "val"):
-                _check_split(data / name, split)
+                _check_split(folder, split)
         except DataError as error:
-            raise DataError(f"{name}: {error.given}", expected=error.expected, todo=error.todo) from error
+            raise DataError(f"{folder.name}: {error.given}", expected=error.expected, todo=error.todo) from error
 
 
 def _check_split(folder: Path, split: str) -> None:
@@ -191,12 +196,12 @@ def real(
     keep: (set, group) -> whether rows of that group are wanted; None: all.
     """
     pool = Pool()
-    folders = [data / name for name in (*REAL, *PUBLISHED) if (data / name).is_dir()] if data else []
-    for number, folder in enumerate(folders):
+    found = folders(data)
+    for number, folder in enumerate(found):
         for cases in by_image(real_cases(folder, split)):
             wanted = [case for case in cases if keep is None or keep(folder.name, case.group)]
             pool.add(wanted, folder.name, scoring=scoring)
-        tell(f"read {split} rows", number + 1, len(folders))
+        tell(f"read {split} rows", number + 1, len(found))
     return pool
 
 

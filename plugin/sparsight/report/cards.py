@@ -9,6 +9,8 @@ from pathlib import Path
 import sparsight
 from sparsight.errors import SparsightError
 from sparsight.imaging.whole import whole
+from sparsight.model import is_nano, model_config
+from sparsight.model.quantized import told
 from sparsight.report.gather import gate_of
 from sparsight.service import Service
 from sparsight.types import Feedback, PolicyVersion
@@ -66,6 +68,7 @@ def model_card(service: Service, version: PolicyVersion) -> str:
             "",
             *reasons,
             "",
+            *_reader(service),
             "## Limits",
             "",
             "- It was not measured on patients other than those of the corrections; strata below 20 questions were not",
@@ -120,6 +123,15 @@ def _made(service: Service, version: PolicyVersion) -> list[str]:
         f"{learn.steps} steps, {learn.group} subsets a question, shares "
         f"{', '.join(f'{b:g}' for b in learn.budgets)} of the tokens, seed {learn.seed}.",
     ]
+
+
+def _reader(service: Service) -> list[str]:
+    """What a model of one's own is known to lose by how it is loaded; of nano its own card says all."""
+    name = service.config.serve.reader
+    if is_nano(name):
+        return []
+    lines = told(model_config(name), service.reader.sha256)
+    return ["## Its reader", "", *lines, *(f"It was {note}." for note in getattr(service.reader, "notes", ())), ""]
 
 
 def _checks(version: PolicyVersion) -> list[list[str]]:

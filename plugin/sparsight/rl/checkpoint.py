@@ -9,22 +9,28 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from sparsight.rl.ranks import Ranks
+
+SAVE_EVERY = 10  # steps
 
 
 def save_checkpoint(
     path: Path, fingerprint: str, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], step: int
 ) -> None:
-    """Write weights, optimizers' moments and the step. A kill in between leaves the previous checkpoint whole."""
+    """Write weights, optimizers' moments and the step. A kill in between leaves the previous checkpoint whole.
+
+    Raises OSError.
+    """
     tensors: dict[str, Tensor] = {f"weights.{name}": value for name, value in module.state_dict().items()}
     for number, optimizer in enumerate(optimizers):
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"{_part(number)}.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     partial = path.with_suffix(".partial")
-    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, partial, {"run": fingerprint, "step": str(step)})
+    whole = {name: value.contiguous().clone() for name, value in tensors.items()}
+    partial.write_bytes(save(whole, {"run": fingerprint, "step": str(step)}))
     partial.replace(path)
 
 

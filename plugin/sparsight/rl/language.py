@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from sparsight.model.completions import Completion, LanguagePolicy, Prompt, Spok
 from sparsight.model.protocols import Selector
 from sparsight.model.selectors import AllSelector
 from sparsight.rl import objective, rewards
-from sparsight.rl.checkpoint import resume, save_checkpoint
+from sparsight.rl.checkpoint import SAVE_EVERY, resume, save_checkpoint
 from sparsight.rl.ranks import ALONE, Ranks
 from sparsight.rl.rewards import RewardWeights
 from sparsight.rl.trainer import Example
@@ -33,7 +33,6 @@ from sparsight.types import Question, TokenGrid
 _CLIP = 0.2, 0.28  # low and high (DAPO's clip-higher)
 _CHUNK_TOKENS = 16_384  # visual tokens of one forward: bounds memory
 _CHUNK_LOGITS = 2**28  # of one forward: 1 GiB, of which a step holds several
-_SAVE_EVERY = 10  # steps
 _PATIENCE = 10  # steps in a row before a collapse is called one
 _FLAT_CREDIT = 1e-5  # largest advantage of any text of the batch
 _FLAT_ENTROPY = 1e-3  # nats of a token
@@ -141,7 +140,7 @@ def train_language(
             done = run.step(step, began)
             history.append(done)
             finished = watch.finished(done, run.largest_credit)
-            if (step + 1) % _SAVE_EVERY == 0 and watch.calm:  # what may prove to be a collapse is not kept
+            if (step + 1) % SAVE_EVERY == 0 and watch.calm:  # what may prove to be a collapse is not kept
                 good = deepcopy(module.state_dict())
                 if checkpoint:
                     save_checkpoint(checkpoint, run.fingerprint, module, [run.optimizer], step + 1)
@@ -202,7 +201,7 @@ class _Run:
         self.learned = learned
         self.optimizer = torch.optim.Adam(learned, lr=config.lr, betas=(0.9, 0.99))
         self.largest_credit = 0.0
-        self.fingerprint = _fingerprint(language.module, selector, examples, config, weights, seed)
+        self.fingerprint = fingerprint(language.module, selector, examples, (config, weights, seed))
 
     def step(self, step: int, began: float) -> LanguageStep:
         """One batch: draw subsets, write, score, move."""
@@ -388,16 +387,9 @@ def _width(asked: _Asked) -> int:
     return len(asked.prompts) * (max(len(p.keep) for p in asked.prompts) + 32)
 
 
-def _fingerprint(
-    module: nn.Module,
-    selector: Selector,
-    examples: list[Example],
-    config: LanguageConfig,
-    weights: RewardWeights,
-    seed: int,
-) -> str:
+def fingerprint(module: nn.Module, selector: Selector, examples: Sequence[Example], settings: tuple[Any, ...]) -> str:
     """Names one run: the same start, visual stream, data and settings."""
-    digest = hashlib.sha256(repr((config, weights, seed, selector.id, len(examples))).encode())
+    digest = hashlib.sha256(repr((*settings, selector.id, len(examples))).encode())
     for value in module.state_dict().values():
         digest.update(value.detach().cpu().numpy().tobytes())
     digest.update(_looks(selector, examples[0].grid, examples[0].question))

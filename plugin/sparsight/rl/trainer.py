@@ -25,7 +25,7 @@ from sparsight.model import coarse, plackett_luce
 from sparsight.model.policy import TokenPolicy, slice_tokens
 from sparsight.model.protocols import Reader, ScoreRequest
 from sparsight.rl import rewards
-from sparsight.rl.checkpoint import resume, save_checkpoint
+from sparsight.rl.checkpoint import SAVE_EVERY, resume, save_checkpoint
 from sparsight.rl.objective import group_advantages, surrogate
 from sparsight.rl.ranks import ALONE, Ranks
 from sparsight.rl.rewards import Marks
@@ -34,7 +34,6 @@ from sparsight.types import Question, TokenGrid
 _CLIP = 0.2, 0.28  # low and high (DAPO's clip-higher)
 _SLICES = 12  # of a volume, scored with gradients in one step
 _MAX_K = 256  # tokens in one training subset; a policy learned at one budget ranks well at others
-_SAVE_EVERY = 10  # steps
 _LEARNED = 0.01  # of a reward, by which it is more than at the start
 _PATIENCE = 10  # steps in a row before a collapse is called one
 _FLAT_REWARD = 1e-5  # largest spread within any group of the batch
@@ -126,7 +125,7 @@ def train_policy(
             done = run.step(step, began)
             history.append(done)
             finished = watch.finished(done, run.largest_spread, run.log_n, run.learned)
-            if (step + 1) % _SAVE_EVERY == 0 and watch.calm:  # what may prove to be a collapse is not kept
+            if (step + 1) % SAVE_EVERY == 0 and watch.calm:  # what may prove to be a collapse is not kept
                 good = deepcopy(policy.state_dict())
                 if checkpoint:
                     save_checkpoint(checkpoint, run.fingerprint, policy, [run.optimizer], step + 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from sparsight.model.completions import Completion, LanguagePolicy, Prompt
 from sparsight.model.protocols import Selector
 from sparsight.model.selectors import AllSelector
 from sparsight.rl import objective
-from sparsight.rl.checkpoint import start_alike
+from sparsight.rl.checkpoint import SAVE_EVERY, resume, save_checkpoint, start_alike
+from sparsight.rl.language import fingerprint
 from sparsight.rl.ranks import ALONE, Ranks
 from sparsight.rl.trainer import Example
 
@@ -58,15 +60,18 @@ def tune_language(
     config: TuningConfig = TuningConfig(),
     seed: int = 0,
     on_step: Callable[[TuningStep], None] = lambda step: None,
+    checkpoint: Path | None = None,
     ranks: Ranks = ALONE,
 ) -> list[TuningStep]:
-    """Train `language.module` in place. Random states depend on (seed, step) only.
+    """Train `language.module` in place; the steps of this call. Random states depend on (seed, step) only.
 
-    selector: frozen; its draws with a seed are the subsets. ranks: processes that all call this with the same
-    arguments (rl.ranks); on_step is the first one's. Raises DataError for examples without an answer, QuestionError for
-    one that is too long, ConfigError for fewer questions than processes, TrainingError for a loss that is no number:
-    the weights are then as before that step.
+    selector: frozen; its draws with a seed are the subsets. checkpoint: written every 10 steps, resumed from when it
+    belongs to the same run, removed at the end. ranks: processes that all call this with the same arguments (rl.ranks);
+    checkpoint and on_step are the first one's. Raises DataError for examples without an answer, QuestionError for one
+    that is too long, ConfigError for fewer questions than processes, TrainingError for a loss that is no number: the
+    weights are then as before that step.
     """
+    checkpoint = None if ranks.rank else checkpoint
     ranks.check(config.batch)
     if not examples or any(e.answer is None for e in examples):
         raise DataError("examples without a right answer", expected="one each", todo="leave the others out")
@@ -76,10 +81,12 @@ def tune_language(
     optimizer = torch.optim.Adam(learned, lr=config.lr, betas=(0.9, 0.99))
     start_alike(language.module, [optimizer], ranks)
     whole, reference = AllSelector(language.max_tokens), language.frozen()
+    run = fingerprint(language.module, selector, examples, (config, seed))
+    start = resume(checkpoint, run, language.module, [optimizer], ranks)
     history = []
     language.module.train()
     try:
-        for step in range(config.steps):
+        for step in range(start, config.steps):
             asked = _ask(language, selector, whole, examples, config, np.random.default_rng([seed, step]))
             optimizer.zero_grad(set_to_none=True)
             told = ranks.everyone(partial(_learn, language, reference, asked, ranks, config.kl))
@@ -92,10 +99,14 @@ def tune_language(
             optimizer.step()
             loss, drift = (sum(parts) for parts in zip(*told, strict=True))
             history.append(TuningStep(step + 1, config.steps, loss, drift))
+            if checkpoint and (step + 1) % SAVE_EVERY == 0:
+                save_checkpoint(checkpoint, run, language.module, [optimizer], step + 1)
             if ranks.rank == 0:
                 on_step(history[-1])
     finally:
         language.module.eval()
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
     return history
 
 

@@ -5,9 +5,10 @@ It knows no store: what it needs is in the Lesson, what comes of it in Taught.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,18 +78,26 @@ class Taught:
     said: tuple[str, ...]
 
 
-def teach(reader: Reader, ranks: Ranks, lesson: Lesson, on_step: Step = lambda *_: None) -> Taught | None:
+def teach(
+    reader: Reader,
+    ranks: Ranks,
+    lesson: Lesson,
+    on_step: Step = lambda *_: None,
+    checkpoints: Path | None = None,
+) -> Taught | None:
     """Train a candidate, in all processes, and measure it, in the first one; None in the others.
 
-    It ends with the candidate's adapter on the reader. Raises ConfigError, before anything is trained, where the
-    sentinel set is another than gate.yaml names.
+    It ends with the candidate's adapter on the reader. checkpoints: a folder; where the same lesson was broken off
+    before, the part of the training that it was in is gone on with, and those before are done anew. Raises ConfigError,
+    before anything is trained, where the sentinel set is another than gate.yaml names.
     """
     reader.adapt(lesson.adapter)
     measures = not ranks.rank or ranks.in_step
     probes = sentinel.simulated(reader, "val", lesson.gate.sentinel, lesson.gate.sentinel_seed, on_step)
     named = _frozen(probes, lesson.gate)
-    candidate = _train(reader, ranks, lesson, on_step)
-    adapter, said = _write(reader, ranks, lesson, candidate, on_step)
+    running = {part: checkpoints and checkpoints / f"{part}.safetensors" for part in ("policy", "tuning", "language")}
+    candidate = _train(reader, ranks, lesson, on_step, running["policy"])
+    adapter, said = _write(reader, ranks, lesson, candidate, on_step, running)
     if not measures:
         return None
     return Taught(candidate, adapter, _measure(reader, lesson, candidate, adapter, probes, on_step), named, said)
@@ -99,7 +108,7 @@ def read(reader: Reader, ranks: Ranks, question: Question) -> None:  # noqa: ARG
     reader.embed(question)
 
 
-def _train(reader: Reader, ranks: Ranks, lesson: Lesson, on_step: Step) -> TokenPolicy:
+def _train(reader: Reader, ranks: Ranks, lesson: Lesson, on_step: Step, checkpoint: Path | None) -> TokenPolicy:
     probes = sentinel.simulated(reader, "train", _REPLAY, _REPLAY_SEED, on_step)
     earlier = [replace(c.example, is_replay=True) for c in lesson.known]
     earlier += [Example(p.grid, p.question, p.answer, is_replay=True) for p in probes]
@@ -112,13 +121,19 @@ def _train(reader: Reader, ranks: Ranks, lesson: Lesson, on_step: Step) -> Token
         anchor=lesson.live,
         seed=lesson.learn.seed,
         on_step=lambda step: on_step("step", step.step, step.steps),
+        checkpoint=checkpoint,
         ranks=ranks,
     )
     return candidate
 
 
 def _write(
-    reader: Reader, ranks: Ranks, lesson: Lesson, candidate: TokenPolicy, on_step: Step
+    reader: Reader,
+    ranks: Ranks,
+    lesson: Lesson,
+    candidate: TokenPolicy,
+    on_step: Step,
+    running: Mapping[str, Path | None],
 ) -> tuple[Arrays, tuple[str, ...]]:
     """Train the language stream's adapter on what the candidate keeps; the adapter, and what there is to say of it.
 
@@ -141,6 +156,7 @@ def _write(
                 config=TuningConfig(steps=learn.tuning_steps, budgets=learn.budgets, lr=learn.tuning_lr),
                 seed=learn.seed,
                 on_step=lambda step: on_step("tuning", step.step, step.steps),
+                checkpoint=running["tuning"],
                 ranks=ranks,
             )
         if learn.language_steps:
@@ -151,6 +167,7 @@ def _write(
                 config=LanguageConfig(steps=learn.language_steps, budgets=learn.budgets, lr=learn.language_lr),
                 seed=learn.seed,
                 on_step=lambda step: on_step("language", step.step, step.steps),
+                checkpoint=running["language"],
                 ranks=ranks,
             )
     except TrainingError as error:

@@ -6,15 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from published_sets import BUILD, dump
+from published_sets import picture as draw
 from sparsight.config import ModelConfig
 from sparsight.errors import ConfigError
 from sparsight.model import ScoreRequest, load_policy, load_reader
 from sparsight.model.hf.proofs import pattern
 from sparsight.model.smol import SETTINGS
-from sparsight.model.smol.load import CARD, load_smol
+from sparsight.model.smol.load import CARD, load_base, load_smol
 from sparsight.recipe import smol
 from sparsight.recipe.smol import probed, train_smol
 from sparsight.recipe.smol_rows import Taught, answers_loss, picture, spelled, tokens_of, tower_of
+from sparsight.recipe.sources import LEFT_OUT
 from sparsight.types import Case, Question
 from tiny_smol import save_base, save_trained
 
@@ -95,6 +98,36 @@ def test_every_stage_runs_and_a_second_call_resumes(
     assert not {"neck", "connector", "language"} & set(steps)
     assert {p.name: p.read_bytes() for p in (tmp_path / "smol").glob("*.safetensors")} == before
     assert "Not measured." in (tmp_path / "smol" / CARD).read_text()
+
+
+def test_it_learns_from_every_set_that_is_there(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In layouts of ours and of their authors; volumes, the patient that is left out, and a set's later images not."""
+    for name, of in (("vqa_rad", "VQA-RAD"), ("slake", "SLAKE"), ("path_vqa", "PathVQA")):
+        (tmp_path / name).mkdir()
+        BUILD[of](tmp_path / name)
+    rows = [
+        {"id": f"{group}-{answer}", "image": f"{group}.png", "question": "Is it bright?", "answer": answer}
+        | {"answer_type": "yesno", "split": "train", "group": group}
+        for group in ("ms-x07", LEFT_OUT["ms_flair"])
+        for answer in ("yes", "no")
+    ]
+    dump(tmp_path / "ms_flair" / "data.jsonl", rows)
+    for row in rows:
+        draw(tmp_path / "ms_flair" / row["image"])
+    reader = load_base(base, ModelConfig(**SETTINGS))
+    recipe = smol._Recipe(tmp_path, tmp_path, 0, smol.SMOL_SIZES["tiny"], reader, lambda *_: None)
+    found = recipe.real_pictures()
+    assert {name: [len(one.taught) for one in some] for name, some in found.items()} == {
+        "ms_flair": [2],
+        "vqa_rad": [1, 1],
+        "slake": [3],
+        "path_vqa": [2],
+    }
+    monkeypatch.setattr(smol, "_MOST_REAL", 1)
+    assert {len(some) for some in recipe.real_pictures().values()} == {1}
+    without = smol._Recipe(tmp_path, tmp_path / "images", 0, smol.SMOL_SIZES["tiny"], reader, lambda *_: None)
+    assert without.real_pictures() == {}
+    assert without.run != recipe.run  # a checkpoint of other sets is another run's
 
 
 def test_an_unknown_size_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 import json
 import re
 import shutil
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from sparsight.errors import ConfigError, ConflictError, WeightsError
 from sparsight.model import base_policy, load_base_policy
 from sparsight.model.nano.reader import NanoReader
 from sparsight.model.nano.weights import save_policy
+from sparsight.model.protocols import ScoreRequest
 from sparsight.reply import learn_json, policy_json
 from sparsight.report.cards import model_card
-from sparsight.service import Service
+from sparsight.service import Progress, Service
 from sparsight.service.learning import Learner, untried
 from sparsight.types import Episode, ImageVolume, Mark
 
@@ -46,6 +48,42 @@ class TestLearn:
         episode = service.ask(make_picture(6), QUESTION).episode
         service.correct(feedback(episode, episode.id, "amend", answer="yes"))
         assert new() == 1
+
+    def test_a_learning_that_was_broken_off_goes_on(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+        """And ends at the candidate that one in one piece makes; with one more correction it begins anew."""
+        learn = config.learn.model_copy(update={"steps": 14})
+        config = config.model_copy(update={"learn": learn})
+        made, seen = [], list[int]()
+
+        def score(requests: Sequence[ScoreRequest]) -> list[torch.Tensor]:
+            """To an untrained reader all subsets are worth the same: nothing would be kept."""
+            return [-one.keeps.float().mean(1) / one.grid.n for one in requests]
+
+        def until(progress: Progress, last: int = 12) -> None:
+            if progress.stage == "step":
+                seen.append(progress.done)
+                if progress.done == last:
+                    raise KeyboardInterrupt
+
+        for broken_off, more in ((False, 0), (True, 0), (True, 1)):
+            own = config.model_copy(update={"home": config.home / f"{broken_off}-{more}"})
+            with closing(Service(own)) as service:
+                monkeypatch.setattr(service.reader, "score", score)
+                lessons(service, 6)
+                if broken_off:
+                    with pytest.raises(KeyboardInterrupt):
+                        service.learn(on_progress=until)
+                    seen.clear()
+                if more:
+                    episode = service.ask(make_picture(6), QUESTION).episode
+                    service.correct(feedback(episode, "k6", answer="yes"))
+                made.append(service.learn(on_progress=lambda told: until(told, last=0)).candidate)
+            assert seen[0] == (11 if broken_off and not more else 1)
+            assert not list((own.home / "learning").rglob("*.safetensors"))
+            seen.clear()
+        assert made[0] is not None
+        assert made[1] is not None
+        assert made[0].sha256 == made[1].sha256
 
     def test_bare_rejections_are_learned_from(self, service: Service) -> None:
         asked = [service.ask(make_picture(seed), QUESTION).episode for seed in range(7)]

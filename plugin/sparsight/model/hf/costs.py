@@ -7,13 +7,15 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from sparsight.model.hf.families import Family, family_of
+from sparsight.model.hf.families import Family, Rows, family_of
 from sparsight.model.hf.load import Quantization, untouched
 from sparsight.model.hf.proofs import pattern
 from sparsight.model.hf.reader import HFReader
@@ -30,6 +32,7 @@ _SPARE = 1.1  # of computed memory, for what comes and goes
 class Cost:
     """At one share of the tokens of one picture. kv_bytes: keys and values of the whole prompt, bfloat16.
 
+    What the prompt holds beside the kept tokens (ends of lines; with all of them, the coarse view) is counted, too.
     prefill_flops: of the language stream, multiply and add counted apart.
     """
 
@@ -49,30 +52,42 @@ class Computed:
     tokens: int  # visual tokens of one square picture
     weights_bytes: dict[str, int]
     costs: tuple[Cost, ...]
+    longest_kv_bytes: int  # of the longest prompt: one whole picture, or as much of a volume as may be kept
 
     def memory_bytes(self, quantization: str) -> int:
-        """That must be free: weights, keys and values of one whole picture, and a tenth for what comes and goes."""
-        return int(_SPARE * (self.weights_bytes[quantization] + self.costs[0].kv_bytes))
+        """That must be free: weights, keys and values of the longest prompt, and a tenth for what comes and goes."""
+        return int(_SPARE * (self.weights_bytes[quantization] + self.longest_kv_bytes))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of an answer: milliseconds (of decoding: for each token), and the most memory that was held in it.
+
+    Of the GPU, where there is one, else of this process, all that it had loaded included.
+    """
+
+    ms: float
+    peak_bytes: int
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Medians of a loaded model, milliseconds, at one share. first_token: encoding, selection and prefill together."""
+    """Of a loaded model at one share: medians of times, the most of memory."""
 
     share: float
     kept: int
-    encode_ms: float
-    prefill_ms: float
-    token_ms: float
+    encode: Stage
+    prefill: Stage
+    decode: Stage
 
     @property
     def first_token_ms(self) -> float:
-        """Until the first token of an answer about a study that is new."""
-        return self.encode_ms + self.prefill_ms
+        """Until the first token of an answer about a study that is new: encoding and prefill together."""
+        return self.encode.ms + self.prefill.ms
 
 
-def compute(config: Any, pace: Pace = Pace()) -> Computed:  # noqa: B008 - frozen
-    """Costs of a model of this configuration, nothing allocated."""
+def compute(config: Any, pace: Pace = Pace(), most: int = 4096) -> Computed:  # noqa: B008 - frozen
+    """Costs of a model of this configuration, nothing allocated. most: visual tokens kept for one question."""
     family = family_of(config.model_type)
     with torch.device("meta"):
         shell = transformers.AutoModelForImageTextToText.from_config(config)
@@ -85,41 +100,42 @@ def compute(config: Any, pace: Pace = Pace()) -> Computed:  # noqa: B008 - froze
     total = sum(p.numel() for p in shell.parameters())
     weights: dict[str, int] = {q: int(2 * (total - small) + _BYTES[q] * small) for q in _BYTES}
     text = config.get_text_config()
-    n = tokens_of(family, config, pace)
+    rows = rows_of(family, config, pace)
+    n = rows.token.size
     linear = sum(p.numel() for n_, p in language.named_parameters() if p.ndim == 2 and "embed" not in n_)
-    costs = tuple(_cost(text, linear, share, max(1, round(share * n))) for share in SHARES)
-    return Computed(config.model_type, total, sum(p.numel() for p in language.parameters()), n, weights, costs)
+    costs = tuple(_cost(text, linear, share, max(1, round(share * n)), rows) for share in SHARES)
+    volume = min(most, pace.slices * rows_of(family, config, replace(pace, tiles=1)).token.size)
+    longest = TEXT + max(rows.total, volume)
+    parameters = sum(p.numel() for p in language.parameters())
+    return Computed(config.model_type, total, parameters, n, weights, costs, _kv_bytes(text, longest))
 
 
-def tokens_of(family: Family, config: Any, pace: Pace) -> int:
-    """Visual tokens of one square picture."""
-    fixed = family.side(config) is not None
-    along = family.along(config) * min(family.tiles, pace.tiles) if fixed else math.isqrt(pace.tokens)
-    return along * along
+def rows_of(family: Family, config: Any, pace: Pace) -> Rows:
+    """Feature rows of one square picture, in as many tiles as it is cut into."""
+    if family.side(config) is None:
+        along, tiles = math.isqrt(pace.tokens), 1
+    else:
+        tiles = min(family.tiles, pace.tiles)
+        along = family.along(config) * tiles
+    return family.rows(config, (along, along), (tiles, tiles), alone=True)
 
 
 def measure(reader: HFReader, repeats: int = 3, shares: Sequence[float] = SHARES) -> list[Measured]:
     """Time a reader on one square picture; the shares take turns, so that a busy moment hits all of them."""
     study = pattern(1, 256, 256)
     question = Question("Is there a bright spot?", "yes_no", ("yes", "no"))
-    encode = [_ms(lambda: reader.encode(study)) for _ in range(repeats)]
+    encode = _middle([_stage(lambda: reader.encode(study)) for _ in range(repeats)])
     grid = reader.encode(study)
     whole = reader.prompt(grid, question, True)
-    times: dict[float, list[tuple[float, float]]] = {share: [] for share in shares}
+    seen: dict[float, list[tuple[Stage, Stage]]] = {share: [] for share in shares}
     kept = {share: max(1, round(share * grid.n)) for share in shares}
     for _ in range(repeats):
         for share in shares:
             keep = torch.arange(grid.n)[:: max(1, grid.n // kept[share])][: kept[share]]
-            times[share].append(_write(reader, whole.keep(keep, reader.language.image)))
+            seen[share].append(_write(reader, whole.keep(keep, reader.language.image)))
     return [
-        Measured(
-            share,
-            kept[share],
-            statistics.median(encode),
-            statistics.median(first for first, _ in rows),
-            statistics.median(later for _, later in rows),
-        )
-        for share, rows in times.items()
+        Measured(share, kept[share], encode, *(_middle(stage) for stage in zip(*rows, strict=True)))
+        for share, rows in seen.items()
     ]
 
 
@@ -130,25 +146,51 @@ def peak_bytes() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _cost(text: Any, linear: int, share: float, kept: int) -> Cost:
+def _peak_anew() -> None:
+    """Let `peak_bytes` begin anew, where the system knows how (Linux, CUDA)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _cost(text: Any, linear: int, share: float, kept: int, rows: Rows) -> Cost:
     """2 operations for each weight and token; 4 h L^2 for scores and values of a causal layer, half of them masked."""
-    length = kept + TEXT
-    heads, layers = text.num_attention_heads, text.num_hidden_layers
-    head = getattr(text, "head_dim", None) or text.hidden_size // heads
-    kv = 2 * 2 * layers * text.num_key_value_heads * head * length
-    flops = 2.0 * linear * length + 2.0 * layers * heads * head * length * length
-    return Cost(share, kept, kv, flops)
+    length = TEXT + (rows.total if kept == rows.token.size else kept + len(rows.framing))
+    flops = 2.0 * linear * length + 2.0 * text.num_hidden_layers * text.num_attention_heads * _head(text) * length**2
+    return Cost(share, kept, _kv_bytes(text, length), flops)
 
 
-def _write(reader: HFReader, prompt: Any) -> tuple[float, float]:
-    """Milliseconds to the first token, and of one token after it."""
-    marks = [time.perf_counter()]
-    marks.extend(time.perf_counter() for _ in reader.language.write([prompt], 4))
-    later = (marks[-1] - marks[1]) / max(1, len(marks) - 2)
-    return 1e3 * (marks[1] - marks[0]), 1e3 * later
+def _kv_bytes(text: Any, length: int) -> int:
+    """Keys and values of a prompt in every layer, two bytes each."""
+    return int(2 * 2 * text.num_hidden_layers * text.num_key_value_heads * _head(text) * length)
 
 
-def _ms(call: Callable[[], object]) -> float:
+def _head(text: Any) -> int:
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+
+
+def _write(reader: HFReader, prompt: Any) -> tuple[Stage, Stage]:
+    """To the first token, and each of the tokens after it."""
+    steps = reader.language.write([prompt], 4)
+    first = _stage(lambda: next(steps))
+    count = 0
+
+    def rest() -> None:
+        nonlocal count
+        count = sum(1 for _ in steps)
+
+    later = _stage(rest)
+    return first, Stage(later.ms / max(1, count), later.peak_bytes)
+
+
+def _stage(call: Callable[[], object]) -> Stage:
+    _peak_anew()
     start = time.perf_counter()
     call()
-    return 1e3 * (time.perf_counter() - start)
+    return Stage(1e3 * (time.perf_counter() - start), peak_bytes())
+
+
+def _middle(stages: Sequence[Stage]) -> Stage:
+    return Stage(statistics.median(one.ms for one in stages), max(one.peak_bytes for one in stages))

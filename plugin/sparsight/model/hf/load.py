@@ -69,7 +69,7 @@ def load_model(folder: Path, config: ModelConfig, *, smaller: bool = True) -> HF
             family,
             _sha256(files, config, rung),
             name=_name(folder, config),
-            pace=_pace(config),
+            pace=pace_of(config),
             max_tokens=config.max_tokens,
             reasoning=config.reasoning_tokens,
             abstain_below=config.abstain_below,
@@ -213,13 +213,14 @@ def _name(folder: Path, config: ModelConfig) -> str:
     return config.name or re.sub("[^a-z0-9._-]+", "-", folder.resolve().name.lower()).strip("-") or "model"
 
 
-def _pace(config: ModelConfig) -> Pace:
+def pace_of(config: ModelConfig) -> Pace:
+    """How much of a study is looked at, as a configuration says."""
     return Pace(tokens=config.tokens_per_image, tiles=config.tiles, slices=config.slices)
 
 
 def _sha256(files: str, config: ModelConfig, rung: Quantization) -> str:
     """Of a reader: all that decides tokens and answers. files: `hash_folder`."""
-    return hashlib.sha256(f"{files} {rung} {config.dtype} {_pace(config)}".encode()).hexdigest()
+    return hashlib.sha256(f"{files} {rung} {config.dtype} {pace_of(config)}".encode()).hexdigest()
 
 
 def device_of(config: ModelConfig) -> str:

@@ -54,7 +54,12 @@ def prove(reader: HFReader, on_proof: Callable[[Proof], None] = lambda proof: No
                 Proof(
                     f"all tokens are the unmodified model, {where}", _identity(reader, study, whole), limit, "logits"
                 ),
-                Proof(f"pruning is masking, {where}", _masked(reader, whole, kept[0]), limit, "logits"),
+                Proof(
+                    f"pruning is masking, {where}",
+                    max(_masked(reader, whole, keep) for keep in kept[:3]),
+                    limit,
+                    "logits",
+                ),
                 Proof(f"rows of several lengths, {where}", _ragged(reader, whole, kept), limit, "logits"),
                 Proof(f"a cache changes nothing, {where}", _cached(reader, whole, kept), limit, "logits"),
             ]
@@ -80,7 +85,7 @@ def pattern(
 
 
 def _subsets(grid: TokenGrid) -> list[Tensor]:
-    """Four different subsets of different sizes."""
+    """Different subsets: a half, a fifth and a tenth of the tokens, and one token."""
     rng = torch.Generator().manual_seed(0)
     sizes = sorted({max(1, grid.n // 2), max(1, grid.n // 5), max(1, grid.n // 10), 1}, reverse=True)
     return [torch.randperm(grid.n, generator=rng)[:k].sort().values for k in sizes]
@@ -182,12 +187,20 @@ def _misplaced(reader: HFReader) -> float:
 
 
 def _checkpointed(reader: HFReader) -> float:
-    """Training passes with gradient checkpointing, which switches the cache off, against a pass without."""
+    """A training pass, which has no cache, against the same text read token by token behind one.
+
+    Only without a cache does transformers take the gaps of a pruned prompt for several sequences where the mask is
+    lost. So what it is compared with is right also where all passes lose it.
+    """
     grid = reader.encode(pattern(1, 96, 120))
     prompt = reader.prompt(grid, _QUESTION, False).keep(_subsets(grid)[1], reader.language.image)
     text = reader.language.ids(_TEXT)
     with torch.no_grad():
-        plain, _ = reader.language.log_p([prompt], [text])
+        behind = reader.language.begin(prompt)
+        steps = [behind.logits]
+        for token in text[:-1]:
+            behind.follow(torch.tensor([token], device=behind.logits.device))
+            steps.append(behind.logits)
     with checkpointing(reader.model):
         trained, _ = reader.language.log_p([prompt], [text])
-    return _apart(trained.detach(), plain)
+    return _apart(trained.detach(), torch.stack(steps, dim=1).log_softmax(-1))

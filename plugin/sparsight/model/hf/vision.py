@@ -28,6 +28,7 @@ from sparsight.model.hf.prompts import Layout
 from sparsight.types import ImageVolume, TokenGrid
 
 _LEAST = 64  # tokens of a picture
+_SHRUNK = 1.05  # pixels of an image that one of the picture stands for, along a side: less is rounding
 _PIXELS = "pixel_values", "pixel_attention_mask"
 _VISION = (*_PIXELS, "image_grid_thw", "image_sizes", "batch_num_images")
 
@@ -104,11 +105,16 @@ class Vision:
                 pace = smaller
 
     def notes(self, grid: TokenGrid) -> tuple[str, ...]:
-        """What a grid lacks because memory was full when it was encoded."""
-        if "smaller" not in grid.extras:
-            return ()
-        gd, gh, gw = grid.shape
-        return (f"seen at {gh} x {gw} tokens in {gd} slices only: the device's memory held no more",)
+        """What a grid lacks: by a full memory when it was encoded, and what was shrunk or passed over to be seen."""
+        (gd, gh, gw), (i, j, k) = grid.shape, grid.patch
+        less = []
+        if "smaller" in grid.extras:
+            less.append(f"seen at {gh} x {gw} tokens in {gd} slices only: the device's memory held no more")
+        if max(across := (j / self.patch, i / self.patch)) > _SHRUNK:
+            less.append(f"shrunk: a pixel that was seen is {across[0]:.1f} x {across[1]:.1f} of the image's")
+        if k > 1:
+            less.append(f"seen in {gd} of {round(gd * k)} slices, spread evenly")
+        return tuple(less)
 
     @torch.no_grad()
     def _encode(self, volume: ImageVolume, reader: str, pace: Pace) -> TokenGrid:
@@ -156,7 +162,7 @@ class Vision:
         depth = volume.shape[0]
         chosen = thinned(depth, pace.slices)
         looked = replace(volume, voxels=volume.voxels[chosen], sop_uids=()) if len(chosen) < depth else volume
-        prepared = prepare(looked, long_side=self._long_side(len(chosen) == 1, pace), patch=self.patch)
+        prepared = prepare(looked, long_side=self.long_side(len(chosen) == 1, pace), patch=self.patch)
         return Prepared(prepared.pixels, _spread(prepared.geometry, volume, len(chosen)))
 
     def _look(self, pixels: NDArray[np.float32]) -> tuple[Tensor, list[Tensor]]:
@@ -214,8 +220,8 @@ class Vision:
         where = [torch.from_numpy(part) for part in (token, framing, rest)]
         return Layout(where[0], where[1], where[2], placeholders, encoded)
 
-    def _long_side(self, single: bool, pace: Pace) -> int:
-        """Pixels of a picture's longer side."""
+    def long_side(self, single: bool, pace: Pace) -> int:
+        """Pixels of the longer side of a picture, as it is seen. single: it is no slice of a volume."""
         if self.seen is None:
             return self.patch * math.isqrt(pace.tokens)
         return self.seen * (min(self.family.tiles, pace.tiles) if single else 1)

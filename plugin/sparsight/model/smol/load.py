@@ -142,7 +142,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise WeightsError(
             "smol without its trained part: none is shipped" if folder == SHIPPED else "smol without its trained part",
             expected=f"a folder with {VISION}, {POLICY} and {MANIFEST}",
-            todo="make smol DATA=DIR OUT=OWN trains it; then name OWN/smol as the reader (docs/models.md#smol)",
+            todo="make smol DATA=DIR OUT=OWN trains it; then name OWN/smol as the reader (docs/smol.md)",
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(MANIFEST) from error

@@ -17,73 +17,21 @@ from sparsight.model import RandomSelector, ScoreRequest
 from sparsight.model.hf import proofs, tiny
 from sparsight.model.hf.answers import messages
 from sparsight.model.hf.families import FAMILIES, family_of
-from sparsight.model.hf.prompts import Layout
 from sparsight.model.hf.proofs import pattern, prove
 from sparsight.model.hf.reader import HFReader
 from sparsight.model.hf.tiny import families
 from sparsight.model.hf.vision import Pace, memory_full, thinned
 from sparsight.model.selectors import finish
 from sparsight.model.together import Work
-from sparsight.types import Question, Selection, TokenGrid
+from sparsight.types import ImageVolume, Question, Selection, TokenGrid
 
 from .conftest import Make
 
-TILED = [name for name in FAMILIES if FAMILIES[name].tiles > 1]
 YES_NO = Question("Is there a mass?", "yes_no", ("yes", "no"))
 
 
 def test_there_is_a_tiny_model_of_every_family() -> None:
     assert set(families()) == set(FAMILIES)
-
-
-@pytest.mark.parametrize(("family", "tiles"), [(f, 1) for f in FAMILIES] + [(f, 2) for f in TILED])
-def test_proofs_hold(reader_of: Make, family: str, tiles: int) -> None:
-    found = prove(reader_of(family, tiles))
-    assert len(found) == 12
-    assert not [proof for proof in found if not proof.passed]
-    assert sum("join and leave" in proof.name for proof in found) == 2
-    assert [proof.worst for proof in found if "unmodified" in proof.name] == [0.0, 0.0]  # on a CPU: to the bit
-
-
-@pytest.mark.parametrize(("family", "tiles"), [("llava", 1), ("gemma3", 1), ("paligemma", 1)] + [(f, 2) for f in TILED])
-def test_proofs_hold_where_patches_leave_pixels_over(monkeypatch: pytest.MonkeyPatch, family: str, tiles: int) -> None:
-    """As in SigLIP, whose 384 pixels are 27 patches of 14 and 6 more: these are part of no token."""
-    monkeypatch.setattr(tiny, "SIDE", 68)
-    monkeypatch.setitem(tiny._VISION, "image_size", 68)
-    model, processor = tiny.tiny(family)
-    reader = HFReader(model, processor, family_of(family), "0" * 64, name=family, pace=Pace(tiles=tiles))
-    assert not [proof for proof in prove(reader) if not proof.passed]
-    along = family_of(family).along(model.config)
-    assert reader.encode(pattern(3, 96, 96)).shape == (3, along, along)  # one tile a slice
-    assert reader.encode(pattern(1, 96, 96)).shape == (1, tiles * along, tiles * along)
-
-
-def test_positions_that_move_up_are_found(reader_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proof that pruning is masking can fail: with the usual mistake it does."""
-    keep = proofs.TokenPrompt.keep
-
-    def moved_up(self: proofs.TokenPrompt, kept: torch.Tensor, image: int) -> proofs.TokenPrompt:
-        pruned = keep(self, kept, image)
-        return replace(pruned, at=torch.arange(pruned.at.shape[1]).expand_as(pruned.at))
-
-    monkeypatch.setattr(proofs.TokenPrompt, "keep", moved_up)
-    failed = {proof.name for proof in prove(reader_of("llava")) if not proof.passed}
-    assert "pruning is masking, a picture" in failed
-
-
-def test_tokens_in_another_order_are_found(reader_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proof of places can fail: with rows and columns exchanged it does."""
-    reader = reader_of("idefics3", 2)
-    layout = reader.vision.layout
-
-    def turned(shape: tuple[int, int, int]) -> Layout:
-        own = layout(shape)
-        gd, gh, gw = shape
-        order = torch.arange(gd * gh * gw).reshape(shape).flip(2).flatten()
-        return replace(own, token=own.token[order])
-
-    monkeypatch.setattr(reader.vision, "layout", turned)
-    assert "a bright patch is where its token is" in {p.name for p in prove(reader) if not p.passed}
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "internvl"])
@@ -372,6 +320,27 @@ def test_a_full_memory_takes_a_smaller_picture_and_says_so(reader_of: Make, monk
     monkeypatch.setattr(reader.vision, "_look", lambda pixels: (_ for _ in ()).throw(torch.OutOfMemoryError("none")))
     with pytest.raises(MemoryFullError, match="memory"):
         reader.encode(pattern(1, 60, 60))
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])  # of one size; of any, up to so many tokens
+def test_an_answer_says_what_was_shrunk_and_passed_over(reader_of: Make, family: str) -> None:
+    reader = reader_of(family)
+    side = reader.vision.long_side(True, reader.vision.pace)
+
+    def notes(study: ImageVolume) -> tuple[str, ...]:
+        grid = reader.encode(study)
+        return reader.read(YES_NO, grid, RandomSelector().select(grid, YES_NO, 4, seed=1)).notes
+
+    assert notes(pattern(1, side, side)) == ()
+    assert notes(pattern(1, side // 2, side // 2)) == ()  # enlarged: nothing is lost
+    assert notes(pattern(3, side, side)) == ()
+    assert notes(pattern(1, 2 * side, 5 * side // 2)) == ("shrunk: a pixel that was seen is 2.5 x 2.5 of the image's",)
+    assert notes(pattern(50, side, side)) == ("seen in 24 of 50 slices, spread evenly",)
+    long = replace(pattern(50, 3 * side, 3 * side), ijk_to_lps=np.diag([0.5, 0.5, 2.0, 1.0]))
+    assert notes(long) == (
+        "shrunk: a pixel that was seen is 3.0 x 3.0 of the image's",
+        "seen in 24 of 50 slices, spread evenly",
+    )
 
 
 @given(st.builds(Pace, st.integers(16, 16384), st.integers(1, 6), st.integers(1, 512), st.just(4)))

@@ -262,7 +262,7 @@ def test_out_of_memory_goes_down_the_ladder(folder_of: Folder, monkeypatch: pyte
     assert reader.id.startswith("llava-")
     grid = reader.encode(pattern(1, 60, 80))
     answer = reader.read(YES_NO, grid, GridSelector().select(grid, YES_NO, 5))
-    assert answer.notes == ("loaded in nf4 instead of none: the device's memory held no more",)
+    assert answer.notes[0] == "loaded in nf4 instead of none: the device's memory held no more"
     with pytest.raises(WeightsError, match="does not fit"):
         load_model(folder_of("llava"), ModelConfig(device="cpu"), smaller=False)
     monkeypatch.setattr(loading, "_model", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))

@@ -1,6 +1,7 @@
 """The language stream as a policy over texts: LoRA under quantization, trained by the same trainer as nano's."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,6 +165,62 @@ def test_a_long_prompt_does_not_stretch_a_step(load: Make, monkeypatch: pytest.M
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert passes[0] == [4, 4]
     assert passes[1] == [1] * 8
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
+@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3"])
+def test_right_answers_are_learned_on_pruned_input(load: Make, family: str, quantization: str) -> None:
+    """In bfloat16 and quantized: the loss falls, and no matrix is cut off from its gradient."""
+    reader = load(family, quantization=quantization)
+    stream = reader.writer(4)
+    before = stream.to_arrays()
+    reached: list[dict[str, bool]] = []
+
+    def look(step: tuning.TuningStep) -> None:
+        named = zip(stream.module.names, stream.module.matrices, strict=True)
+        reached.append({name: matrix.grad is not None and bool(matrix.grad.any()) for name, matrix in named})
+
+    config = tuning.TuningConfig(steps=12, batch=4, budgets=(0.1, 0.2), full=0.0, lr=1e-2)
+    history = tuning.tune_language(stream, RandomSelector(), _examples(reader), config=config, on_step=look)
+    assert np.mean([step.loss for step in history[-3:]]) < 0.7 * history[0].loss
+    assert reader.model.dtype == torch.bfloat16
+    assert {name for name, there in reached[0].items() if there} == {n for n in reached[0] if ".lora_B" in n}
+    assert all(reached[1].values())  # the first step moved one half from zero: now the other has a gradient, too
+    assert len(reached[0]) == 2 * 7 * 2
+    assert not any(np.array_equal(before[name], array) for name, array in stream.to_arrays().items())
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_killed_tuning_resumes_at_the_same_bits(load: Make, tmp_path: Path, quantization: str) -> None:
+    """Weights, moments and draws, and what it is held to: the stream as it was at the start, not at the checkpoint."""
+    path, config = tmp_path / "run.safetensors", tuning.TuningConfig(steps=13, batch=2, kl=0.5, lr=1e-2)
+
+    def tuned(on_step: Callable[[tuning.TuningStep], None], checkpoint: Path | None) -> dict[str, np.ndarray]:
+        reader = load("llava", quantization=quantization)
+        stream = reader.writer(4)
+        tuning.tune_language(
+            stream,
+            RandomSelector(),
+            _examples(reader),
+            config=config,
+            seed=5,
+            on_step=on_step,
+            checkpoint=checkpoint,
+        )
+        return stream.to_arrays()
+
+    def kill(step: tuning.TuningStep) -> None:
+        if step.step == 12:
+            raise KeyboardInterrupt
+
+    straight = tuned(lambda step: None, None)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(kill, path)
+    seen: list[int] = []
+    resumed = tuned(lambda step: seen.append(step.step), path)
+    assert seen == [11, 12, 13]
+    assert not path.exists()
+    assert all(np.array_equal(resumed[name], array) for name, array in straight.items())
 
 
 def _bytes_kept(call: Callable[[], torch.Tensor]) -> tuple[int, torch.Tensor]:
