@@ -23,7 +23,7 @@ from sparsight.label.answer import AnswerTask, infer
 from sparsight.label.batch import BatchAnswerTask
 from sparsight.label.corrections import submitted
 from sparsight.label.datastore import StudiesDatastore
-from sparsight.label.erase import erase_sessions
+from sparsight.label.erase import erase_replies, erase_sessions
 from sparsight.label.learn import LearnTask
 from sparsight.label.learner import stats_file
 from sparsight.label.scoring import Grounding
@@ -55,6 +55,7 @@ def make_app(texts: Texts, service: Callable[[], Service]) -> type[MONAILabelApp
             super().__init__(app_dir, studies, conf, name=texts.TITLE, description=texts.ABOUT)
 
         def init_datastore(self) -> Datastore:
+            erase_replies(self.config.home)  # before the index is read
             return StudiesDatastore(self.studies, self.config.home / "datastore")
 
         def init_infers(self) -> dict[str, InferTask]:
