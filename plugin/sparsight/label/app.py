@@ -81,7 +81,7 @@ def make_app(texts: Texts, service: Callable[[], Service]) -> type[MONAILabelApp
             if self._sessions is None:
                 return
             before = datetime.now(UTC) - timedelta(seconds=self._sessions.expiry)
-            with suppress(OSError, AttributeError, SparsightError):  # one that is being made or removed: the next time
+            with suppress(OSError, ValueError, AttributeError, SparsightError):  # one that is being made or goes
                 erase_sessions(Path(self._sessions.store_path), before)
                 self._sessions.remove_expired()  # those that a client wanted shorter
 
