@@ -154,6 +154,13 @@ class QueueFullError(BusyError):
     status = 429
 
 
+class SessionsFullError(BusyError):
+    """An upload for a session beside which the others take as much of the disk as they may."""
+
+    code = "sessions_full"
+    status = 429
+
+
 class WeightsError(SparsightError):
     """Weights are missing, altered, or belong to another model."""
 

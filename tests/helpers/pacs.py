@@ -17,7 +17,10 @@ JSON = "application/dicom+json"
 
 
 class Reply(NamedTuple):
-    """What is sent. said: the length that its header tells; None: the body's. pause_s: after each byte of `slow`."""
+    """What is sent. said: the length that its header tells; None: the body's; -1: it tells none.
+
+    pause_s: after each byte of `slow`.
+    """
 
     status: int
     kind: str
@@ -91,7 +94,8 @@ def running(files: Iterable[Path], tls: tuple[Path, Path] | None = None) -> Iter
             if model.location:
                 self.send_header("Location", model.location)
             self.send_header("Content-Type", reply.kind)
-            self.send_header("Content-Length", str(len(reply.body) if reply.said is None else reply.said))
+            if reply.said != -1:
+                self.send_header("Content-Length", str(len(reply.body) if reply.said is None else reply.said))
             with suppress(OSError):  # the other side has left
                 if reply.pause_s and reply.slow == "head":
                     self.trickle(b"".join([*self._headers_buffer, b"\r\n"]), reply.pause_s)

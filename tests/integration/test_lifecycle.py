@@ -14,6 +14,7 @@ import httpx
 import psutil
 import pytest
 
+from certificate import certificate
 from sparsight.config import Config
 from sparsight.errors import BusyError, ConflictError, WeightsError
 from sparsight.server.run import environment, free_port, prepare_app, start, wait_until_ready
@@ -73,6 +74,19 @@ def test_stock_command_with_our_seam_and_ctrl_c(config, studies_folder, tmp_path
     finally:
         server.kill()
         server.wait()
+
+
+def test_stock_command_with_a_key_that_others_may_read_does_not_start(config, studies_folder, tmp_path):
+    pem, key = certificate(tmp_path)
+    key.chmod(0o644)
+    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(prepare_app(config))]
+    command += ["--studies", str(studies_folder), "--host", "127.0.0.1", "--port", str(free_port())]
+    command += ["--uvicorn_app", "sparsight.server:app", "--ssl_certfile", str(pem), "--ssl_keyfile", str(key)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env=os.environ | environment(config), check=False
+    )
+    assert done.returncode == 1
+    assert "a key that other users may read" in done.stderr
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 on this machine")

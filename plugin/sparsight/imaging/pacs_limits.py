@@ -19,6 +19,11 @@ MOST_JSON_BYTES = 2**28  # of a list or metadata, which become many times as lar
 REPLY_S = 600.0  # from the request on to the last byte
 
 
+def most_bytes(accept: str) -> int:
+    """Of the reply to a request with this `Accept`."""
+    return MOST_JSON_BYTES if "json" in accept else MOST_BYTES
+
+
 class ReplyTooLargeError(requests.RequestException):
     """More than may be held in memory; reading has stopped."""
 
@@ -44,7 +49,7 @@ class BoundedAdapter(HTTPAdapter):
     def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
         """A reply that counts what is read of it; `content` reads it by `iter_content`, too."""
         response = super().build_response(req, resp)
-        most = MOST_JSON_BYTES if "json" in req.headers.get("Accept", "") else MOST_BYTES
+        most = most_bytes(req.headers.get("Accept", ""))
         read = response.iter_content
 
         def counted(*args: Any, **kwargs: Any) -> Iterator[Any]:

@@ -23,7 +23,7 @@ from sparsight.label.answer import AnswerTask, infer
 from sparsight.label.batch import BatchAnswerTask
 from sparsight.label.corrections import submitted
 from sparsight.label.datastore import StudiesDatastore
-from sparsight.label.erase import erase_sessions
+from sparsight.label.erase import erase_replies, erase_sessions
 from sparsight.label.learn import LearnTask
 from sparsight.label.learner import stats_file
 from sparsight.label.scoring import Grounding
@@ -55,6 +55,7 @@ def make_app(texts: Texts, service: Callable[[], Service]) -> type[MONAILabelApp
             super().__init__(app_dir, studies, conf, name=texts.TITLE, description=texts.ABOUT)
 
         def init_datastore(self) -> Datastore:
+            erase_replies(self.config.home)  # before the index is read
             return StudiesDatastore(self.studies, self.config.home / "datastore")
 
         def init_infers(self) -> dict[str, InferTask]:
@@ -80,7 +81,7 @@ def make_app(texts: Texts, service: Callable[[], Service]) -> type[MONAILabelApp
             if self._sessions is None:
                 return
             before = datetime.now(UTC) - timedelta(seconds=self._sessions.expiry)
-            with suppress(OSError, AttributeError, SparsightError):  # one that is being made or removed: the next time
+            with suppress(OSError, ValueError, AttributeError, SparsightError):  # one that is being made or goes
                 erase_sessions(Path(self._sessions.store_path), before)
                 self._sessions.remove_expired()  # those that a client wanted shorter
 

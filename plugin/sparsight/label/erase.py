@@ -1,16 +1,23 @@
-"""What the labels' folders hold of a study goes: labels, their entry in the index, converted images; uploads by age."""
+"""What the labels' folders hold of a study goes: labels, their entry in the index, converted images; uploads by age.
+
+And what an earlier release kept in the index, which the database alone should hold.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sparsight.errors import ConfigError
+from sparsight.errors import ConfigError, SparsightError
 from sparsight.store.files import disk_errors, locked, replace_file
+
+logger = logging.getLogger(__name__)
 
 _INDEX = "datastore_v2.json"  # MONAI Label's name
 
@@ -22,7 +29,22 @@ def erase_labels(home: Path, image_ids: Collection[str], before: datetime | None
     Raises ConfigError (an index that cannot be read), BusyError.
     """
     limit = before.timestamp() if before else float("-inf")
-    return sum(_erase(folder, image_ids, limit) for folder in sorted((home / "datastore").glob("*")) if folder.is_dir())
+    return sum(_erase(folder, image_ids, limit) for folder in _folders(home))
+
+
+def erase_replies(home: Path) -> int:
+    """Leave of each answer that the indexes repeat its episode's id, whatever they are of; how many there were.
+
+    An earlier release wrote the whole reply there, with the question, where `/infer` saved a label. An index that
+    cannot be read or written is logged and left: it hinders none of the others.
+    """
+    count = 0
+    for folder in _folders(home):
+        try:
+            count += _erase_replies(folder)
+        except SparsightError as error:
+            logger.error("answers may be left in an index of labels: %s", error)
+    return count
 
 
 def erase_sessions(sessions: Path, before: datetime) -> int:
@@ -39,6 +61,40 @@ def erase_sessions(sessions: Path, before: datetime) -> int:
     return count
 
 
+def _folders(home: Path) -> list[Path]:
+    return [folder for folder in sorted((home / "datastore").glob("*")) if folder.is_dir()]
+
+
+def _erase_replies(folder: Path) -> int:
+    index = folder / _INDEX
+    if not index.exists():
+        return 0
+    with locked(folder / "index.lock", timeout_s=10, what="the index of labels"), disk_errors():
+        with _readable():
+            content = json.loads(index.read_bytes())
+            labels = [label["info"] for held in content["objects"].values() for label in held["labels"].values()]
+            whole = [info for info in labels if _is_reply(info.get("params"))]
+            for info in whole:
+                info["params"] = {"episode": info["params"]["episode"]}
+        if whole:
+            replace_file(index, json.dumps(content, indent=2).encode())
+    return len(whole)
+
+
+def _is_reply(params: Any) -> bool:
+    return isinstance(params, dict) and params.keys() >= {"episode", "question", "answer"}
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            "an index of labels that cannot be read", expected="JSON as MONAI Label writes it", todo="restore it"
+        ) from error
+
+
 def _erase(folder: Path, image_ids: Collection[str], limit: float) -> int:
     """limit: what is older goes, too; seconds since 1970."""
     index, count = folder / _INDEX, 0
@@ -48,7 +104,7 @@ def _erase(folder: Path, image_ids: Collection[str], limit: float) -> int:
                 shutil.rmtree(converted.parent)
         if not index.exists():
             return 0
-        try:
+        with _readable():
             content = json.loads(index.read_bytes())
             objects = content["objects"]
             kept = [
@@ -60,10 +116,6 @@ def _erase(folder: Path, image_ids: Collection[str], limit: float) -> int:
             for image_id, tag, *_ in gone:
                 del objects[image_id]["labels"][tag]
             known = [objects.pop(image_id) for image_id in image_ids if image_id in objects]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                "an index of labels that cannot be read", expected="JSON as MONAI Label writes it", todo="restore it"
-            ) from error
         for *_, file in gone:
             if file.is_file():
                 file.unlink()

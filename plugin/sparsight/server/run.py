@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
@@ -180,10 +181,22 @@ def check_exposure(site: SiteConfig, host: str) -> None:
         path = getattr(site, name)
         if path is not None and not os.access(path, os.R_OK):
             raise ConfigError(f"setting site.{name}", expected="a file this user may read", todo="check its path")
-    if site.tls_key is not None and site.tls_key.stat().st_mode & 0o077:
-        raise ConfigError(
-            "setting site.tls_key: a key that other users may read", expected="mode 600", todo="chmod 600 the file"
-        )
+    if site.tls_key is not None:
+        _check_key(site.tls_key, "setting site.tls_key")
+
+
+def check_started_key(arguments: Sequence[str]) -> None:
+    """The same of a key that a command line names: MONAI Label's own, or uvicorn's. Raises ConfigError."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--ssl_keyfile", "--ssl-keyfile", type=Path)
+    key = parser.parse_known_args(arguments)[0].ssl_keyfile
+    if key is not None and key.exists():  # what is not there, uvicorn says itself
+        _check_key(key, "--ssl_keyfile")
+
+
+def _check_key(key: Path, named: str) -> None:
+    if key.stat().st_mode & 0o077:
+        raise ConfigError(f"{named}: a key that other users may read", expected="mode 600", todo="chmod 600 the file")
 
 
 def _checked_studies(studies: str) -> str:

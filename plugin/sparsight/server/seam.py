@@ -48,10 +48,10 @@ def stock_app() -> ASGIApp:
     allow_monailabel()
     from sparsight.server import stock
 
-    stock.apply()
+    config = Config.load()
+    stock.apply(config.site)
     from monailabel.app import app
 
-    config = Config.load()
     if not settings.MONAI_LABEL_CORS_ORIGINS:  # stock then echoes any origin, with credentials (defect 5)
         app.user_middleware[:] = [m for m in app.user_middleware if m.cls is not CORSMiddleware]
     allowed = frozenset(str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS)

@@ -12,6 +12,7 @@ learning loads all of MONAI Label a second time          jobs.popen
 POST /train/, /scoring/ run all, whatever they are told  gone
 an upload's copy stays where the request fails           _tidy
 /infer saves labels for whoever may ask                  access.require
+anybody's session, as many as the disk holds             sessions.py
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.async_tasks import utils
 from starlette.routing import BaseRoute
 
+from sparsight.config import SiteConfig
 from sparsight.errors import InputError, NotFoundError
-from sparsight.server import guard, jobs
+from sparsight.server import guard, jobs, sessions
 from sparsight.server.access import CALLER, require
 from sparsight.server.rules import Role
 
@@ -63,7 +65,7 @@ _OWN_ONLY = (  # what OHIF does: scripts in the page, workers of blobs, WebAssem
 _HEADERS = {"Content-Security-Policy": _OWN_ONLY, "Cache-Control": "no-cache"}
 
 
-def apply() -> None:
+def apply(site: SiteConfig) -> None:
     """Change the routers and functions of `monailabel.endpoints`. Call once, before importing `monailabel.app`."""
     infer.run_inference = _checked_inference(infer.run_inference)
     wsi_infer.run_wsi_inference = _refuse_slides
@@ -80,7 +82,7 @@ def apply() -> None:
     scoring.run_method = _checked_job(scoring.run_method, "method", lambda app: app._scoring_methods)
     batch_infer.run = _checked_job(batch_infer.run, "model", lambda app: app._infers)
     model.update_model = _refuse_model_upload
-    session.create_session = _checked_session(session.create_session)
+    sessions.apply(site)
     ohif.get_ohif = ohif_file
     utils.subprocess = SimpleNamespace(Popen=jobs.popen, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
     proxy.router.routes.clear()  # it fails on a folder, blocks the event loop and loses query strings on a PACS
@@ -166,9 +168,7 @@ def _checked_inference(original: Callable[..., Any]) -> Callable[..., Any]:
         if file:
             file.filename = "upload" + guard.safe_extension(file.filename, guard.IMAGE_EXTENSIONS)
         if session_id:
-            sessions = app.sessions()
-            if sessions is None or not sessions.get_session(guard.safe_id(session_id, "session id")):
-                raise NotFoundError("an unknown session", expected="one PUT /session/ gave", todo="make a new session")
+            sessions.own(session_id)
         elif not file:
             _known_image(app, image)
         if output == "dicom_seg":
@@ -275,23 +275,6 @@ def _one_at_a_time(original: Callable[..., Any]) -> Callable[..., Any]:
             jobs.IN_PLACE.release()
 
     return run_model
-
-
-def _checked_session(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def create_session(
-        background_tasks: BackgroundTasks,
-        uncompress: bool = False,
-        expiry: int = 0,
-        files: list[UploadFile] | None = None,
-    ) -> Any:
-        if uncompress:  # an archive may hold links and paths that leave its folder
-            raise InputError("an archive", expected="image files", todo="send the files themselves")
-        for i, file in enumerate(files or []):
-            file.filename = f"{i:04d}{guard.safe_extension(file.filename, guard.IMAGE_EXTENSIONS)}"
-        return original(background_tasks, False, expiry, files)
-
-    return create_session
 
 
 def _refuse_slides(*_: Any, **__: Any) -> Any:

@@ -5,19 +5,22 @@ Of a folder the images are served from here; of a PACS the requests are passed o
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import re
 import secrets
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import httpx
 from fastapi import APIRouter, Depends, Request
-from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from sparsight.errors import BusyError, NotFoundError
+from sparsight.errors import BusyError, ImageError, NotFoundError
 from sparsight.imaging.dicomweb import FolderWeb
+from sparsight.imaging.pacs_limits import REPLY_S, most_bytes
 from sparsight.imaging.studies import DicomWebStudies, FolderStudies
 from sparsight.server import state
 from sparsight.service import Service
@@ -58,16 +61,20 @@ async def dicomweb(path: str, request: Request, service: Served) -> Response:
 
 
 async def _forward(request: Request, source: DicomWebStudies, path: str) -> Response:
-    """Pass a GET on to the PACS, its query as it came, and stream what it says. Raises BusyError, NotFoundError."""
+    """Pass a GET on to the PACS, its query as it came, and stream what it says, within pacs_limits.
+
+    Raises BusyError, NotFoundError; ImageError where it says that more follows than may.
+    """
     if not _PATH.fullmatch(path) or request.scope.get("raw_path", b"").find(b"%") >= 0:
         raise _not_served()
     headers = {name: value for name in _PASSED_ON if (value := request.headers.get(name))} | source.sent
-    client = _client()
+    client, ends = _client(), asyncio.get_running_loop().time() + REPLY_S
     query = request.scope["query_string"]
     url = httpx.URL(f"{source.url}/{path}").copy_with(query=query or None)
     try:
-        reply = await client.send(client.build_request("GET", url, headers=headers), stream=True)
-    except httpx.HTTPError as error:
+        async with asyncio.timeout_at(ends):
+            reply = await client.send(client.build_request("GET", url, headers=headers), stream=True)
+    except (httpx.HTTPError, TimeoutError) as error:
         raise BusyError(
             "a PACS that does not answer", expected="a DICOMweb server", todo="check its address, then try again"
         ) from error
@@ -76,10 +83,52 @@ async def _forward(request: Request, source: DicomWebStudies, path: str) -> Resp
         raise BusyError(
             f"a PACS that answered with HTTP status {reply.status_code}", expected="images", todo="see its log"
         )
-    back = {name: reply.headers[name] for name in _PASSED_BACK if name in reply.headers}
-    return StreamingResponse(
-        reply.aiter_raw(), status_code=reply.status_code, headers=back, background=BackgroundTask(reply.aclose)
-    )
+    most = most_bytes(request.headers.get("accept", ""))
+    said = reply.headers.get("content-length", "")
+    if said.isdecimal() and int(said) > most:
+        await reply.aclose()
+        raise ImageError(
+            "a reply of the PACS that is too large", expected=f"at most {most} bytes", todo="ask it for less at a time"
+        )
+    return _Forwarded(reply, most, ends)
+
+
+class CutError(Exception):
+    """A reply that had begun is broken off; nothing can be said any more but to whoever reads the log."""
+
+
+class _Forwarded(StreamingResponse):
+    """What the PACS says, as it comes. Too many bytes, or too late ones, break it off: the client sees a cut reply.
+
+    most: bytes as they are sent; ends: in the event loop's time, seconds.
+    """
+
+    def __init__(self, reply: httpx.Response, most: int, ends: float) -> None:
+        back = {name: reply.headers[name] for name in _PASSED_BACK if name in reply.headers}
+        super().__init__(self._bounded(most, ends), status_code=reply.status_code, headers=back)
+        self._reply = reply
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on; then the connection to the PACS is free or closed, whoever has left."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._reply.aclose()
+
+    async def _bounded(self, most: int, ends: float) -> AsyncIterator[bytes]:
+        parts = self._reply.aiter_raw()
+        while True:
+            try:
+                async with asyncio.timeout_at(ends):  # not around `yield`: it would end whoever waits there
+                    part = await anext(parts, None)
+            except TimeoutError as error:
+                raise CutError("a reply of the PACS that does not end in time") from error
+            if part is None:
+                return
+            most -= len(part)
+            if most < 0:
+                raise CutError("a reply of the PACS that is too large")
+            yield part
 
 
 def _of_folder(web: FolderWeb, path: str, query: dict[str, str]) -> Response:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,10 +10,14 @@ from typing import Any
 
 import pytest
 from monailabel.utils.sessions import Sessions
+from PIL import Image
 
+from sparsight.config import Config
 from sparsight.errors import ConfigError
 from sparsight.label.app import make_app
-from sparsight.label.erase import erase_labels, erase_sessions
+from sparsight.label.erase import erase_labels, erase_replies, erase_sessions
+
+BEFORE = Path(__file__).with_name("index_before.json")  # written by the code before: two answers, one drawn label
 
 
 def datastore(home: Path, name: str) -> Path:
@@ -44,6 +49,48 @@ def test_an_index_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="index of labels"):
         erase_labels(tmp_path, ["doe"])
     assert erase_labels(tmp_path / "none", ["doe"]) == 0
+
+
+def test_answers_that_an_index_of_before_repeats_go_and_nothing_else(tmp_path: Path) -> None:
+    index = tmp_path / "datastore" / "a" / "datastore_v2.json"
+    index.parent.mkdir(parents=True)
+    shutil.copy(BEFORE, index)
+    datastore(tmp_path, "b")
+    assert b"qqquestionqq" in index.read_bytes()
+    assert erase_replies(tmp_path) == 2
+    assert b"qqquestionqq" not in index.read_bytes()
+    before, after = json.loads(BEFORE.read_text()), json.loads(index.read_text())
+    for tag in ("original", "draft"):
+        info = before["objects"]["doe"]["labels"][tag]["info"]
+        info["params"] = {"episode": info["params"]["episode"]}
+    assert after == before
+    stamp = index.stat().st_mtime_ns
+    assert erase_replies(tmp_path) == 0
+    assert index.stat().st_mtime_ns == stamp
+    assert erase_replies(tmp_path / "none") == 0
+
+
+def test_they_go_when_the_app_starts_though_another_index_cannot_be_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts: Any = None
+    app = make_app(texts, lambda: texts)
+    app = app.__new__(app)  # its datastore needs settings and studies alone
+    app.config, app.studies = Config.load(home=tmp_path / "home"), str(tmp_path / "studies")
+    Path(app.studies).mkdir()
+    Image.new("L", (30, 20)).save(tmp_path / "studies" / "doe.png")
+    served = Path(app.init_datastore()._datastore_config_path)
+    shutil.copy(BEFORE, served)
+    store = app.init_datastore()
+    episode = json.loads(BEFORE.read_text())["objects"]["doe"]["labels"]["draft"]["info"]["params"]["episode"]
+    assert store.get_label_info("doe", "draft")["params"] == {"episode": episode}
+    assert store.get_label_info("doe", "final")["answer"] == "yes"
+    assert b"qqquestionqq" not in served.read_bytes()
+    assert not caplog.records
+    (datastore(app.config.home, "0") / "datastore_v2.json").write_text("[]")
+    shutil.copy(BEFORE, served)
+    assert app.init_datastore().get_label_info("doe", "draft")["params"] == {"episode": episode}
+    assert "index of labels" in caplog.text
 
 
 def test_what_is_old_goes_and_what_is_newer_stays(tmp_path: Path) -> None:

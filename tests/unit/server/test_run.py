@@ -1,10 +1,12 @@
 import socket
+import sys
 
 import pytest
 
+import sparsight.server
 from sparsight.config import Config, SiteConfig
 from sparsight.errors import BusyError, ConfigError, NotFoundError
-from sparsight.server.run import APPS, app_source, check_exposure, environment, prepare_app, serve
+from sparsight.server.run import APPS, app_source, check_exposure, check_started_key, environment, prepare_app, serve
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "viewer.example"])
@@ -72,6 +74,20 @@ def test_a_key_that_others_may_read_is_refused(tmp_path):
         check_exposure(site, "0.0.0.0")
     (tmp_path / "k.pem").chmod(0o600)
     check_exposure(site, "0.0.0.0")
+
+
+@pytest.mark.parametrize("option", ["--ssl_keyfile", "--ssl-keyfile"])
+def test_so_is_one_that_a_command_line_names(tmp_path, monkeypatch, option):
+    key = tmp_path / "k.pem"
+    key.touch(mode=0o640)
+    for given in ([option, str(key)], [f"{option}={key}"]):
+        monkeypatch.setattr(sys, "argv", ["monailabel", "start_server", "--ssl_keyfile_password", "x", *given])
+        with pytest.raises(ConfigError, match="other users"):
+            sparsight.server.app  # noqa: B018  (what uvicorn asks for)
+    key.chmod(0o600)
+    check_started_key([option, str(key)])
+    check_started_key([option, str(tmp_path / "none")])
+    check_started_key(["--ssl_certfile", str(key)])
 
 
 def test_another_process_gets_the_same_settings(tmp_path, monkeypatch):

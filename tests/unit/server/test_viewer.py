@@ -3,18 +3,22 @@
 import http.server
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from email.parser import BytesParser
 from pathlib import Path
 from typing import ClassVar
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
+from pacs import JSON, Pacs, Reply, running
 from sparsight.config import Config
+from sparsight.imaging import pacs_limits
 from sparsight.server import problems, state, viewer
 from sparsight.server.run import free_port
 from sparsight.service import Service
@@ -156,3 +160,50 @@ def test_a_pacs_that_is_away_is_said_so(serve) -> None:
     serve(f"http://127.0.0.1:{free_port()}/dicom-web")
     with TestClient(app()) as client:
         assert client.get(f"{WEB}/studies").json()["error"]["code"] == "busy"
+
+
+@pytest.fixture
+def limited(serve, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pacs, TestClient]]:
+    """A PACS whose lists may have 200 bytes, and one connection to it at a time."""
+    only = httpx.AsyncClient(timeout=5.0, limits=httpx.Limits(max_connections=1))
+    monkeypatch.setattr(viewer, "_client", lambda: only)
+    monkeypatch.setattr(pacs_limits, "MOST_JSON_BYTES", 200)
+    with running(()) as (model, url), TestClient(app()) as client:
+        serve(url)
+        yield model, client
+        model.spoil = lambda _: Reply(200, JSON, b"[]")
+        assert client.get(f"{WEB}/studies", headers=LIST).json() == []  # what was cut holds no connection
+
+
+LIST = {"Accept": JSON}
+
+
+def test_a_reply_that_trickles_is_cut(limited: tuple[Pacs, TestClient], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, client = limited
+    monkeypatch.setattr(viewer, "REPLY_S", 0.4)
+    rows = b"[" + b" " * 98 + b"]"
+    for slow in ("head", "body", "body"):
+        model.spoil = lambda _, slow=slow: Reply(200, JSON, rows, pause_s=0.05, slow=slow)
+        start_s = time.monotonic()
+        if slow == "head":
+            assert client.get(f"{WEB}/studies", headers=LIST).status_code == 423
+        else:
+            with pytest.raises(viewer.CutError, match="in time"):
+                client.get(f"{WEB}/studies", headers=LIST)
+        assert time.monotonic() - start_s < 3  # each byte came in time; all would take longer than this
+    monkeypatch.setattr(viewer, "REPLY_S", 60)
+
+
+def test_a_reply_that_is_too_large_is_refused_or_cut(limited: tuple[Pacs, TestClient]) -> None:
+    model, client = limited
+    for said in (None, -1):
+        model.spoil = lambda _, said=said: Reply(200, JSON, b"[" + b" " * 198 + b"]", said)
+        assert client.get(f"{WEB}/studies", headers=LIST).json() == []
+    model.spoil = lambda _: Reply(200, JSON, b" " * 201)
+    reply = client.get(f"{WEB}/studies", headers=LIST)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (422, "bad_image")
+    assert client.get(f"{WEB}/studies", headers={"Accept": "*/*"}).status_code == 200  # not a list: it may be larger
+    for _ in range(2):
+        model.spoil = lambda _: Reply(200, JSON, b" " * 201, -1)
+        with pytest.raises(viewer.CutError, match="too large"):
+            client.get(f"{WEB}/studies", headers=LIST)
