@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 schema = schemathesis.openapi.from_path(Path(__file__).parents[2] / "docs" / "openapi.json")
 
 
-# learning is left out: each request would start a process
+# learning is left out: each request would start a process (test_fuzz_login)
 @schema.exclude(path="/sparsight/learn", method="POST").parametrize()
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_our_routes(case, server):

@@ -7,7 +7,7 @@ from schemathesis import checks
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
-JOBS = ("/train/", "/scoring/", "/batch/")  # each POST would start a process; test_bad_requests has their bodies
+JOBS = ("/train/", "/scoring/", "/batch/")  # each POST would start a process: test_fuzz_login
 
 
 def test_stock_routes(server):

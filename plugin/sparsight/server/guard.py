@@ -16,6 +16,8 @@ RESERVED_PARAMS = frozenset(  # the URL names these; `params` must not name them
 )
 _ID_LIMIT = 256  # characters; a DICOM UID has at most 64
 _TAG = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_JOB_BYTES = 2**15  # of UTF-8: escaped it is three times as much at most, and a process takes 128 KiB in one argument
+_GPUS = re.compile(r"[A-Za-z0-9,/-]{0,256}")  # `all`, numbers, or the names that CUDA gives them
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]")  # control characters and the other path separator
 
 
@@ -66,6 +68,23 @@ def free_params(params: dict[str, Any]) -> dict[str, Any]:
         )
     if (tag := params.get("label_tag")) is not None:
         safe_tag(tag if isinstance(tag, str) else "?")
+    return params
+
+
+def job_params(params: dict[str, Any]) -> dict[str, Any]:
+    """Refuse, beside free_params, what no process can be told, or no reply can repeat. Raises InputError."""
+    expected = f"finite numbers and texts, at most {_JOB_BYTES} bytes of JSON"
+    try:
+        told = json.dumps(free_params(params), ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:  # a lone surrogate is JSON, but no text
+        raise InputError("params that are no plain JSON", expected=expected, todo="check numbers and texts") from error
+    if len(told) > _JOB_BYTES:
+        raise InputError(f"params of {len(told)} bytes", expected=expected, todo="send less")
+    gpus = params.get("gpus")
+    if gpus is not None and not (isinstance(gpus, str) and _GPUS.fullmatch(gpus)):
+        raise InputError(
+            "gpus that name none", expected="`all`, or numbers with commas, in quotes", todo="leave it out"
+        )
     return params
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import shutil
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
+import psutil
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.async_tasks.task import AsyncTask
-from monailabel.utils.async_tasks.utils import tasks
+from monailabel.utils.async_tasks.utils import processes, tasks
 
 from sparsight.errors import ConflictError
+
+logger = logging.getLogger(__name__)
 
 _TASK = "sparsight"
 STARTING = threading.Lock()  # held from the look whether learning runs to its start, by whoever starts it
@@ -32,6 +37,39 @@ def popen(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
     elif nice := shutil.which("nice"):  # the learner sees to it itself
         command = [nice, *command]
     return subprocess.Popen(command, **options)  # noqa: S603 - stock's own command, or ours
+
+
+def never_stuck(original: Callable[..., None]) -> Callable[..., None]:
+    """A job that cannot be started, or whose output cannot be read, ends as ERROR; stock leaves it as it was.
+
+    One that is SUBMITTED for ever would keep learning from ever beginning again.
+    """
+
+    @functools.wraps(original)
+    def run(task: dict[str, Any], method: str, callback: Callable[..., None] | None = None) -> None:
+        try:
+            original(task, method, callback)
+        except Exception:
+            if process := processes(method).pop(task["id"], None):
+                process.kill()
+                process.wait()
+            task["status"] = "ERROR"
+            logger.exception("the job %s failed to start, or to be followed", method)
+
+    return run
+
+
+def or_ended(original: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Stop a job; one that has just ended by itself is none, where stock fails."""
+
+    @functools.wraps(original)
+    def stop(method: str) -> Any:
+        try:
+            return original(method)
+        except (psutil.NoSuchProcess, StopIteration):
+            return None
+
+    return stop
 
 
 def running() -> bool:

@@ -9,6 +9,8 @@ absolute or `..` image ids, tags, any file type          checked against the dat
 unknown model, bad JSON, unknown image: bare 500         4xx with a code
 an OHIF file in a sub-folder comes back as index.html    ohif_file
 learning loads all of MONAI Label a second time          jobs.popen
+a job that cannot start is "submitted" for ever          guard.job_params, jobs.never_stuck
+to stop a job that has just ended fails                  jobs.or_ended
 POST /train/, /scoring/ run all, whatever they are told  gone
 an upload's copy stays where the request fails           _tidy
 /infer saves labels for whoever may ask                  access.require
@@ -48,7 +50,7 @@ from monailabel.endpoints import (
     wsi_infer,
 )
 from monailabel.interfaces.utils.app import app_instance
-from monailabel.utils.async_tasks import utils
+from monailabel.utils.async_tasks import task, utils
 from starlette.routing import BaseRoute
 
 from sparsight.config import SiteConfig
@@ -85,6 +87,8 @@ def apply(site: SiteConfig) -> None:
     sessions.apply(site)
     ohif.get_ohif = ohif_file
     utils.subprocess = SimpleNamespace(Popen=jobs.popen, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
+    utils._task_func = jobs.never_stuck(utils._task_func)
+    task.stop_background_task = jobs.or_ended(task.stop_background_task)
     proxy.router.routes.clear()  # it fails on a folder, blocks the event loop and loses query strings on a PACS
     if shutil.which("nvidia-smi") is None:  # stock then answers 500
         logs.router.routes[:] = [route for route in logs.router.routes if getattr(route, "name", "") != "gpu_info"]
@@ -250,7 +254,7 @@ def _checked_job(original: Callable[..., Any], what: str, names: Callable[[Any],
     def run(*args: Any, **kwargs: Any) -> Any:
         bound = inspect.signature(original).bind(*args, **kwargs)
         guard.known(bound.arguments[what], names(app_instance()), what)
-        guard.free_params(bound.arguments.get("params") or {})
+        guard.job_params(bound.arguments.get("params") or {})
         return original(*args, **kwargs)
 
     return run

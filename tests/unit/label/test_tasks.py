@@ -373,6 +373,13 @@ def test_agreement():
     assert agreement(evidence, evidence) == {"coverage": 1.0, "spill": 0.0}
 
 
+@pytest.mark.parametrize("params", [{"max_workers": "0"}, {"max_batch_size": -1}, {"max_workers": 1.5}, {"device": 3}])
+def test_a_batch_refuses_what_it_cannot_count_with(params):
+    datastore = SimpleNamespace(refresh=lambda: None, list_images=lambda: ["good"])
+    with pytest.raises(InputError, match=next(iter(params))):
+        BatchAnswerTask()(params, datastore, lambda *_: pytest.fail("asked"))
+
+
 def test_a_batch_runs_without_cuda_and_survives_a_bad_image():
     devices = []
 

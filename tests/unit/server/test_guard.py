@@ -69,6 +69,31 @@ def test_reserved_names(key):
     assert guard.free_params({"question": "x"}) == {"question": "x"}
 
 
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"a": float("nan")}, {"a": [float("inf")]}, {"\ud800": 1}, {"a": "\udfff"}, {"a": "x" * 40_000},
+        {"gpus": 3}, {"gpus": "0\x00"}, {"gpus": ["0"]}, {"gpus": "\ud800"}, {"model": "x"}, {"label_tag": "../x"},
+    ],
+)  # fmt: skip
+def test_what_no_process_can_be_told(params):
+    with pytest.raises(InputError):
+        guard.job_params(params)
+
+
+@pytest.mark.parametrize(
+    "gpus", ["all", "0", "0,1", "", None, "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "MIG-1a/2/0"]
+)
+def test_what_a_process_is_told(gpus):
+    params = {"gpus": gpus, "question": "肺部有结节吗?", "budget": 0.1}
+    assert guard.job_params(params) == params
+
+
+def test_the_longest_parameters_fit_into_one_argument():
+    params = {"a": "é" * (2**14 - 5)}
+    assert len(json.dumps(guard.job_params(params))) < 2**17 - 2**12
+
+
 def test_messages_never_repeat_what_was_given():
     for attempt in (lambda: guard.safe_id("Jane/Doe", "id"), lambda: guard.known("Jane Doe", [], "image")):
         with pytest.raises((InputError, NotFoundError)) as raised:

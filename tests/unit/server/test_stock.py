@@ -9,6 +9,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from fastapi import APIRouter, BackgroundTasks, FastAPI, HTTPException, UploadFile
 from fastapi.testclient import TestClient
@@ -121,6 +122,43 @@ def test_learning_starts_without_monai_label(monkeypatch, method, module):
     assert command[2].startswith(module)
     if method != "train":  # which lowers its own priority
         assert command != started[0] or shutil.which("nice") is None
+
+
+@pytest.mark.parametrize("gpus", [3, "0\x00"])
+def test_a_job_that_cannot_start_is_none_that_runs(monkeypatch, gpus):
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setitem(async_tasks.background_processes, "train", {})
+    job = {"id": "1", "request": {"model": "sparsight", "gpus": gpus}, "status": "SUBMITTED"}
+    stock.jobs.never_stuck(async_tasks._task_func)(job, "train")
+    assert job["status"] == "ERROR"
+
+
+def test_a_job_that_cannot_be_followed_is_ended(monkeypatch):
+    code = "import sys, time; sys.stdout.buffer.write(bytes([255, 10])); sys.stdout.flush(); time.sleep(60)"
+    started = []
+
+    def popen(_, **options):
+        started.append(subprocess.Popen([sys.executable, "-c", code], encoding="utf-8", **options))
+        return started[0]
+
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr(async_tasks, "subprocess", SimpleNamespace(Popen=popen, PIPE=subprocess.PIPE, STDOUT=-2))
+    monkeypatch.setitem(async_tasks.background_processes, "scoring", {})
+    job = {"id": "1", "request": {"method": "sparsight"}, "status": "SUBMITTED"}
+    stock.jobs.never_stuck(async_tasks._task_func)(job, "scoring")
+    started[0].stdout.close()
+    assert (job["status"], started[0].returncode) == ("ERROR", -9)
+    assert not async_tasks.processes("scoring")
+
+
+def test_a_job_that_has_just_ended_can_be_stopped(monkeypatch):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    monkeypatch.setitem(async_tasks.background_tasks, "train", [{"id": "1", "status": "RUNNING"}])
+    monkeypatch.setitem(async_tasks.background_processes, "train", {"1": ended})
+    with pytest.raises(psutil.NoSuchProcess):
+        async_tasks.stop_background_task("train")
+    assert stock.jobs.or_ended(async_tasks.stop_background_task)("train") is None
 
 
 def test_the_learning_job_imports_no_monai_label():
