@@ -25,7 +25,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `sparsight bench evidence --size small` leaves, with two processes."""
     folder = tmp_path_factory.mktemp("bench")
     command = [sys.executable, "-m", "sparsight.cli", "--home", str(folder / "home"), "--reader", READER]
-    command += ["bench", "evidence", "--size", "small", "--budgets", "0.05,0.1,0.5", "--workers", "2", "--out", str(folder / "out"), "--json"]
+    command += ["bench", "evidence", "--size", "small", "--budgets", "0.05,0.1,0.5", "--workers", "2", "--json"]
+    command += ["--out", str(folder / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert json.loads(done.stdout) == json.loads((folder / "out" / "results" / "evidence.json").read_text())
