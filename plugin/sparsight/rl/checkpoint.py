@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sparsight.rl.ranks import Ranks
+from sparsight.store.files import disk_errors
 
 SAVE_EVERY = 10  # steps
 
@@ -22,7 +23,7 @@ def save_checkpoint(
 ) -> None:
     """Write weights, optimizers' moments and the step. A kill in between leaves the previous checkpoint whole.
 
-    Raises OSError.
+    Raises BusyError (disk full), ConfigError (not writable).
     """
     tensors: dict[str, Tensor] = {f"weights.{name}": value for name, value in module.state_dict().items()}
     for number, optimizer in enumerate(optimizers):
@@ -30,8 +31,21 @@ def save_checkpoint(
             tensors |= {f"{_part(number)}.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     partial = path.with_suffix(".partial")
     whole = {name: value.contiguous().clone() for name, value in tensors.items()}
-    partial.write_bytes(save(whole, {"run": fingerprint, "step": str(step)}))
-    partial.replace(path)
+    with disk_errors():
+        partial.write_bytes(save(whole, {"run": fingerprint, "step": str(step)}))
+        partial.replace(path)
+
+
+def save_running(
+    path: Path | None,
+    fingerprint: str,
+    module: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    step: int,
+    ranks: Ranks,
+) -> None:
+    """Write the first process's checkpoint, where it has a path; what that raises is raised in all processes."""
+    ranks.everyone(lambda: None if path is None else save_checkpoint(path, fingerprint, module, optimizers, step))
 
 
 def resume(

@@ -24,7 +24,7 @@ from sparsight.model.completions import Completion, LanguagePolicy, Prompt, Spok
 from sparsight.model.protocols import Selector
 from sparsight.model.selectors import AllSelector
 from sparsight.rl import objective, rewards
-from sparsight.rl.checkpoint import SAVE_EVERY, resume, save_checkpoint
+from sparsight.rl.checkpoint import SAVE_EVERY, resume, save_running
 from sparsight.rl.ranks import ALONE, Ranks
 from sparsight.rl.rewards import RewardWeights
 from sparsight.rl.trainer import Example
@@ -142,8 +142,7 @@ def train_language(
             finished = watch.finished(done, run.largest_credit)
             if (step + 1) % SAVE_EVERY == 0 and watch.calm:  # what may prove to be a collapse is not kept
                 good = deepcopy(module.state_dict())
-                if checkpoint:
-                    save_checkpoint(checkpoint, run.fingerprint, module, [run.optimizer], step + 1)
+                save_running(checkpoint, run.fingerprint, module, [run.optimizer], step + 1, ranks)
             if on_step:
                 on_step(done)
             if finished:

@@ -25,7 +25,7 @@ from sparsight.model import coarse, plackett_luce
 from sparsight.model.policy import TokenPolicy, slice_tokens
 from sparsight.model.protocols import Reader, ScoreRequest
 from sparsight.rl import rewards
-from sparsight.rl.checkpoint import SAVE_EVERY, resume, save_checkpoint
+from sparsight.rl.checkpoint import SAVE_EVERY, resume, save_running
 from sparsight.rl.objective import group_advantages, surrogate
 from sparsight.rl.ranks import ALONE, Ranks
 from sparsight.rl.rewards import Marks
@@ -127,8 +127,7 @@ def train_policy(
             finished = watch.finished(done, run.largest_spread, run.log_n, run.learned)
             if (step + 1) % SAVE_EVERY == 0 and watch.calm:  # what may prove to be a collapse is not kept
                 good = deepcopy(policy.state_dict())
-                if checkpoint:
-                    save_checkpoint(checkpoint, run.fingerprint, policy, [run.optimizer], step + 1)
+                save_running(checkpoint, run.fingerprint, policy, [run.optimizer], step + 1, ranks)
             if on_step:
                 on_step(done)
             if finished:

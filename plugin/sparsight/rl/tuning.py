@@ -19,7 +19,7 @@ from sparsight.model.completions import Completion, LanguagePolicy, Prompt
 from sparsight.model.protocols import Selector
 from sparsight.model.selectors import AllSelector
 from sparsight.rl import objective
-from sparsight.rl.checkpoint import SAVE_EVERY, resume, save_checkpoint, start_alike
+from sparsight.rl.checkpoint import SAVE_EVERY, resume, save_running, start_alike
 from sparsight.rl.language import fingerprint
 from sparsight.rl.ranks import ALONE, Ranks
 from sparsight.rl.trainer import Example
@@ -99,8 +99,8 @@ def tune_language(
             optimizer.step()
             loss, drift = (sum(parts) for parts in zip(*told, strict=True))
             history.append(TuningStep(step + 1, config.steps, loss, drift))
-            if checkpoint and (step + 1) % SAVE_EVERY == 0:
-                save_checkpoint(checkpoint, run, language.module, [optimizer], step + 1)
+            if (step + 1) % SAVE_EVERY == 0:
+                save_running(checkpoint, run, language.module, [optimizer], step + 1, ranks)
             if ranks.rank == 0:
                 on_step(history[-1])
     finally:

@@ -23,7 +23,7 @@ from sparsight.service import oversight
 from sparsight.service.corrections import marks_on, right_answer, wrong_answer
 from sparsight.service.lesson import Correction, Lesson, Step, groups, read, teach
 from sparsight.store import PolicyRegistry, Store
-from sparsight.store.files import disk_errors, make_folder
+from sparsight.store.files import make_folder
 from sparsight.types import Episode, Feedback, PolicyVersion, TokenGrid
 
 GridOf = Callable[[Episode], TokenGrid]
@@ -101,9 +101,8 @@ class Learner:
         look = self._looks(live, keys) + 1
         lesson = Lesson(train, known, held, live_policy, adapter, self.rank, config.learn, config.gate, share, look)
         running = config.home / "learning" / self.reader.id  # not what a backup holds: it comes and goes
-        with disk_errors():
-            make_folder(running)
-            taught = self.ranks.lead(teach, self.reader, lesson, on_step=self.on_step, checkpoints=running)
+        make_folder(running)
+        taught = self.ranks.lead(teach, self.reader, lesson, on_step=self.on_step, checkpoints=running)
         assert taught is not None  # in the first process
         decision, said = taught.decision, (*said, *taught.said)
         if live.sentinel and live.sentinel != taught.sentinel:
