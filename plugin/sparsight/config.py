@@ -178,6 +178,9 @@ class SiteConfig(_Strict):
     tls_key: Path | None = Field(None, description="PEM file, not encrypted; readable by this user alone")
     behind_proxy: bool = Field(False, description="plain HTTP off this machine: a proxy in front speaks TLS")
     changes_per_minute: int = Field(600, ge=1, description="of one person who logged in; GETs are not counted")
+    images_at_once: int = Field(
+        16, ge=1, description="requests of one person who logged in for images (GET), answered together; more wait"
+    )
     sessions_bytes: int = Field(4 * 2**30, ge=1, description="of all uploads for sessions together, on the disk")
     person_sessions_bytes: int = Field(2**30, ge=1, description="of these, those of one person who logged in")
     body_timeout_s: float = Field(300.0, gt=0, le=86_400, description="within which a request must have arrived")

@@ -32,3 +32,20 @@ def test_security_md_names_whatever_reads_a_pickle() -> None:
     section = page.split("### Pickles")[1].split("## Logging in")[0]
     assert set(found) == set(re.findall(r"`([a-z_/]+\.py)`", section))
     assert all("weights_only=True" in call for calls in found.values() for call in calls)
+
+
+def test_what_security_md_measured_can_be_repeated() -> None:
+    """Each row has one command whose files are there, and counts the faults that operations.md lists."""
+    pages = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("security", "operations")}
+    table = pages["security"].split("## Measured")[1].split("## Dependencies")[0]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 10
+    commands = [row[3].rstrip(" |").strip("`") for row in rows]
+    assert {command.split()[0] for command in commands} == {"pytest", "sparsight", "the"}
+    paths = {word for command in commands if command.startswith("pytest") for word in command.split()[1:]}
+    assert not [path for path in paths if not (ROOT / path).exists()]
+    faults = [line for line in pages["operations"].split("| fault |")[1].splitlines()[2:] if line.startswith("| ")]
+    [counted] = [row[1] for row in rows if row[0].startswith("| faults")]
+    assert counted == f"0 of {len(faults)}"
+    run = {Path(path).stem for path in paths} | {f.stem for path in paths for f in (ROOT / path).rglob("test_*.py")}
+    assert set(re.findall(r"test_\w+", " ".join(row.rsplit("|", 2)[1] for row in faults))) <= run

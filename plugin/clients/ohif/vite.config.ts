@@ -10,6 +10,7 @@ export default defineConfig(({ mode }) => {
       emptyOutDir: false, // app-config.js lies there
       lib: { entry: `src/${name}.ts`, formats: ['es'], fileName: () => `${name}.mjs` },
     },
+    esbuild: { legalComments: 'inline' }, // lit's licence wants its notice to go along
     test: { environment: 'happy-dom', include: ['test/**/*.test.ts'] },
   };
 });

@@ -6,10 +6,13 @@ audience, subject and an expiry that has not passed. Its roles are names of `Rol
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import threading
 import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +31,7 @@ _AGAIN_S = 10.0  # unknown keys and failures make us ask no more often: whoever 
 _KEYS_BYTES = 2**20
 _TOKEN_CHARS = 16_384
 _CALLERS = 10_000  # of whom changes are counted at a time
+_WAITING = 256  # of one person's requests for images: twice as many as a browser sends over HTTP/2 through nginx
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class Access:
         self._site = site
         self._keys = Keys(site)
         self._limit = Limit(site.changes_per_minute)
+        self._turns = Turns(site.images_at_once)
 
     def caller(self, authorization: str | None) -> Caller:
         """Who sent an `Authorization` header. Raises RefusedError; BusyError while the issuer does not answer."""
@@ -114,6 +119,10 @@ class Access:
             raise RefusedError(403, "a token without the role", f"ask for the role {' or '.join(named)}")
         if changes and not self._limit.take(caller.name):
             raise RefusedError(429, "too many changes in a minute", "wait and try again")
+
+    def turn(self, caller: Caller) -> AbstractAsyncContextManager[None]:
+        """Hold one of the caller's places for requests that make images, once it is free; or raise RefusedError."""
+        return self._turns.turn(caller.name)
 
     def _claims(self, token: str) -> dict[str, Any]:
         header = jwt.get_unverified_header(token)
@@ -215,6 +224,29 @@ class Limit:
             if len(self._left) > _CALLERS:
                 del self._left[next(iter(self._left))]
             return left >= 1
+
+
+class Turns:
+    """So many at the same time of each person; more wait for their own, not for others'. Within one event loop."""
+
+    def __init__(self, at_once: int) -> None:
+        self._at_once = at_once
+        self._held: dict[str, tuple[asyncio.Semaphore, list[None]]] = {}  # by name; one entry for each who is there
+
+    @asynccontextmanager
+    async def turn(self, name: str) -> AsyncIterator[None]:
+        """A block that at most so many of this name are in. Raises RefusedError where too many wait already."""
+        places, there = self._held.setdefault(name, (asyncio.Semaphore(self._at_once), []))
+        if len(there) >= self._at_once + _WAITING:
+            raise RefusedError(429, "too many images at once", "wait for those that were asked for")
+        there.append(None)
+        try:
+            async with places:
+                yield
+        finally:
+            there.pop()
+            if not there:
+                del self._held[name]
 
 
 def _highest(claims: dict[str, Any], where: str) -> Role:

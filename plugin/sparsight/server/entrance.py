@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AbstractAsyncContextManager, nullcontext
 from urllib.parse import parse_qsl, urlsplit
 
 from anyio import to_thread
@@ -24,6 +25,7 @@ from sparsight.server.problems import by_status, code_of, reply
 from sparsight.server.rules import Role, rule_of
 
 _SAFE = {"GET", "HEAD", "OPTIONS"}
+_EXPECTED = {401: "a token", 403: "a token with the role", 429: "fewer requests of one person"}
 _IDS = {"image", "id", "label", "session_id"}  # query parameters that stock code joins to a path
 
 
@@ -64,9 +66,13 @@ class Entrance:
         refusal = self._refusal(scope, headers) or await self._no_admission(scope, headers) or _unsafe(scope)
         if refusal:
             await refusal(scope, receive, send)
-        else:
-            body = _Body(receive, self._body_timeout_s)
-            await self.app(scope, body.receive, _errors_as_json(scope, receive, send, body))
+            return
+        try:
+            async with self._turn(scope):
+                body = _Body(receive, self._body_timeout_s)
+                await self.app(scope, body.receive, _errors_as_json(scope, receive, send, body))
+        except RefusedError as error:
+            await _refused(error)(scope, receive, send)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         if not self._served_here(scope, headers):
@@ -92,13 +98,17 @@ class Entrance:
             CALLER.set(caller)
             self._access.admit(caller, role, changes=scope["method"] not in _SAFE)
         except RefusedError as error:
-            refused = reply(error.status, code_of(error.status), error.given, "a token with the role", error.todo)
-            if error.status == 401:
-                refused.headers["WWW-Authenticate"] = "Bearer"
-            return refused
+            return _refused(error)
         except SparsightError as error:
             return reply(error.status, error.code, error.given, error.expected, error.todo)
         return None
+
+    def _turn(self, scope: Scope) -> AbstractAsyncContextManager[None]:
+        """Where people log in: one of the caller's places, if it is images that are asked for."""
+        caller = CALLER.get()
+        if self._access is None or caller is None or not rule_of(scope["method"], get_route_path(scope)).costly:
+            return nullcontext()
+        return self._access.turn(caller)
 
     def _served_here(self, scope: Scope, headers: Headers) -> bool:
         """Whether it names this server and, where nobody logs in, arrived at a loopback address, whoever started it.
@@ -123,6 +133,13 @@ class Entrance:
             return urlsplit(origin).netloc == headers.get("host")
         except ValueError:
             return False
+
+
+def _refused(error: RefusedError) -> Response:
+    refused = reply(error.status, code_of(error.status), error.given, _EXPECTED[error.status], error.todo)
+    if error.status == 401:
+        refused.headers["WWW-Authenticate"] = "Bearer"
+    return refused
 
 
 def _at_loopback(scope: Scope) -> bool:

@@ -29,7 +29,18 @@ class Rule:
     path: str
     role: Role
 
+    @property
+    def costly(self) -> bool:
+        """Whether a GET reads or makes images: a person has only so many answered at the same time."""
+        return self.method in {"GET", "HEAD"} and self.path in _COSTLY
 
+
+_COSTLY = {
+    "/sparsight/dicomweb/{path:path}", "/datastore/image", "/datastore/dataset",
+    *(f"/sparsight/episodes/{{episode}}/{what}" for what in (
+        "geometry", "tokens", "overlay.png", "slice.png", "labelmap.nii.gz"
+    )),
+}  # fmt: skip
 _TABLE: dict[Role, tuple[str, ...]] = {
     Role.NOBODY: ("GET /sparsight/health/live", "GET /sparsight/health/ready"),  # probes have no token
     Role.READER: (  # sees studies and answers, asks

@@ -1,12 +1,13 @@
 import asyncio
 import json
+from collections import Counter
 
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from sparsight.config import SiteConfig
 from sparsight.errors import BusyError
-from sparsight.server.access import Access, Caller, RefusedError
+from sparsight.server.access import CALLER, Access, Caller, RefusedError
 from sparsight.server.entrance import Entrance
 from sparsight.server.rules import RULES, Role
 
@@ -132,8 +133,9 @@ def test_errors_that_the_platform_words_itself_get_our_form():
 class Known(Access):
     """Knows tokens by the names of roles; test_access has real ones."""
 
-    def __init__(self, per_minute=600):
-        super().__init__(SiteConfig(issuer="https://id.example", changes_per_minute=per_minute))
+    def __init__(self, per_minute=600, images_at_once=16):
+        site = {"changes_per_minute": per_minute, "images_at_once": images_at_once}
+        super().__init__(SiteConfig(issuer="https://id.example", **site))
 
     def caller(self, authorization):
         if authorization == "down":
@@ -253,3 +255,102 @@ def test_a_websocket_is_closed():
     entrance = Entrance(BEHIND, allowed=frozenset(), max_bytes=1000)
     asyncio.run(entrance({"type": "websocket", "path": "/info/", "headers": []}, None, send))
     assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+IMAGES = (
+    "/sparsight/dicomweb/studies/1.2/series/1.3/instances/{}/frames/1",
+    "/sparsight/episodes/e{}/slice.png",
+    "/sparsight/episodes/e{}/overlay.png",
+    "/sparsight/episodes/e{}/labelmap.nii.gz",
+    "/datastore/image",
+)
+
+
+class Busy:
+    """An application that answers when it is told to, and counts whom it has at the same time."""
+
+    def __init__(self):
+        self.now, self.most, self.go = Counter(), Counter(), asyncio.Event()
+
+    async def __call__(self, scope, receive, send):
+        who = CALLER.get().role
+        self.now[who] += 1
+        self.most[who] = max(self.most[who], self.now[who])
+        await (self.go.wait() if not self.go.is_set() else asyncio.sleep(0.001))
+        self.now[who] -= 1
+        await BEHIND(scope, receive, send)
+
+
+async def asked(entrance, path, role="READER"):
+    """The status of a GET, beside others."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def receive():
+        return {"type": "http.request", "body": b""}
+
+    raw = [(b"host", b"localhost"), (b"authorization", role.encode())]
+    scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": raw}
+    await entrance({**scope, "server": ("127.0.0.1", 80), "scheme": "http"}, receive, send)
+    return sent[0]["status"]
+
+
+def crowd(*wanted, app):
+    """Statuses of GETs (path, role) that are sent at the same time, each as its own task."""
+
+    async def all_of_them():
+        access = Known()
+        entrance = Entrance(app, allowed=frozenset(), max_bytes=1000, access=access)
+        tasks = [asyncio.create_task(asked(entrance, *one)) for one in wanted]
+        await asyncio.sleep(0.1 if len(wanted) < 400 else 0.5)
+        app.go.set()
+        statuses = await asyncio.gather(*tasks)
+        assert not access._turns._held, "who has left is not remembered"
+        return statuses
+
+    return asyncio.run(all_of_them())
+
+
+@pytest.mark.parametrize("path", IMAGES)
+def test_one_person_s_images_wait_for_each_other_and_for_nobody_else(path):
+    app = Busy()
+    many = [(path.format(n), "READER") for n in range(40)]
+    assert crowd(*many, (path.format(0), "REVIEWER"), ("/info/", "READER"), app=app) == [200] * 42
+    assert app.most[Role.READER] == 16 + 1, "what makes no image does not wait"
+    assert app.most[Role.REVIEWER] == 1
+
+
+def test_too_many_that_wait_are_refused():
+    app = Busy()
+    statuses = crowd(*[(IMAGES[1].format(n), "READER") for n in range(16 + 256 + 3)], app=app)
+    assert (statuses.count(200), statuses.count(429)) == (272, 3)
+
+
+@pytest.mark.parametrize("together", [6, 20, 128])  # a browser over HTTP/1.1, OHIF at most, a browser over HTTP/2
+def test_who_scrolls_through_a_long_volume_meets_no_limit(together):
+    app = Busy()
+    app.go.set()
+    access = Known(images_at_once=SiteConfig().images_at_once, per_minute=1)
+    entrance = Entrance(app, allowed=frozenset(), max_bytes=1000, access=access)
+
+    async def scroll():
+        connections = asyncio.Semaphore(together)
+
+        async def one(n):
+            async with connections:
+                return await asked(entrance, IMAGES[n % 2].format(n))
+
+        return await asyncio.gather(*(one(n) for n in range(3 * 500)))
+
+    assert set(asyncio.run(scroll())) == {200}
+
+
+def test_where_nobody_logs_in_nobody_waits():
+    app = Entrance(BEHIND, allowed=frozenset(), max_bytes=1000)
+
+    async def many():
+        return await asyncio.gather(*(asked(app, IMAGES[1].format(n)) for n in range(300)))
+
+    assert set(asyncio.run(many())) == {200}
