@@ -16,7 +16,7 @@ from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from sparsight.errors import BusyError, NotFoundError
+from sparsight.errors import BusyError, InputError, NotFoundError
 from sparsight.imaging.dicomweb import FolderWeb
 from sparsight.imaging.studies import DicomWebStudies, FolderStudies
 from sparsight.server import state
@@ -58,13 +58,22 @@ async def dicomweb(path: str, request: Request, service: Served) -> Response:
 
 
 async def _forward(request: Request, source: DicomWebStudies, path: str) -> Response:
-    """Pass a GET on to the PACS, its query as it came, and stream what it says. Raises BusyError, NotFoundError."""
+    """Pass a GET on to the PACS, its query as it came, and stream what it says.
+
+    Raises BusyError, NotFoundError; InputError for a query that no address can have.
+    """
     if not _PATH.fullmatch(path) or request.scope.get("raw_path", b"").find(b"%") >= 0:
         raise _not_served()
-    headers = {name: value for name in _PASSED_ON if (value := request.headers.get(name))} | source.sent
+    given = {name: value.encode("latin-1") for name in _PASSED_ON if (value := request.headers.get(name))}  # as it came
+    headers = given | {name: value.encode() for name, value in source.sent.items()}
     client = _client()
     query = request.scope["query_string"]
-    url = httpx.URL(f"{source.url}/{path}").copy_with(query=query or None)
+    try:
+        url = httpx.URL(f"{source.url}/{path}").copy_with(query=query or None)
+    except httpx.InvalidURL as error:
+        raise InputError(
+            "a query that no address can have", expected="percent-encoding (RFC 3986)", todo="encode it"
+        ) from error
     try:
         reply = await client.send(client.build_request("GET", url, headers=headers), stream=True)
     except httpx.HTTPError as error:
