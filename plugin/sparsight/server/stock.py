@@ -309,10 +309,14 @@ def ohif_file(path: str) -> Response:
             settings += "window.config.extensions = window.config.modes = [];\n"
         return Response(settings, media_type="text/javascript", headers=_HEADERS)
     root = Path(ohif.__file__).resolve().parent / "static" / "ohif"
-    file = (root / path).resolve() if path else root / "index.html"
+    try:
+        file = (root / path).resolve() if path else root / "index.html"
+        is_one = file.is_file()
+    except (OSError, ValueError) as error:  # a name too long, or with a NUL in it
+        raise HTTPException(404, "no such file") from error
     if not file.is_relative_to(root):
         raise HTTPException(404, "no such file")
-    if not file.is_file():
+    if not is_one:
         if file.suffix:  # a missing script must not come back as a page
             raise HTTPException(404, "no such file")
         file = root / "index.html"

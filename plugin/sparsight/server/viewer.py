@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from sparsight.errors import BusyError, ImageError, NotFoundError
+from sparsight.errors import BusyError, ImageError, InputError, NotFoundError
 from sparsight.imaging.dicomweb import FolderWeb
 from sparsight.imaging.pacs_limits import REPLY_S, most_bytes
 from sparsight.imaging.studies import DicomWebStudies, FolderStudies
@@ -63,14 +63,21 @@ async def dicomweb(path: str, request: Request, service: Served) -> Response:
 async def _forward(request: Request, source: DicomWebStudies, path: str) -> Response:
     """Pass a GET on to the PACS, its query as it came, and stream what it says, within pacs_limits.
 
-    Raises BusyError, NotFoundError; ImageError where it says that more follows than may.
+    Raises BusyError, NotFoundError; InputError for a query that no address can have; ImageError where it says that more
+    follows than may.
     """
     if not _PATH.fullmatch(path) or request.scope.get("raw_path", b"").find(b"%") >= 0:
         raise _not_served()
-    headers = {name: value for name in _PASSED_ON if (value := request.headers.get(name))} | source.sent
+    given = {name: value.encode("latin-1") for name in _PASSED_ON if (value := request.headers.get(name))}  # as it came
+    headers = given | {name: value.encode() for name, value in source.sent.items()}
     client, ends = _client(), asyncio.get_running_loop().time() + REPLY_S
     query = request.scope["query_string"]
-    url = httpx.URL(f"{source.url}/{path}").copy_with(query=query or None)
+    try:
+        url = httpx.URL(f"{source.url}/{path}").copy_with(query=query or None)
+    except httpx.InvalidURL as error:
+        raise InputError(
+            "a query that no address can have", expected="percent-encoding (RFC 3986)", todo="encode it"
+        ) from error
     try:
         async with asyncio.timeout_at(ends):
             reply = await client.send(client.build_request("GET", url, headers=headers), stream=True)

@@ -62,9 +62,11 @@ def test_an_endpoint_that_awaits_is_not_driven_by_hand():
         stock._driven(waits)()
 
 
-def test_ohif_files_stay_in_their_folder():
-    with pytest.raises(Exception, match="no such file"):
-        stock.ohif_file("../../../config.py")
+@pytest.mark.parametrize("path", ["../../../config.py", "a\x00b", "x" * 300, "x/" * 3000, "/etc/passwd"])
+def test_ohif_files_stay_in_their_folder(path):
+    with pytest.raises(HTTPException, match="no such file") as refused:
+        stock.ohif_file(path)
+    assert refused.value.status_code == 404
 
 
 @pytest.mark.parametrize("run_sync", [False, True])

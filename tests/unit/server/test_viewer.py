@@ -4,15 +4,19 @@ import http.server
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from email.parser import BytesParser
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
+from urllib.parse import quote, unquote
 
+import anyio
 import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
@@ -126,25 +130,66 @@ def test_a_pacs_is_passed_on_to_with_the_query_as_it_came(serve, pacs: str) -> N
 )  # fmt: skip
 def test_nothing_else_can_be_reached(serve, pacs: str, path: str) -> None:
     serve(pacs)
-    scope_path = WEB + path.replace("%2e", ".").replace("%2f", "/")
-    messages = []
+    with TestClient(app()) as client:
+        assert ask(client, path) == 404
+    assert not _Pacs.asked
+
+
+def ask(client: TestClient, path: str, query: bytes = b"", headers: Sequence[tuple[bytes, bytes]] = ()) -> int:
+    """The status of a request as it is here, where clients put addresses in order."""
+    messages: list[dict[str, Any]] = []
+    body = [{"type": "http.request", "body": b""}]
 
     async def receive() -> dict[str, object]:
-        return {"type": "http.request", "body": b""}
+        if not body:
+            await anyio.sleep_forever()  # the client stays
+        return body.pop()
 
     async def send(message: dict[str, object]) -> None:
         messages.append(message)
 
     scope = {
         "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "GET",
-        "path": scope_path, "raw_path": (WEB + path).encode(), "query_string": b"", "root_path": "", "scheme": "http",
-        "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1), "headers": [],
+        "path": unquote(WEB + path), "raw_path": (WEB + path).encode(), "query_string": query, "root_path": "",
+        "scheme": "http", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1), "headers": headers,
     }  # fmt: skip
-    import anyio
+    client.portal.call(client.app, scope, receive, send)
+    return int(messages[0]["status"])
 
-    anyio.run(app(), scope, receive, send)
-    assert messages[0]["status"] == 404
-    assert not _Pacs.asked
+
+PARTS = st.sampled_from(
+    ["studies", "series", "instances", "metadata", "frames", "rendered", "1.2", "1", "", ".", "..", "%2e%2e"]
+)
+PARTS |= st.text(st.characters(codec="utf-8"), max_size=8).map(lambda text: quote(text, safe=""))
+PATHS = st.tuples(st.sampled_from(["studies", "series", "instances"]) | PARTS, st.lists(PARTS, max_size=5))
+QUERIES = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=20).map(str.encode)
+QUERIES |= st.sampled_from([b"limit=1&limit=2", b"x=%00", b"x=%ff", b"#", b"?", b"x=" + b"1" * 70_000, b"%", b"&&="])
+LINES = st.lists(
+    st.tuples(
+        st.sampled_from([b"accept", b"accept-encoding", b"if-none-match", b"range"]),
+        st.binary(max_size=9).map(lambda raw: bytes(byte for byte in raw if byte > 31 and byte != 127).strip()),
+    ),
+    max_size=3,
+)
+
+
+def test_whatever_is_asked_reaches_the_pacs_as_it_came_or_not_at_all(serve, pacs: str) -> None:
+    serve(pacs)
+    with TestClient(app()) as client:
+
+        @settings(max_examples=400, derandomize=True, database=None, deadline=None)
+        @given(path=PATHS, query=QUERIES, headers=LINES)
+        def check(path: tuple[str, list[str]], query: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+            _Pacs.asked.clear()
+            address = "/" + "/".join([path[0], *path[1]])
+            status = ask(client, address, query, headers)
+            assert status < 500
+            assert len(_Pacs.asked) == (status == 200)
+            for target, _ in _Pacs.asked:
+                assert target == f"/dicom-web{address}" + (f"?{query.decode()}" if query else "")
+                assert not {".", "..", ""} & set(address[1:].split("/"))
+
+        check()
 
 
 @pytest.mark.parametrize("name", ["moved", "broken", "closed"])
