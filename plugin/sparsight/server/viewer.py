@@ -68,8 +68,8 @@ async def _forward(request: Request, source: DicomWebStudies, path: str) -> Resp
     """
     if not _PATH.fullmatch(path) or request.scope.get("raw_path", b"").find(b"%") >= 0:
         raise _not_served()
-    given = {name: value.encode("latin-1") for name in _PASSED_ON if (value := request.headers.get(name))}  # as it came
-    headers = given | {name: value.encode() for name, value in source.sent.items()}
+    given = {n.encode(): value.encode("latin-1") for n in _PASSED_ON if (value := request.headers.get(n))}  # as it came
+    headers = given | {name.encode(): value.encode() for name, value in source.sent.items()}
     client, ends = _client(), asyncio.get_running_loop().time() + REPLY_S
     query = request.scope["query_string"]
     try:
