@@ -1,4 +1,4 @@
-"""The defects of MONAI Label 0.8.5 that a hospital would ask about: one test each, on our server.
+"""The defects of MONAI Label 0.8.5 that a hospital would ask about: a test for each, on our server.
 
 `SPARSIGHT_TEST_STOCK=1 pytest tests/integration/test_stock_defects.py` asks the stock server the same, and each fails;
 the last test here does that. What is asked is worded for both: the model's name differs, and an app of a dozen lines
@@ -36,12 +36,14 @@ from sparsight.server.run import free_port, start, wait_until_ready
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.orthanc]
 
 STOCK = bool(os.environ.get("SPARSIGHT_TEST_STOCK"))
-DEFECTS = 14
+TESTS = 16  # of fourteen defects: two of the sixth, two of the ninth
 CT = "1.2.826.0.1.3680043.8.498.1"  # a series in the PACS
 COMMAND = (
     "from sparsight.compat import allow_monailabel; allow_monailabel(); from monailabel.main import Main; Main().run()"
 )
 APP = """
+from sparsight.compat import allow_monailabel
+allow_monailabel()  # background jobs, too
 import tempfile, time
 import nibabel, numpy
 from monailabel.interfaces.app import MONAILabelApp
@@ -229,17 +231,17 @@ def infer(client: httpx.Client, target: Target, image: str, /, **params: Any) ->
 
 
 def test_1_an_answer_blocks_nobody(plain: Target) -> None:
+    """While eight are asked for, the same route replies more often than there are answers to reply between."""
     with plain.client() as client, ThreadPoolExecutor(8) as pool:
         infer(client, plain, "head")  # what is loaded once
-        began = time.monotonic()
         asked = [pool.submit(infer, client, plain, "head") for _ in range(8)]
-        time.sleep(0.05)
+        replies = 0
         with plain.client() as other:
-            sent = time.monotonic()
-            assert other.get("/sparsight/health/live" if not STOCK else "/info/").status_code == 200
-            waited = time.monotonic() - sent
+            while not all(a.done() for a in asked):
+                assert other.get("/info/").status_code == 200
+                replies += 1
         assert all(a.result().status_code == 200 for a in asked)
-        assert waited < (time.monotonic() - began) / 2
+    assert replies > 2 * len(asked)
 
 
 def test_2_a_valid_token_is_accepted(guarded: tuple[Target, Issuer]) -> None:
@@ -271,11 +273,22 @@ def test_5_no_foreign_page_may_read(plain: Target) -> None:
         assert client.get("/info/", headers={"Host": "evil.example"}).status_code == 421
 
 
-def test_6_no_file_but_the_studies_is_read(plain: Target, tmp_path: Path, studies_folder: Path) -> None:
-    secret = tmp_path / "secret.nii.gz"
-    secret.write_bytes((studies_folder / "head.nii.gz").read_bytes())
+@pytest.mark.parametrize("path", ["{}/secret.nii.gz", "../secret.nii.gz"])
+def test_6_no_file_but_the_studies_is_read(plain: Target, studies_folder: Path, path: str) -> None:
+    outside = plain.home.parent  # the stock server's own folder is `home`
+    (outside / "secret.nii.gz").write_bytes((studies_folder / "head.nii.gz").read_bytes())
     with plain.client() as client:
-        assert infer(client, plain, str(secret)).status_code in {404, 422}
+        assert infer(client, plain, path.format(outside)).status_code in {404, 422}
+
+
+@pytest.mark.parametrize("what", ["image", "label"])
+def test_6_nothing_is_written_beside_the_studies(plain: Target, studies_folder: Path, what: str) -> None:
+    query = {"image": "../written"} if what == "image" else {"image": "head", "tag": "../../written"}
+    file = ("a.nii.gz", (studies_folder / "head.nii.gz").read_bytes())
+    with plain.client() as client:
+        reply = client.put(f"/datastore/{what}", params=query, files={"file" if what == "image" else "label": file})
+    assert not list(studies_folder.parent.glob("written*"))
+    assert reply.status_code == 422
 
 
 def test_7_params_do_not_override_the_url(plain: Target, tmp_path: Path, studies_folder: Path) -> None:
@@ -294,9 +307,24 @@ def test_8_what_is_unknown_or_broken_is_the_clients_mistake(plain: Target, ask: 
     assert reply.json()["error"]["code"]
 
 
-def test_9_every_modality_of_the_pacs_is_listed(pacs: Target) -> None:
+def listed(pacs: Target) -> int:
+    """How many series the server knows of."""
     with pacs.client() as client:
-        assert set(client.get("/datastore/", params={"output": "all"}).json()["objects"]) == set(SERIES)
+        return int(client.get("/info/").json()["datastore"]["total"])
+
+
+def test_9_every_modality_of_the_pacs_is_listed(pacs: Target) -> None:
+    assert listed(pacs) == len(SERIES)
+
+
+def test_9_a_series_that_arrives_is_listed_within_seconds(pacs: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = listed(pacs)
+    assert before > 0
+    monkeypatch.setitem(SERIES, "1.4.1", ("1.4", "CT"))
+    deadline = time.monotonic() + 10
+    while listed(pacs) == before and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert listed(pacs) == before + 1
 
 
 def test_10_an_empty_mask_says_that_nothing_is_there(archive: Target, tmp_path: Path) -> None:
@@ -336,18 +364,17 @@ def test_14_batch_inference_needs_no_gpu(plain: Target) -> None:
 
 
 def test_15_learning_does_not_load_the_app_again(plain: Target) -> None:
+    app, loaded = plain.home / ("app" if STOCK else "store/app") / "main.py", plain.home / "loaded"
+    app.write_text(f"{app.read_text()}\nfrom pathlib import Path\nPath({str(loaded)!r}).touch()\n")  # from now on
     with plain.client() as client:
         assert client.post(f"/train/{plain.model}", json={}).status_code == 200
-        lines: list[str] = []
-        deadline = time.monotonic() + 30
-        while not lines and time.monotonic() < deadline:
+        status, deadline = "SUBMITTED", time.monotonic() + 120
+        while status in ("SUBMITTED", "RUNNING") and not loaded.exists() and time.monotonic() < deadline:
             time.sleep(0.1)
-            for child in psutil.Process(plain.process.pid).children():
-                with suppress(psutil.Error):
-                    lines += [line] if "train" in (line := " ".join(child.cmdline())) or "learner" in line else []
+            status = client.get("/train/").json()["status"]
         client.delete("/train/")
-    assert lines
-    assert not any("monailabel.interfaces.utils.app" in line for line in lines)
+    assert not loaded.exists()
+    assert status == "DONE"
 
 
 @pytest.mark.skipif(STOCK, reason="it is being asked")
@@ -363,4 +390,4 @@ def test_each_of_these_fails_on_the_stock_server(tmp_path: Path) -> None:
     )
     outcomes = re.findall(r"^(PASSED|FAILED|ERROR) \S+::(test_\w+)", done.stdout, re.MULTILINE)
     assert {name for outcome, name in outcomes if outcome != "FAILED"} == set(), done.stdout[-3000:]
-    assert len({name for _, name in outcomes}) == DEFECTS, done.stdout[-3000:]
+    assert len({name for _, name in outcomes}) == TESTS, done.stdout[-3000:]
