@@ -1,7 +1,9 @@
 """The process that reads what may crash it: one case after the other, told and answered in lines of JSON.
 
 `python -m sparsight.bench.fuzz.worker SPEC`; SPEC is JSON: the seed, the indices, the folder to work in. Inputs go
-through what the product reads them with: `load`, `read_mask`, `Config.load`, a folder of studies, and our routes.
+through what the product reads them with: `load`, `read_mask`, `Config.load`, a folder of studies, and our routes behind
+the middleware of the server. MONAI Label's application around them is left out: it is built once a process, from the
+environment, and takes seconds and memory that each worker would pay; the tests ask it as it runs.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ class Reading:
         from fastapi.testclient import TestClient
 
         from sparsight.server import problems, state
+        from sparsight.server.entrance import Entrance
         from sparsight.server.routes import router
+        from sparsight.server.watch import Watch
 
         self._folder = folder
         self._service = Service(config, folder / "studies")
@@ -50,7 +54,8 @@ class Reading:
         app.include_router(router)
         problems.install(app)
         state.use(self._service)
-        self._client = TestClient(app, raise_server_exceptions=False)
+        entrance = Entrance(app, allowed=frozenset(), max_bytes=config.serve.max_upload_bytes)
+        self._client = TestClient(Watch(entrance), base_url="http://localhost", raise_server_exceptions=False)
         if not self._service.store.counts()["episodes"]:  # of an earlier worker
             self._service.ask(STUDY, _QUESTION, episode_id=EPISODE)
         self._read = 0
