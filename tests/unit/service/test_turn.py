@@ -50,8 +50,8 @@ def test_several_places_are_taken_at_once_and_the_most_urgent_goes_first() -> No
 
     def run(name: str) -> None:
         with turnstile.turn():
-            both.wait(5)  # neither goes on before the other has a place, too
             order.append(name)
+            both.wait(5)  # neither goes on before the other has a place, too
 
     with turnstile.turn(), turnstile.turn():
         waiting = queue_up(turnstile, order, "learn", Priority.LEARNING)
