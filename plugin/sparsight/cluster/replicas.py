@@ -45,9 +45,9 @@ class Replicas:
     def __init__(self, settings: PoolConfig, make: Make, together: int) -> None:
         self._settings = settings
         self._name = f"sparsight-{secrets.token_hex(4)}"  # a cluster may serve others, too
-        self._loop = asyncio.new_event_loop()
         self._cluster = connected(settings)
         self._ray, self._serve = self._cluster.__enter__(), cast(Any, None)
+        self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sparsight-replicas", daemon=True)
         self._thread.start()
         try:
