@@ -46,7 +46,8 @@ class Replicas:
         self._settings = settings
         self._name = f"sparsight-{secrets.token_hex(4)}"  # a cluster may serve others, too
         self._cluster = connected(settings)
-        self._ray, self._serve = self._cluster.__enter__(), cast(Any, None)
+        self._keeper = ThreadPoolExecutor(1, "sparsight-ray")  # Linux ends Ray with the thread that started it
+        self._ray, self._serve = self._keeper.submit(self._cluster.__enter__).result(), cast(Any, None)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sparsight-replicas", daemon=True)
         self._thread.start()
@@ -103,7 +104,8 @@ class Replicas:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
-            self._cluster.__exit__(None, None, None)
+            self._keeper.submit(self._cluster.__exit__, None, None, None).result()
+            self._keeper.shutdown()
 
     def _end(self) -> None:
         serve = self._serve

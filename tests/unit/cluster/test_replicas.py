@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -311,6 +311,29 @@ def test_no_ray_serve_is_an_error_that_says_what_to_install(monkeypatch: pytest.
     with pytest.raises(ConfigError) as caught:
         Replicas(PoolConfig(replicas=1), lambda fetch: lambda request, tell: None, 1)
     assert caught.value.todo == 'pip install "sparsight[cluster]"'
+
+
+def test_ray_is_started_by_a_thread_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux ends a child whose parent thread ends (PR_SET_PDEATHSIG), and the server loads in a thread that does."""
+    started, ended = [], []
+
+    @contextmanager
+    def cluster(settings: PoolConfig) -> Iterator[None]:
+        started.append(threading.current_thread())
+        yield
+        ended.append(threading.current_thread())
+
+    def nothing(name: str) -> None:
+        assert started[0].is_alive()
+        raise ConfigError("no Serve", expected="one", todo="install it")
+
+    monkeypatch.setattr(replicas_module, "connected", cluster)
+    monkeypatch.setattr(replicas_module, "imported", nothing)
+    with pytest.raises(ConfigError, match="no Serve"):
+        Replicas(PoolConfig(replicas=1), lambda fetch: lambda request, tell: None, 1)
+    assert threading.current_thread() not in started
+    assert started == ended
+    assert not started[0].is_alive()
 
 
 def test_a_replica_that_is_killed_in_the_middle_loses_nothing(own: Service, spreading: Service) -> None:
