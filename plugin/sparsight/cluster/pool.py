@@ -29,7 +29,11 @@ TRIES = 3  # workers that may die at the same work
 _STORE_BYTES = 512 * 2**20  # of what is shared with workers here; more goes to the disk
 _CONNECT_S = 10
 _LOOPBACK = "127.0.0.1"
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": "."}  # nothing called home, nor on our stdout
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing called home
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # nor on our stdout
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it ends whoever gets SIGTERM after three seconds, done or not
+}
 _HERE = _QUIET | {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # by which Ray keeps to loopback; read when it is imported
     "RAY_AUTH_MODE": "token",

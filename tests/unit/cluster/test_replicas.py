@@ -1,6 +1,7 @@
 """Replicas of a real Ray Serve answer as the server itself does, several at once; one that dies loses no question."""
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -311,6 +312,13 @@ def test_no_ray_serve_is_an_error_that_says_what_to_install(monkeypatch: pytest.
     with pytest.raises(ConfigError) as caught:
         Replicas(PoolConfig(replicas=1), lambda fetch: lambda request, tell: None, 1)
     assert caught.value.todo == 'pip install "sparsight[cluster]"'
+
+
+def test_ray_leaves_the_server_its_signals(ray_here: Any) -> None:
+    """Its own handler takes SIGTERM and SIGTRAP alike, and ends a process three seconds after."""
+    caught = re.search(r"SigCgt:\s*([0-9a-f]+)", Path("/proc/self/status").read_text())
+    assert caught is not None
+    assert not int(caught[1], 16) >> (signal.SIGTRAP - 1) & 1
 
 
 def test_ray_is_started_by_a_thread_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
