@@ -209,17 +209,23 @@ class SiteConfig(_Strict):
 
 
 class PoolConfig(_Strict):
-    """Readers in other processes, or on other machines, that score subsets (Ray). configs/pool.yaml."""
+    """Readers in other processes, or on other machines, that score subsets or answer (Ray). configs/pool.yaml."""
 
     workers: int = Field(0, ge=0, le=1024, description="readers, each in a process of its own; 0: this process scores")
+    replicas: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="readers that answer the server's questions, likewise; 0: its own one answers",
+    )
     address: str | None = Field(
         None,
         pattern=r"^[^:/\s]+:[0-9]{1,5}$",
         description="HOST:PORT of a Ray cluster that this machine is a node of; null: one is started here, for the run",
     )
-    cpus: int = Field(1, ge=1, description="of each worker: its threads, and what Ray counts")
-    gpus: float = Field(0.0, ge=0, description="of each worker, as Ray counts; 0.5: two share one")
-    start_s: float = Field(300, gt=0, description="seconds in which all workers must have loaded their reader")
+    cpus: int = Field(1, ge=1, description="of each worker and replica: its threads, and what Ray counts")
+    gpus: float = Field(0.0, ge=0, description="of each worker and replica, as Ray counts; 0.5: two share one")
+    start_s: float = Field(300, gt=0, description="seconds in which all of them must have loaded their reader")
 
 
 class ReaderSettings(_Strict):

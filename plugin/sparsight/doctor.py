@@ -23,7 +23,7 @@ _SHOWN = ("torch", "transformers", "monai", "monailabel", "pydicom", "itk", "num
 _NO_DEPS = ("monailabel==0.8.5", "pydicom-seg==0.4.1")  # pyproject's group `monailabel`: its metadata demands numpy<2
 _USES = {  # of extras no server needs
     "demo": "`sparsight demo` and training",
-    "cluster": "workers of pool.yaml",
+    "cluster": "workers and replicas of pool.yaml",
     "postgresql": "stores on PostgreSQL",
     "smol": "`make smol`",
 }

@@ -98,7 +98,7 @@ def test_what_is_missing_or_too_old_is_named_with_the_command(needs) -> None:
     assert sample.ok  # only the demo needs it
     assert sample.todo == 'only `sparsight demo` and training need it: pip install "no-sample>=1"'
     assert workers.ok
-    assert workers.todo == 'only workers of pool.yaml need it: pip install "no-workers>=1"'
+    assert workers.todo == 'only workers and replicas of pool.yaml need it: pip install "no-workers>=1"'
 
 
 def test_every_extra_that_no_server_needs_is_told_with_its_use() -> None:

@@ -15,6 +15,7 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,11 +25,15 @@ from sparsight.cluster.identity import package_sha256
 from sparsight.config import PoolConfig
 from sparsight.errors import BusyError, ConfigError, SparsightError
 
-_TRIES = 3  # workers that may die at the same work
+TRIES = 3  # workers that may die at the same work
 _STORE_BYTES = 512 * 2**20  # of what is shared with workers here; more goes to the disk
 _CONNECT_S = 10
 _LOOPBACK = "127.0.0.1"
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": "."}  # nothing called home, nor on our stdout
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing called home
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # nor on our stdout
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it ends whoever gets SIGTERM after three seconds, done or not
+}
 _HERE = _QUIET | {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # by which Ray keeps to loopback; read when it is imported
     "RAY_AUTH_MODE": "token",
@@ -66,7 +71,7 @@ class Pool:
                 )
         except self._ended as error:
             self._leave()
-            raise _lost("a worker that ended before it was ready") from error
+            raise lost("a worker that ended before it was ready") from error
         except BaseException:
             self._leave()
             raise
@@ -102,8 +107,8 @@ class Pool:
                     self._ray.kill(worker)  # it may only be out of reach
                     worker = self._start()
                     tries[n] += 1
-                    if tries[n] == _TRIES:
-                        raise _lost(f"{_TRIES} workers that ended at the same work") from error
+                    if tries[n] == TRIES:
+                        raise lost(f"{TRIES} workers that ended at the same work") from error
                     waiting.appendleft((n, one))
                     continue
                 finally:
@@ -121,12 +126,7 @@ class Pool:
         try:
             return self._ray.get(done)
         except self._ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, SparsightError):
-                raise cause from None
-            if isinstance(cause, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(cause):
-                raise _lost("a worker out of memory") from error
-            raise
+            raise cause_of(error) from None
 
     def _leave(self) -> None:
         for worker in self._idle:
@@ -143,18 +143,34 @@ class _Worker:
         torch.set_num_threads(threads)
 
     def begin(self) -> None:
-        if package_sha256() != self._package:
-            raise ConfigError(
-                "a worker that runs another version of sparsight",
-                expected="the same files on every machine",
-                todo="install the same version everywhere",
-            )
+        check_package(self._package)
         self._held.append(self._make())
 
     def run(self, work: Callable[[Any, Any], Any], one: Any) -> Any:
         if not self._held:  # started in the place of another
             self.begin()
         return work(self._held[0], one)
+
+
+def check_package(package: str) -> None:
+    """Raise ConfigError where this process runs other files than the one that started it."""
+    if package_sha256() != package:
+        raise ConfigError(
+            "a worker that runs another version of sparsight",
+            expected="the same files on every machine",
+            todo="install the same version everywhere",
+        )
+
+
+def cause_of(error: Any) -> Exception:
+    """What a RayTaskError says was raised elsewhere: an error of ours as it was, a lack of memory; else itself."""
+    cause = error.cause
+    if isinstance(cause, SparsightError):
+        return cause
+    if isinstance(cause, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(cause):
+        return lost("a worker out of memory")
+    assert isinstance(error, Exception)
+    return error
 
 
 @contextmanager
@@ -173,7 +189,7 @@ def connected(settings: PoolConfig) -> Iterator[Any]:
     os.environ.update(ours)
     ray = None
     try:
-        ray = _imported()
+        ray = imported("ray")
         if settings.address:
             _reach(settings.address)
         _connect(ray, settings, folder)
@@ -190,14 +206,16 @@ def connected(settings: PoolConfig) -> Iterator[Any]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _imported() -> Any:
+def imported(name: str) -> Any:
+    """Ray, or a part of it. Raises ConfigError where it is not installed."""
     try:
-        import ray
+        return import_module(name)
     except ImportError as error:
         raise ConfigError(
-            "workers in pool.yaml, and no Ray", expected="the extra `cluster`", todo='pip install "sparsight[cluster]"'
+            f"workers or replicas in pool.yaml, and no {name}",
+            expected="the extra `cluster`",
+            todo='pip install "sparsight[cluster]"',
         ) from error
-    return ray
 
 
 def _connect(ray: Any, settings: PoolConfig, folder: str | None) -> None:
@@ -205,7 +223,7 @@ def _connect(ray: Any, settings: PoolConfig, folder: str | None) -> None:
     if folder:
         where = {
             "address": "local",
-            "num_cpus": settings.workers * settings.cpus,
+            "num_cpus": (settings.workers + settings.replicas) * settings.cpus,
             "include_dashboard": False,
             "object_store_memory": _STORE_BYTES,
             "_node_ip_address": _LOOPBACK,
@@ -234,9 +252,10 @@ def _reach(address: str) -> None:
         ) from error
 
 
-def _lost(what: str) -> BusyError:
+def lost(what: str) -> BusyError:
+    """What to say where workers or replicas are gone."""
     return BusyError(
         what,
         expected="sparsight on every machine, and memory for each worker's reader and work",
-        todo="lower workers of pool.yaml; Ray's logs say more",
+        todo="lower workers or replicas of pool.yaml; Ray's logs say more",
     )

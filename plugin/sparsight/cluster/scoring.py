@@ -40,9 +40,13 @@ def scored_by(settings: PoolConfig, name: str, reader: Reader, ranks: Ranks = AL
         return
     if ranks.size > 1:
         raise ConfigError("workers, and several processes", expected="one of them", todo="set workers to 0")
-    place = str(Path(name).resolve()) if Path(name).exists() and name not in {"nano", "smol"} else name
-    with Pool(settings, partial(held_by_worker, place, reader.sha256)) as pool:
+    with Pool(settings, partial(held_by_worker, place_of(name), reader.sha256)) as pool:
         yield cast(Reader, PooledReader(reader, pool))
+
+
+def place_of(name: str) -> str:
+    """A reader's name as another process finds it."""
+    return str(Path(name).resolve()) if Path(name).exists() and name not in {"nano", "smol"} else name
 
 
 class PooledReader:
@@ -72,7 +76,7 @@ class PooledReader:
         grids = {id(r.grid): r.grid for r in requests}
         for grid in grids.values():
             if grid not in self._sent:
-                self._sent[grid] = self._pool.put(_packed(grid))
+                self._sent[grid] = self._pool.put(packed(grid))
         number = {key: n for n, key in enumerate(grids)}
         asked = [(number[id(r.grid)], r.question, r.answer, r.keeps.numpy(), r.context) for r in requests]
         half = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
@@ -129,7 +133,7 @@ def _score(held: Held, part: _Part) -> list[NDArray[np.float32]]:
         adapter: Arrays = {} if part.adapter is None else ray.get(part.adapter)
         held.reader.adapt(adapter)
         held.adapter = part.adapter
-    grids = [_unpacked(grid) for grid in ray.get(part.grids)]
+    grids = [unpacked(grid) for grid in ray.get(part.grids)]
     requests = [
         ScoreRequest(grids[n], q, answer, torch.tensor(keeps), more) for n, q, answer, keeps, more in part.asked
     ]
@@ -138,13 +142,15 @@ def _score(held: Held, part: _Part) -> list[NDArray[np.float32]]:
     return [each.float().numpy() for each in scores]
 
 
-def _packed(grid: TokenGrid) -> TokenGrid:
+def packed(grid: TokenGrid) -> TokenGrid:
     """With arrays for tensors: workers of one machine read them where they lie, without a copy."""
     extras = {name: value.numpy() if isinstance(value, Tensor) else value for name, value in grid.extras.items()}
     return replace(grid, features=grid.features.numpy(), extras=extras)  # type: ignore[arg-type] # arrays on the way
 
 
-def _unpacked(grid: TokenGrid) -> TokenGrid:
+def unpacked(grid: TokenGrid) -> TokenGrid:
+    """With tensors again."""
+
     def tensor(value: Any) -> Any:
         return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 

@@ -83,8 +83,9 @@ def _with_our_lifespan(stock_lifespan: object, config: Config) -> object:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         logs.configure(config.site.log)
         few_arenas()
-        # waiting questions hold a thread each; the rest of the server must still find one
-        anyio.to_thread.current_default_thread_limiter().total_tokens = 2 * config.serve.max_waiting + _SPARE_THREADS
+        # questions that wait or are with a replica hold a thread each; the rest of the server must still find one
+        asking = 2 * config.serve.max_waiting + config.pool.replicas * config.serve.together
+        anyio.to_thread.current_default_thread_limiter().total_tokens = asking + _SPARE_THREADS
         with state.locked(config.home):  # the stock command takes it here
             async with stock_lifespan(app):  # type: ignore[operator]
                 threading.Thread(target=_load, name="sparsight-load", daemon=True).start()

@@ -31,7 +31,7 @@ class _Holder:
                 from sparsight.service import Service
 
                 try:
-                    self._service = Service(Config.load(), os.environ.get("MONAI_LABEL_STUDIES") or None)
+                    self._service = Service(Config.load(), os.environ.get("MONAI_LABEL_STUDIES") or None, spread=True)
                 except SparsightError as error:
                     self.failure = error
                     raise

@@ -52,7 +52,7 @@ class Progress:
     """Something happened during ask or learn: for a progress bar or an event stream.
 
     look: works out, for whoever shows it, where the tokens lie: of `read` those that a reading begins with, of
-    `evidence` those that the answer rests on.
+    `evidence` those that the answer rests on. selection: of `read` those tokens, for whoever has the images.
     """
 
     stage: str  # load, encode, select, read (its tokens follow), token, recheck, answer, evidence; step, sentinel, gate
@@ -60,6 +60,7 @@ class Progress:
     total: int = 0
     text: str = ""
     look: Callable[[], Evidence] | None = None
+    selection: Selection | None = None
 
 
 OnProgress = Callable[[Progress], None]
@@ -152,9 +153,8 @@ class Answering:
         """
         asked = len(selection.keep)
         while True:
-            if self.volume is not None:
-                look = partial(evidence.describe, self.volume, self.grid, selection, necessity=None, threshold=0.0)
-                self.tell(Progress("read", look=look))
+            look = None if self.volume is None else looking(self.volume, self.grid, selection)
+            self.tell(Progress("read", look=look, selection=selection))
             try:
                 answer = yield from self.reader.reading(
                     self.question, self.grid, selection, on_token=lambda text: self.tell(Progress("token", text=text))
@@ -223,6 +223,11 @@ class Asked:
     def weights(self) -> NDArray[np.float32]:
         """Weight of each token, (N,), sums to 1 over those of the evidence."""
         return evidence.token_weights(self.shown)
+
+
+def looking(volume: ImageVolume, grid: TokenGrid, selection: Selection) -> Callable[[], Evidence]:
+    """What works out where the tokens of a reading lie, before anything is known of its answer."""
+    return partial(evidence.describe, volume, grid, selection, necessity=None, threshold=0.0)
 
 
 def new_id() -> str:

@@ -277,3 +277,10 @@ def features_of(grid: TokenGrid) -> Features:
 
     extras = {name: half(part) for name, part in grid.extras.items()}
     return Features(half(grid.features), grid.shape, grid.patch, grid.uvw_to_ijk, grid.uvw_to_lps, extras)
+
+
+def grid_of(kept: Features, reader: str) -> TokenGrid:
+    """Tokens as they were stored, to be read again. reader: id of the one that made them."""
+    features = torch.from_numpy(kept.features.astype(np.float32))
+    extras = {name: torch.from_numpy(np.asarray(part, np.float32)) for name, part in kept.extras.items()}
+    return TokenGrid(features, kept.shape, kept.patch, kept.uvw_to_ijk, kept.uvw_to_lps, reader, extras=extras)

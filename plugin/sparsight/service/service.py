@@ -12,19 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from sparsight import evidence
 from sparsight.cluster.scoring import scored_by
 from sparsight.config import Config
 from sparsight.errors import NotFoundError, SparsightError
-from sparsight.imaging.grid import Grid
 from sparsight.imaging.studies import StudyInfo, open_studies
 from sparsight.model import PolicySelector, load_reader
 from sparsight.model.completions import rank_of
-from sparsight.model.policy import FOVEA
 from sparsight.model.protocols import Reader, Where
 from sparsight.model.selectors import tokens_at
 from sparsight.model.together import Work
@@ -34,13 +30,14 @@ from sparsight.rl.ranks import ALONE, Ranks
 from sparsight.service import blinded as blind
 from sparsight.service import corrections, promotion, shadow
 from sparsight.service.answering import Answering, Asked, OnProgress, Progress, Reading, new_id, shown
-from sparsight.service.encoded import Encoded, EncodedStudies, features_of, patiently
+from sparsight.service.encoded import Encoded, EncodedStudies, features_of, grid_of, patiently
 from sparsight.service.joint import Joint
 from sparsight.service.learning import Learned, Learner
 from sparsight.service.next_case import NextCase, Queue
 from sparsight.service.promotion import install_shipped, registry_of
 from sparsight.service.question import check_budget, check_pair, check_region, parse_question, usual_budget
-from sparsight.service.streams import Streams
+from sparsight.service.spread import Spread
+from sparsight.service.streams import RegisteredStreams
 from sparsight.service.turn import Priority, Turnstile
 from sparsight.store import Store
 from sparsight.types import (
@@ -61,9 +58,12 @@ _UNFINISHED = 2  # studies whose other slices wait to be encoded: they are held 
 
 
 class Service:
-    """One per process; its methods may be called from any thread. The models are used by one thread at a time."""
+    """One per process; its methods may be called from any thread. The models are used by one thread at a time.
 
-    def __init__(self, config: Config, studies: str | Path | None = None) -> None:
+    spread: pool.yaml's replicas answer, where there are to be any; all else is done here.
+    """
+
+    def __init__(self, config: Config, studies: str | Path | None = None, *, spread: bool = False) -> None:
         torch.set_num_threads(1)  # more threads contend with the server's own and are slower
         self.config = config
         self.reader: Reader = load_reader(config.serve.reader)
@@ -75,11 +75,14 @@ class Service:
         self._turnstile = Turnstile(config.serve.max_waiting, config.serve.max_wait_s)
         self._queue = Queue(self.store, self._grid)
         self._tokens_kept: set[str] = set()  # hashes of volumes whose tokens this process has stored
-        self._streams = Streams(self.registry, self.reader)
+        self._streams = RegisteredStreams(self.registry, self.reader)
         self._joint = Joint(self.reader.begin, self._streams.take_on, self._turnstile, config.serve.together)
         self.listeners: list[Callable[[Episode | Feedback], object]] = []  # told of what is new in the store
         self._rest = ThreadPoolExecutor(1, "sparsight-rest")  # what nobody waits for
         self._finishing: dict[str, tuple[Future[None], TokenGrid]] = {}  # by hash of the volume
+        spread = spread and config.pool.replicas > 0
+        self._spread = Spread(config, self.reader, self._streams.arrays) if spread else None
+        self._queues = [self._turnstile, *([self._spread.queue] if self._spread else [])]
 
     # --- the five verbs ---
 
@@ -112,7 +115,8 @@ class Service:
         parse_question(question.text, choices=question.choices, max_chars=serve.max_question_chars)
         share = check_budget(usual_budget(self._streams.live()[1].policy, serve) if budget is None else budget)
         check_pair(question, compared=prior is not None)
-        self._turnstile.check(priority)  # before anything is loaded
+        for queue in self._queues:
+            queue.check(priority)  # before anything is loaded
         in_turn = partial(self._turnstile.turn, priority, on_wait=lambda: tell(Progress("wait")))
         recheck = recheck and bool(serve.recheck_budget)
         study_ = self._encoded.get(
@@ -313,11 +317,14 @@ class Service:
 
     def waiting(self) -> dict[Priority, int]:
         """How many wait for the models, of each priority."""
-        return self._turnstile.waiting()
+        waiting = [queue.waiting() for queue in self._queues]
+        return {priority: sum(each[priority] for each in waiting) for priority in Priority}
 
     def close(self) -> None:
         """Encode what is left of the studies that were asked about, and release the store."""
         self._rest.shutdown()
+        if self._spread is not None:
+            self._spread.close()
         self.store.close()
 
     def live_selector(self) -> PolicySelector:
@@ -349,6 +356,9 @@ class Service:
         def who() -> PolicyVersion:
             trial = shadow.is_canary(study.volume.sha256, self.config.gate.canary)
             return (self._candidate() if trial else None) or self.registry.live()
+
+        if self._spread is not None:
+            return self._spread.answer(study, question, share, tell or _quiet, priority, who, recheck=recheck)
 
         def make(policy: PolicyVersion) -> Work[Reading]:
             return self._answering(study, question, tell).work(self._streams.of(policy.id), share, recheck=recheck)
@@ -393,15 +403,8 @@ class Service:
 
     def _where(self, question: Question) -> Where | None:
         """Which slices of a long volume to encode before the first answer; None: all (serve.first_slices)."""
-        first = self.config.serve.first_slices
-        _, selector = self._streams.live()
-        if not first or selector.policy.prior is None or len(self._finishing) >= _UNFINISHED:
-            return None
-
-        def where(odds: torch.Tensor, grid: Grid) -> NDArray[np.bool_]:
-            return selector.slices(odds, grid, question, max(first, -(-grid.shape[0] // FOVEA)))
-
-        return where
+        first = self.config.serve.first_slices if len(self._finishing) < _UNFINISHED else 0
+        return self._streams.where(question, first)
 
     def _finish(self, study: Encoded) -> None:
         """Encode the other slices and store all tokens, between the questions of clinicians."""
@@ -439,11 +442,7 @@ class Service:
 
     def _grid(self, episode: Episode) -> TokenGrid:
         """The tokens of an episode's study, as stored when it was asked. Raises NotFoundError."""
-        kept = self.store.features(episode.volume_sha256, episode.reader)
-        features = torch.from_numpy(kept.features.astype(np.float32))
-        extras = {name: torch.from_numpy(np.asarray(part, np.float32)) for name, part in kept.extras.items()}
-        at = kept.patch, kept.uvw_to_ijk, kept.uvw_to_lps
-        return TokenGrid(features, kept.shape, *at, episode.reader, extras=extras)
+        return grid_of(self.store.features(episode.volume_sha256, episode.reader), episode.reader)
 
 
 def _quiet(_: Progress) -> None:

@@ -1,4 +1,4 @@
-"""Whose turn it is at the machine: one at a time, clinicians before batches before learning, else as they came."""
+"""Whose turn it is at the machine, or at one of several: clinicians before batches before learning, in order."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class Turnstile:
     """A fair lock with priorities and a bounded queue (torch models are used by one thread at a time).
 
     max_waiting: of clinicians. Others get in only while half as many wait in all: they never take a clinician's place.
-    max_wait_s: the longest that anybody waits in the bounded queue.
+    max_wait_s: the longest that anybody waits in the bounded queue. places: how many have a turn at the same time.
     """
 
-    def __init__(self, max_waiting: int, max_wait_s: float = 300.0) -> None:
+    def __init__(self, max_waiting: int, max_wait_s: float = 300.0, places: int = 1) -> None:
         self._max_waiting, self._max_wait_s = max_waiting, max_wait_s
         self._waiting: list[tuple[int, int]] = []  # heap of (priority, arrival)
         self._begun: dict[int, Callable[[], bool]] = {}  # by arrival
         self._arrivals = itertools.count()
-        self._free = True
+        self._free = places
         self._changed = threading.Condition()
 
     @contextmanager
@@ -126,7 +126,9 @@ class Turnstile:
                 raise
             heapq.heappop(self._waiting)
             del self._begun[ticket[1]]
-            self._free = False
+            self._free -= 1
+            if self._free:
+                self._changed.notify_all()  # the next one's place is there, too
             return True
 
     def _leave(self, ticket: tuple[int, int]) -> None:
@@ -137,5 +139,5 @@ class Turnstile:
 
     def _release(self) -> None:
         with self._changed:
-            self._free = True
+            self._free += 1
             self._changed.notify_all()

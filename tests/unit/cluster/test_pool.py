@@ -85,7 +85,7 @@ def at_work() -> set[int]:
 def test_work_that_kills_whoever_does_it_is_given_up(
     pool: Pool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool_module, "_TRIES", 2)
+    monkeypatch.setattr(pool_module, "TRIES", 2)
     with pytest.raises(BusyError, match="2 workers that ended at the same work"):
         list(pool.map(lambda held, one: os.kill(os.getpid(), signal.SIGKILL), [1]))
     assert dict(pool.map(lambda held, one: 40 + one, range(4))) == {n: 40 + n for n in range(4)}

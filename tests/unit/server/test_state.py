@@ -36,7 +36,8 @@ def test_a_store_that_is_held_elsewhere_is_refused_and_may_be_tried_again(tmp_pa
 
 def test_whatever_keeps_the_service_from_loading_is_said(monkeypatch):
     class Failing:
-        def __init__(self, *_):
+        def __init__(self, *_, spread):
+            assert spread  # the server is who lets replicas answer
             raise error
 
     monkeypatch.setattr(state, "_HOLDER", state._Holder())

@@ -45,6 +45,29 @@ def test_clinicians_go_before_learning_in_order_of_arrival() -> None:
     assert order == ["first", "second", "batch", "learn"]
 
 
+def test_several_places_are_taken_at_once_and_the_most_urgent_goes_first() -> None:
+    turnstile, order, both = Turnstile(8, places=2), [], threading.Barrier(2)
+
+    def run(name: str) -> None:
+        with turnstile.turn():
+            order.append(name)
+            both.wait(5)  # neither goes on before the other has a place, too
+
+    with turnstile.turn(), turnstile.turn():
+        waiting = queue_up(turnstile, order, "learn", Priority.LEARNING)
+        threads = [threading.Thread(target=run, args=[name]) for name in ("first", "second")]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: len(turnstile._waiting) == 3)
+        assert not order
+        start = time.monotonic()
+    for thread in (*threads, waiting):
+        thread.join(5)
+    assert sorted(order[:2]) == ["first", "second"]
+    assert order[2:] == ["learn"]
+    assert time.monotonic() - start < 0.9  # nobody slept beside a free place
+
+
 def test_a_long_job_gives_way_between_its_steps() -> None:
     turnstile, order = Turnstile(8), []
     with turnstile.turn(Priority.LEARNING):
