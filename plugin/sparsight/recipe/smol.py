@@ -45,6 +45,8 @@ _LOG = logging.getLogger(__name__)
 _MOST_REAL = 300  # images of a real set: each takes two megabytes for as long as it trains
 _REAL = 0.25  # share of the images of a language step that are real
 _RANK = 8  # of LoRA
+_SURE = 4.0  # nats by which a token may fall short of "there is one" and still say so: a finding has several
+_FULL = 0.04  # share of the images of a language step that are read with every token
 _PLACES = ("upper", "lower", "left", "right")
 _SHARES = (0.005, 0.01, 0.02, 0.05, 0.1)  # of the tokens, that the policy's subsets are drawn at
 
@@ -69,7 +71,7 @@ class SmolSize:
 
 
 SMOL_SIZES = {
-    "full": SmolSize(2_400, 700, 32, 300, 300, 2, 6, 256, 150, 250, 25, 6, (30, 80)),
+    "full": SmolSize(2_400, 700, 32, 300, 900, 2, 12, 160, 150, 250, 25, 6, (30, 80)),
     "small": SmolSize(150, 150, 16, 100, 30, 2, 6, 128, 30, 60, 4, 4, (6, 12)),
     "tiny": SmolSize(10, 3, 4, 3, 2, 2, 3, 16, 3, 3, 1, 2, (2, 2)),  # for tests: runs everything, learns nothing
 }
@@ -155,6 +157,7 @@ class _Recipe:
         for name, part in self.tower.named_children():
             if name in ("neck", "logits"):
                 part.apply(_fresh)
+        self.kinds, self.places = names_of(reader, [*KINDS, "nothing"]), names_of(reader, _PLACES)
         self.connector = deepcopy(reader.model.model.multi_modal_projector).float().apply(_fresh)
 
     def train(self) -> dict[str, Any]:
@@ -224,30 +227,36 @@ class _Recipe:
 
     def _fit_names(self, pictures: list[Picture]) -> None:
         """So that both streams need not first find each other's words: in nano that took several hundred steps."""
-        kinds = names_of(self.reader, [*KINDS, "nothing"])
-        places = names_of(self.reader, _PLACES)
-        spread = float(kinds.var())
 
         def loss_of(_: int, rng: np.random.Generator) -> Tensor:
-            one = pictures[int(rng.integers(len(pictures)))]
-            assert one.grid is not None
-            assert one.odds is not None
-            odds = one.odds
-            p = torch.cat([odds, torch.zeros(len(odds), 1)], -1).softmax(-1)
-            index = torch.arange(len(odds))
-            low = (index // one.shape[2] >= one.shape[1] / 2).long()
-            right = (index % one.shape[2] >= one.shape[2] / 2).long()
-            target = p @ kinds + 0.5 * (places[low] + places[2 + right])
-            weight = 0.1 + 1 - p[:, -1:]
-            error = (self.connector(one.grid.features.float()) - target).square() * weight
-            loss: Tensor = error.mean() / (weight.mean() * spread)
-            return loss
+            return self._naming(pictures[int(rng.integers(len(pictures)))])
 
         self._fit("connector", self.connector, loss_of, self.size.naming_steps, 2e-3)
 
+    def _naming(self, one: Picture) -> Tensor:
+        """How far the tokens of an image are from SmolLM2's words for what they show and where they lie: scalar.
+
+        A share of the words' own spread. Tokens that look like nothing count a tenth.
+        """
+        assert one.grid is not None
+        assert one.odds is not None
+        p = torch.cat([one.odds + _SURE, torch.zeros(len(one.odds), 1)], -1).softmax(-1)
+        index = torch.arange(len(one.odds))
+        low = (index // one.shape[2] >= one.shape[1] / 2).long()
+        right = (index % one.shape[2] >= one.shape[2] / 2).long()
+        target = p @ self.kinds + 0.5 * (self.places[low] + self.places[2 + right])
+        weight = 0.1 + 1 - p[:, -1:]
+        error = (self.connector(one.grid.features.float()) - target).square() * weight
+        loss: Tensor = error.mean() / (weight.mean() * self.kinds.var())
+        return loss
+
     def _fit_language(self, adapter: nn.Module, sim: list[Picture], real: list[Picture]) -> None:
+        """Answers from few tokens, which go on saying what they show.
+
+        Without that they drifted to four times the length of SmolLM2's words (once, seed 0), and nothing was read.
+        """
         size, steps = self.size, self.size.language_steps
-        self.run += f" names {size.naming_steps} language {steps} x {size.language_images} x {size.questions}"
+        self.run += f" names {size.naming_steps} kept language {steps} x {size.language_images} x {size.questions}"
 
         def loss_of(step: int, rng: np.random.Generator) -> Tensor:
             losses = []
@@ -256,14 +265,15 @@ class _Recipe:
                 one = pool[int(rng.integers(len(pool)))]
                 assert one.grid is not None
                 keep, asked = draw_row(
-                    one, rng, questions=size.questions, most=size.most, full=0.06, progress=step / steps
+                    one, rng, questions=size.questions, most=size.most, full=_FULL, progress=step / steps
                 )
                 with torch.autocast("cpu", torch.bfloat16):  # a fifth faster: LoRA is float32
                     losses.append(answers_loss(self.reader, self.connector, one.grid, keep, asked))
-            return torch.stack(losses).mean()
+                losses.append(0.3 * self._naming(one))
+            return torch.stack(losses).sum() / size.language_images
 
         both = nn.ModuleDict({"connector": self.connector, "adapter": adapter})
-        self._fit("language", both, loss_of, steps, 1e-3)
+        self._fit("language", both, loss_of, steps, 5e-4)
 
     def _lay_over(self) -> None:
         """What was trained in float32 goes into the model as it will be loaded."""

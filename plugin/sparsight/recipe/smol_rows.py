@@ -21,7 +21,7 @@ from sparsight.model.smol.tower import LiteTower
 from sparsight.recipe.language_stage import subset
 from sparsight.types import Case, Question, TokenGrid
 
-_REASONED = 0.2  # share of the answers with reasoning
+_REASONED = 0.5  # share of the answers with reasoning
 _ANSWER_WEIGHT = 3.0  # of an answer's token against one of the reasoning
 
 

@@ -27,7 +27,7 @@ from sparsight.errors import WeightsError
 from sparsight.model.completions import ADAPTER
 from sparsight.model.hf.load import identify, load_model
 from sparsight.model.hf.reader import HFReader
-from sparsight.model.smol import MANIFEST, SHIPPED, cached, tower
+from sparsight.model.smol import MANIFEST, cached, tower
 from sparsight.model.smol.convert import check_sums, sha256_of
 
 VISION, POLICY, CARD = "vision.safetensors", "policy.safetensors", "card.md"
@@ -140,9 +140,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
         manifest["base"], manifest["sha256"][VISION], manifest["sha256"][POLICY]
     except OSError as error:
         raise WeightsError(
-            "smol without its trained part: none is shipped" if folder == SHIPPED else "smol without its trained part",
+            "smol without its trained part",
             expected=f"a folder with {VISION}, {POLICY} and {MANIFEST}",
-            todo="make smol DATA=DIR OUT=OWN trains it; then name OWN/smol as the reader (docs/smol.md)",
+            todo="name smol, the shipped one, or train one: make smol DATA=DIR OUT=OWN, then OWN/smol (docs/smol.md)",
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(MANIFEST) from error
