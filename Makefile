@@ -70,7 +70,8 @@ wheelhouse: wheel  ## everything for a machine without a network: there, `make s
 export UNPACK = import sys, zipfile; z = zipfile.ZipFile(sys.argv[1]); [z.extract(n, "plugin") for n in z.namelist() if n.endswith(".mjs")]
 $(VIEWER): $(filter-out %.d.ts,$(wildcard $(OHIF)/src/*.ts)) $(OHIF)/package-lock.json $(OHIF)/vite.config.ts docs/openapi.json
 	@if test -n "$(OFFLINE)"; \
-	then $(PYTHON) -c "$$UNPACK" $(WHEELHOUSE)/sparsight-*.whl; \
+	then test "$$(ls $(WHEELHOUSE)/sparsight-*.whl | wc -l)" = 1 || { echo "not one wheel of sparsight in $(WHEELHOUSE): make wheelhouse"; exit 1; }; \
+	$(PYTHON) -c "$$UNPACK" $(WHEELHOUSE)/sparsight-*.whl; \
 	elif command -v npm >/dev/null; \
 	then cd $(OHIF) && npm ci --silent --ignore-scripts && npm run --silent build; \
 	else echo "no npm: the OHIF panel is not built (docs/clients.md)"; fi

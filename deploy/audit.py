@@ -50,7 +50,10 @@ def _same(listed: str, version: Version) -> bool:
 
 
 def _within(events: list[dict[str, str]], version: Version) -> bool:
-    changes = sorted((Version(at), kind) for event in events for kind, at in event.items() if kind != "limit")
+    try:
+        changes = sorted((Version(at), kind) for event in events for kind, at in event.items() if kind != "limit")
+    except InvalidVersion:  # of long ago: nothing that is locked
+        return False
     inside = False
     for at, kind in changes:
         if kind == "last_affected":

@@ -49,6 +49,7 @@ def test_a_model_is_examined(weights: Path) -> None:
     assert computed["memory_bytes"]["nf4"] < computed["memory_bytes"]["int8"] < computed["memory_bytes"]["none"]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it holds memory of the CPU")
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no stage by itself can be seen elsewhere")
 def test_memory_is_that_of_each_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one stage holds for a while is not in the next one's peak."""

@@ -123,6 +123,8 @@ def _overhead(config: Config, folder: Path, url: str, pictures: list[str], pairs
 
     def served(client: HTTPConnection, study: str) -> tuple[float, float]:
         body = json.dumps({"study": study, "question": _QUESTION})
+        client.close()  # the server ends what was idle for as long as a slow reader takes
+        client.connect()
         begun = time.perf_counter()
         client.request("POST", "/sparsight/ask", body, {"Content-Type": "application/json"})
         reply = client.getresponse()

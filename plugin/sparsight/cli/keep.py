@@ -91,6 +91,7 @@ def forget(
         sessions = erase_sessions(config.home / "sessions", before) if before else 0
         gone = store.forget(study or (), before=before)
         results = [config.home / "dicom" / episode for episode in gone.episodes]
+        results += [config.home / "learning"] if gone.corrections else []  # of a learning that was broken off
         with disk_errors():
             for folder in (folder for folder in results if folder.is_dir()):
                 shutil.rmtree(folder)

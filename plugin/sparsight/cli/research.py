@@ -260,7 +260,9 @@ def quantization(
         return
     console.print(card(report), markup=False)
     if out:
-        console.print(f"For cards and bundles to repeat it, in the reader's file: quantization_figures: {out.name}")
+        console.print(
+            f"For cards and bundles to repeat it, in the reader's file: quantization_figures: {out.resolve()}"
+        )
 
 
 def credit(

@@ -18,19 +18,21 @@ _MOST_BYTES = 2**20
 _HEAD = "quantization", "tokens kept", "KL, nats", "same first token", "accuracy", "to the published model's"
 
 
-def told(config: ModelConfig, sha256: str) -> list[str]:
+def told(config: ModelConfig, sha256: str, *, smaller: bool = False) -> list[str]:
     """Lines of a card about the reader of this sha256; where nothing was measured of it they say so.
+
+    smaller: it was loaded in fewer bits than its file says.
 
     Raises ConfigError for a file of figures that is missing or is none.
     """
-    if config.quantization == "none" and config.quantization_figures is None:
+    if config.quantization == "none" and config.quantization_figures is None and not smaller:
         return ["The language stream is not quantized, as its file says."]
     report = _read(config)
     rung = next((name for name, own in report["sha256"].items() if own == sha256), None) if report else None
     if report is None or rung is None:
         of = "" if report is None else " (the figures that its file names are of another reader)"
         return [
-            f"What quantization ({config.quantization}) costs its answers was **not measured**{of}:",
+            f"What quantization costs its answers was **not measured**{of}:",
             "`sparsight bench quantization` measures it, `quantization_figures` of the reader's file says where.",
         ]
     return [

@@ -101,7 +101,9 @@ def write_card(folder: Path, figures: dict[str, Any]) -> None:
     for name, part in measured.items():
         lines += [f"### {name}: {part['n']} questions, accuracy [95 % interval, bootstrap over images]", ""]
         lines += ["| tokens | questions | n | share | accuracy | words' F1 |", "|---|---|---|---|---|---|"]
-        for row in part["kinds"]:
+        once = {(row["selector"], row["kind"]): row for row in part["kinds"] if row["selector"] in ("all", "no image")}
+        several = [row for row in part["kinds"] if row["selector"] not in ("all", "no image")]
+        for row in (*several, *once.values()):
             share = "-" if row["selector"] in ("all", "no image") else f"{row['budget']:.0%}"
             f1 = "-" if row["word_f1"] is None else f"{row['word_f1']:.2f}"
             shown = value(row["accuracy"], row["accuracy_ci"])

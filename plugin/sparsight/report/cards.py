@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -130,8 +131,9 @@ def _reader(service: Service) -> list[str]:
     name = service.config.serve.reader
     if is_nano(name):
         return []
-    lines = told(model_config(name), service.reader.sha256)
-    return ["## Its reader", "", *lines, *(f"It was {note}." for note in getattr(service.reader, "notes", ())), ""]
+    notes: Sequence[str] = getattr(service.reader, "notes", ())
+    lines = told(model_config(name), service.reader.sha256, smaller=bool(notes))
+    return ["## Its reader", "", *lines, *(f"It was {note}." for note in notes), ""]
 
 
 def _checks(version: PolicyVersion) -> list[list[str]]:

@@ -49,7 +49,11 @@ def own(session_id: str, *, or_admin: bool = False) -> SessionInfo:
         allowed = caller is None or found.meta.get(_OWNER) == caller.name
         if allowed or (caller is not None and or_admin and caller.role >= Role.ADMIN):
             return found
-    raise NotFoundError("an unknown session", expected="one PUT /session/ gave", todo="make a new session")
+    raise _unknown()
+
+
+def _unknown() -> NotFoundError:
+    return NotFoundError("an unknown session", expected="one PUT /session/ gave", todo="make a new session")
 
 
 def _sessions() -> Sessions:
@@ -62,7 +66,7 @@ def _sessions() -> Sessions:
 def _found(sessions: Sessions, name: str) -> SessionInfo | None:
     try:
         found: SessionInfo | None = sessions.get_session(name, update_ts=False)
-    except ValueError:  # meta.info is half written: nobody's, and goes by its age
+    except (ValueError, OSError):  # half written: nobody's, and goes by its age; or it ends just now
         return None
     return found
 
@@ -70,7 +74,10 @@ def _found(sessions: Sessions, name: str) -> SessionInfo | None:
 def _own(original: Callable[..., Any], *, or_admin: bool = False) -> Callable[..., Any]:
     def checked(session_id: str, *args: Any) -> Any:
         own(session_id, or_admin=or_admin)
-        return original(session_id, *args)
+        try:
+            return original(session_id, *args)
+        except FileNotFoundError as error:  # it has ended since
+            raise _unknown() from error
 
     return checked
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsight.config import Config
-from sparsight.errors import InternalError, SparsightError
+from sparsight.errors import BusyError, InternalError, SparsightError
 
 if TYPE_CHECKING:
     from sparsight.service import Service
+
+
+_PAUSE_S = 2.0  # after a failure that may pass
 
 
 class _Holder:
@@ -24,16 +28,19 @@ class _Holder:
         self._service: Service | None = None
         self.failure: SparsightError | None = None
         self.holds_store = False
+        self._again = 0.0  # when what is busy is tried again
 
     def get(self) -> Service:
         with self._lock:
             if self._service is None:
+                if isinstance(self.failure, BusyError) and time.monotonic() < self._again:
+                    raise self.failure  # who waited while it was tried would else try it again, one after the other
                 from sparsight.service import Service
 
                 try:
                     self._service = Service(Config.load(), os.environ.get("MONAI_LABEL_STUDIES") or None, spread=True)
                 except SparsightError as error:
-                    self.failure = error
+                    self.failure, self._again = error, time.monotonic() + _PAUSE_S
                     raise
                 except Exception as error:  # its text may hold anything; the log has it
                     self.failure = InternalError(

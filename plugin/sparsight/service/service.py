@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from sparsight.service.learning import Learned, Learner
 from sparsight.service.next_case import NextCase, Queue
 from sparsight.service.promotion import install_shipped, registry_of
 from sparsight.service.question import check_budget, check_pair, check_region, parse_question, usual_budget
-from sparsight.service.spread import Spread
+from sparsight.service.spread import begun
 from sparsight.service.streams import RegisteredStreams
 from sparsight.service.turn import Priority, Turnstile
 from sparsight.store import Store
@@ -80,8 +80,7 @@ class Service:
         self.listeners: list[Callable[[Episode | Feedback], object]] = []  # told of what is new in the store
         self._rest = ThreadPoolExecutor(1, "sparsight-rest")  # what nobody waits for
         self._finishing: dict[str, tuple[Future[None], TokenGrid]] = {}  # by hash of the volume
-        spread = spread and config.pool.replicas > 0
-        self._spread = Spread(config, self.reader, self._streams.arrays) if spread else None
+        self._spread = begun(config, self.reader, self._streams.arrays, self.store.close) if spread else None
         self._queues = [self._turnstile, *([self._spread.queue] if self._spread else [])]
 
     # --- the five verbs ---
@@ -323,9 +322,9 @@ class Service:
     def close(self) -> None:
         """Encode what is left of the studies that were asked about, and release the store."""
         self._rest.shutdown()
-        if self._spread is not None:
-            self._spread.close()
-        self.store.close()
+        with closing(self.store):
+            if self._spread is not None:
+                self._spread.close()
 
     def live_selector(self) -> PolicySelector:
         """The visual stream that answers now."""
@@ -435,7 +434,8 @@ class Service:
         if (unfinished := self._finishing.get(episode.volume_sha256)) and unfinished[1].reader == episode.reader:
             return unfinished[1]
         grid = self._encoded.grid_of(episode.volume_sha256, episode.reader)
-        grid = grid if grid is not None and grid.shape == episode.grid_shape else self._grid(episode)
+        if grid is None or grid.shape != episode.grid_shape:
+            grid = self._grid(episode)
         if grid.shape != episode.grid_shape:  # memory was short then, or when its tokens were stored
             raise NotFoundError("tokens of another size", expected="that of the question", todo="ask again")
         return grid

@@ -97,6 +97,17 @@ class Spread:
             return self._grids[grid], self._versions[version]
 
 
+def begun(config: Config, reader: Reader, weights: Callable[[str], Arrays], undo: Callable[[], None]) -> Spread | None:
+    """The replicas that pool.yaml wants; None: none. undo: called where they cannot begin."""
+    if not config.pool.replicas:
+        return None
+    try:
+        return Spread(config, reader, weights)
+    except BaseException:
+        undo()
+        raise
+
+
 class Answerer:
     """What a replica holds: a reader, and the questions that are answered together there. Thread-safe.
 
@@ -108,16 +119,18 @@ class Answerer:
         self._reader = held_by_worker(name, sha256).reader
         self._config, self._fetch = config, fetch
         self._weights: OrderedDict[str, Any] = OrderedDict()  # references, of the versions that may be under way
+        self._lock = threading.Lock()
         self._streams = Streams(lambda policy: fetch(self._weights[policy]), self._reader)
         machine = Turnstile(2 * config.together + 2, math.inf)  # the server's queue is the one that is bounded
         self._joint = Joint(self._reader.begin, self._streams.take_on, machine, config.together)
 
     def __call__(self, wanted: Wanted, tell: Callable[[Progress | None], None]) -> Reading:
         """Answer as the server itself would."""
-        self._weights[wanted.version.id] = wanted.weights
-        self._weights.move_to_end(wanted.version.id)
-        while len(self._weights) > self._config.together:
-            self._weights.popitem(last=False)
+        with self._lock:
+            self._weights[wanted.version.id] = wanted.weights
+            self._weights.move_to_end(wanted.version.id)
+            while len(self._weights) > self._config.together:
+                self._weights.popitem(last=False)
         grid = unpacked(self._fetch(wanted.grid))
         answering = Answering(self._reader, self._config, None, grid, wanted.question, tell)
 

@@ -38,12 +38,15 @@ def test_what_is_forgotten_is_nowhere(run_at: Any, picture: Path, tmp_path: Path
     run_at("a", "correct", asked["episode"], "--answer", "no", "--comment", MARKER)
     other = run_at("a", "ask", str(picture), "Is there a nodule?")[1]
     results = tmp_path / "a" / "dicom" / asked["episode"]
-    results.mkdir(parents=True)
+    broken_off = tmp_path / "a" / "learning" / "nano-1"  # checkpoints of a learning that was
+    for folder in (results, broken_off):
+        folder.mkdir(parents=True)
     with StoreLock(tmp_path / "a"):
         assert run_at("a", "forget", "--study", MARKER)[1]["error"]["code"] == "conflict", "a server runs"
     code, gone = run_at("a", "forget", "--study", MARKER)
     assert (code, gone["episodes"], len(gone["corrections"])) == (0, [asked["episode"]], 1)
     assert not results.exists()
+    assert not broken_off.exists()
     assert run_at("a", "audit", "verify")[1]["intact"]
     assert run_at("a", "forget", "--study", MARKER)[1]["error"]["code"] == "not_found"
     assert run_at("a", "forget")[1]["error"]["code"] == "bad_input"

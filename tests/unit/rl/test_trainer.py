@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +150,19 @@ def test_a_killed_run_resumes_at_the_same_bits(tmp_path: Path) -> None:
         assert np.array_equal(resumed.to_arrays()[name], value)
 
 
-def test_a_checkpoint_of_another_run_is_ignored(tmp_path: Path) -> None:
+def _drawn(first: int) -> Example:
+    one = example(1)
+    marked = np.zeros(one.grid.n, np.float32)
+    marked[first] = 1
+    return replace(one, marks=Marks(relevant=marked))
+
+
+@pytest.mark.parametrize(
+    ("begun", "other"),
+    [(example(1), example(2)), (_drawn(3), _drawn(4)), (_drawn(3), example(1))],
+    ids=["image", "region", "no region"],
+)
+def test_a_checkpoint_of_another_run_is_ignored(tmp_path: Path, begun: Example, other: Example) -> None:
     path = tmp_path / "run.safetensors"
 
     def kill(step: Step) -> None:
@@ -157,8 +170,8 @@ def test_a_checkpoint_of_another_run_is_ignored(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_policy(fresh(), KeyReader(), [example(1)], config=CONFIG, on_step=kill, checkpoint=path)
-    report = train_policy(fresh(), KeyReader(), [example(2)], config=CONFIG, checkpoint=path)
+        train_policy(fresh(), KeyReader(), [begun], config=CONFIG, on_step=kill, checkpoint=path)
+    report = train_policy(fresh(), KeyReader(), [other], config=CONFIG, checkpoint=path)
     assert report.history[0].step == 1
 
 

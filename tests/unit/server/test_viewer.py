@@ -4,6 +4,7 @@ import http.server
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from email.parser import BytesParser
 from pathlib import Path
@@ -176,6 +177,7 @@ LINES = st.lists(
 def test_whatever_is_asked_reaches_the_pacs_as_it_came_or_not_at_all(serve, pacs: str) -> None:
     serve(pacs)
     with TestClient(app()) as client:
+        seen: Counter[int] = Counter()
 
         @settings(max_examples=400, derandomize=True, database=None, deadline=None)
         @given(path=PATHS, query=QUERIES, headers=LINES)
@@ -183,6 +185,7 @@ def test_whatever_is_asked_reaches_the_pacs_as_it_came_or_not_at_all(serve, pacs
             _Pacs.asked.clear()
             address = "/" + "/".join([path[0], *path[1]])
             status = ask(client, address, query, headers)
+            seen[status] += 1
             assert status < 500
             assert len(_Pacs.asked) == (status == 200) or status == 423  # on a machine too busy for the PACS to answer
             for target, _ in _Pacs.asked:
@@ -190,6 +193,8 @@ def test_whatever_is_asked_reaches_the_pacs_as_it_came_or_not_at_all(serve, pacs
                 assert not {".", "..", ""} & set(address[1:].split("/"))
 
         check()
+    assert {200, 404, 422} <= set(seen)
+    assert seen[423] <= 4
 
 
 @pytest.mark.parametrize("name", ["moved", "broken", "closed"])
@@ -225,7 +230,7 @@ LIST = {"Accept": JSON}
 
 def test_a_reply_that_trickles_is_cut(limited: tuple[Pacs, TestClient], monkeypatch: pytest.MonkeyPatch) -> None:
     model, client = limited
-    monkeypatch.setattr(viewer, "REPLY_S", 0.4)
+    monkeypatch.setattr(viewer, "REPLY_S", 1.5)
     rows = b"[" + b" " * 98 + b"]"
     for slow in ("head", "body", "body"):
         model.spoil = lambda _, slow=slow: Reply(200, JSON, rows, pause_s=0.05, slow=slow)
@@ -235,7 +240,7 @@ def test_a_reply_that_trickles_is_cut(limited: tuple[Pacs, TestClient], monkeypa
         else:
             with pytest.raises(viewer.CutError, match="in time"):
                 client.get(f"{WEB}/studies", headers=LIST)
-        assert time.monotonic() - start_s < 3  # each byte came in time; all would take longer than this
+        assert time.monotonic() - start_s < 4  # each byte came in time; all would take longer than this
     monkeypatch.setattr(viewer, "REPLY_S", 60)
 
 
