@@ -35,6 +35,11 @@ class Marks:
     missed: NDArray[np.float32] | None = None
 
     @property
+    def regions(self) -> tuple[NDArray[np.float32] | None, ...]:
+        """Relevant, irrelevant, missed."""
+        return self.relevant, self.irrelevant, self.missed
+
+    @property
     def wanted(self) -> NDArray[np.float32] | None:
         """Where evidence is: marked as relevant or as missed."""
         drawn = [m for m in (self.relevant, self.missed) if m is not None and m.any()]

@@ -396,7 +396,7 @@ class _Watch:
 
 def _check(n: int, example: Example) -> None:
     size = example.grid.n
-    drawn = [m for m in _regions(example) if m is not None]
+    drawn = [m for m in (example.marks or rewards.Marks()).regions if m is not None]
     if any(m.shape != (size,) for m in drawn):
         raise DataError(
             f"marks of example {n} with another shape", expected=f"({size},)", todo="map them to its tokens"
@@ -414,16 +414,10 @@ def _marked(example: Example) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     """Whether a clinician marked something in each slice: (gd,)."""
     gd = example.grid.shape[0]
     result = np.zeros(gd, np.float32)
-    for mark in _regions(example):
+    for mark in (example.marks or rewards.Marks()).regions:
         if mark is not None:
             result = np.maximum(result, mark.reshape(gd, -1).max(1))
     return result
-
-
-def _regions(example: Example) -> list[np.ndarray[tuple[int], np.dtype[np.float32]] | None]:
-    """Share of each token that a clinician marked relevant, irrelevant and missed; empty where nothing was marked."""
-    marks = example.marks
-    return [marks.relevant, marks.irrelevant, marks.missed] if marks else []
 
 
 def _complement(keeps: Tensor, n: int) -> Tensor:
@@ -445,7 +439,7 @@ def _fingerprint(policy: TokenPolicy, examples: list[Example], config: LearnConf
     for e in examples:
         digest.update(repr((e.question, e.answer, e.rejected, e.weight, e.is_replay, e.grid.shape)).encode())
         digest.update(e.grid.features[:: max(1, e.grid.n // 64)].numpy().tobytes())
-        for mark in _regions(e):
+        for mark in (e.marks or rewards.Marks()).regions:
             digest.update(b"-" if mark is None else mark.tobytes())
     return digest.hexdigest()
 
