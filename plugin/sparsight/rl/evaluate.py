@@ -76,7 +76,7 @@ def selectors_by_name(names: Sequence[str], reader: Reader, ours: Selector, *, s
 def fits(reader: Reader, question: Question) -> bool:
     """Whether a reader takes a question and each of its choices: none of them is too long for its prompt."""
     try:
-        for choice in question.answers or ("",):
+        for choice in question.answers or ("-",):  # an empty one is none
             reader.check(question, choice)
     except QuestionError:
         return False

@@ -31,6 +31,7 @@ from sparsight.model.hf.reader import HFReader
 from sparsight.model.smol import SETTINGS, SHIPPED
 from sparsight.model.smol.convert import convert
 from sparsight.model.smol.load import CARD, MANIFEST, POLICY, VISION, load_smol, read_policy
+from sparsight.rl.evaluate import fits
 from sparsight.types import Question
 from tiny_smol import save_base, save_trained
 
@@ -125,6 +126,12 @@ def test_the_shipped_part_is_laid_over_nothing_but_what_it_was_trained_on(
     Path("own.yaml").write_text("weights: smol\n", encoding="utf-8")
     with pytest.raises(WeightsError, match="a base that smol was not trained on"):
         use(Path(name))
+
+
+def test_questions_with_and_without_choices_are_measured(reader: HFReader) -> None:
+    assert fits(reader, YES_NO)
+    assert fits(reader, Question("Which organ is this?", "free"))
+    assert not fits(reader, Question("word " * 3000, "free"))
 
 
 def test_the_shipped_part_is_whole() -> None:
