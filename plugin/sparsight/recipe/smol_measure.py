@@ -26,7 +26,7 @@ from sparsight.types import Case, Question, Selection, TokenGrid
 
 _SEED = 777  # of the test scenes, as in recipe.train
 _BUDGET = 0.1
-_STREAMS = ("ours", "random")  # with every token a question takes half a minute of a core
+_STREAMS = ("ours", "random")  # every token, or more streams, would take longer than the training
 _MADE = ("size", "images", "seconds", "probe_r2")
 
 Log = Callable[[str, int, int], None]

@@ -84,7 +84,7 @@ def _own(original: Callable[..., Any], *, or_admin: bool = False) -> Callable[..
 
 def _bounded(site: SiteConfig) -> Callable[..., Any]:
     def create_session(
-        background_tasks: BackgroundTasks,  # noqa: ARG001
+        background_tasks: BackgroundTasks,  # noqa: ARG001 - the stock route gives it
         uncompress: bool = False,
         expiry: int = 0,
         files: list[UploadFile] | None = None,

@@ -237,10 +237,10 @@ def test_a_queue_that_is_full_is_one_still(spreading: Service, threads: ThreadPo
     try:
         for n in range(2 * TOGETHER):
             answers.append(threads.submit(ask, spreading, heard=Heard(hold)))
-            until(lambda n=n: held["words"] > n)  # type: ignore[misc]
+            until(lambda n=n: held["words"] > n)  # type: ignore[misc]  # n is bound now
         for n in range(2):
             answers.append(threads.submit(ask, spreading))
-            until(lambda n=n: sum(spreading.waiting().values()) > n)  # type: ignore[misc]
+            until(lambda n=n: sum(spreading.waiting().values()) > n)  # type: ignore[misc]  # n is bound now
         with pytest.raises(QueueFullError, match="2 questions are waiting"):
             ask(spreading)
     finally:
