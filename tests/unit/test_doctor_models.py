@@ -80,11 +80,12 @@ def test_a_model_that_does_not_fit_is_not_loaded(weights: Path, monkeypatch: pyt
     assert "smaller model" in examine_model(ModelConfig(weights=weights, device="cpu")).findings[0].todo
 
 
-def test_a_failed_proof_is_a_fault(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proofs, "prove", lambda reader: [Proof("a cache changes nothing", 1.0, 0.1, "logits")])
+@pytest.mark.parametrize(("limit", "todo"), [(0.1, "do not serve it: its tokens"), (proofs.MOST, "passes in float32")])
+def test_a_failed_proof_is_a_fault(weights: Path, monkeypatch: pytest.MonkeyPatch, limit: float, todo: str) -> None:
+    monkeypatch.setattr(proofs, "prove", lambda reader: [Proof("a cache changes nothing", 1.0, limit, "logits")])
     report = examine_model(ModelConfig(weights=weights, device="cpu"))
     assert not report.healthy
-    assert "do not serve it" in next(f.todo for f in report.findings if not f.ok)
+    assert todo in next(f.todo for f in report.findings if not f.ok)
 
 
 def test_a_memory_that_does_not_hold_the_proofs_is_said_so(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +111,7 @@ def test_the_command_examines_a_model(weights: Path) -> None:
     told = json.loads(run.stdout)
     assert run.exit_code == 0
     assert told["healthy"]
-    assert len(told["proofs"]) == 12
+    assert len(told["proofs"]) == 13
 
 
 def test_the_command_examines_a_folder_as_a_file_says(weights: Path, tmp_path: Path) -> None:

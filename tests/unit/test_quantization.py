@@ -1,5 +1,6 @@
 """What quantization costs is measured on the same tokens, and the page says what was found."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def _asked(n: int = 6) -> list[Asked]:
 
 
 def test_a_model_is_measured_against_itself(config: ModelConfig) -> None:
-    report = measure(config, _asked(), seed=0, on_step=lambda *_: None)
+    report = measure(config, _asked(), of="patches", seed=0, on_step=lambda *_: None)
     by = {(row["quantization"], row["share"]): row for row in report["rows"]}
     assert set(by) == {(q, s) for q in ("none", "int8", "nf4") for s in (1.0, 0.25, 0.1)}
     for share in (1.0, 0.25, 0.1):
@@ -42,7 +43,7 @@ def test_a_model_is_measured_against_itself(config: ModelConfig) -> None:
         assert by["none", share]["ratio"]["mean"] == 1
         assert 0 < by["int8", share]["kl"]["mean"] < by["nf4", share]["kl"]["mean"]
         assert 0 <= by["nf4", share]["accuracy"]["mean"] <= 1
-    assert report["groups"] == 3
+    assert (report["of"], report["groups"]) == ("patches", 3)
     assert len({*report["sha256"].values()}) == 3
     page = card(report)
     assert f"{by['nf4', 0.25]['kl']['mean']:.3f}" in page
@@ -52,7 +53,11 @@ def test_a_model_is_measured_against_itself(config: ModelConfig) -> None:
 def test_open_questions_count_for_the_distribution_alone(config: ModelConfig) -> None:
     free = Question("What is it?")
     report = measure(
-        config, [Asked(one.volume, free, "a ring", one.group) for one in _asked(4)], seed=0, on_step=lambda *_: None
+        config,
+        [Asked(one.volume, free, "a ring", one.group) for one in _asked(4)],
+        of="patches",
+        seed=0,
+        on_step=lambda *_: None,
     )
     row = report["rows"][-1]
     assert row["n"] == 4
@@ -73,12 +78,12 @@ def test_a_rung_that_does_not_fit_is_not_measured_under_its_name(
 
     monkeypatch.setattr(loading, "_model", full)
     with pytest.raises(WeightsError, match="does not fit"):
-        measure(config, _asked(2), seed=0, on_step=lambda *_: None)
+        measure(config, _asked(2), of="patches", seed=0, on_step=lambda *_: None)
 
 
 def test_no_questions_are_refused(config: ModelConfig) -> None:
     with pytest.raises(DataError, match="no questions"):
-        measure(config, [], seed=0, on_step=lambda *_: None)
+        measure(config, [], of="patches", seed=0, on_step=lambda *_: None)
 
 
 def test_the_command_writes_figures_and_a_page(
@@ -104,4 +109,17 @@ def test_the_command_writes_figures_and_a_page(
     )
     assert run.exit_code == 0, run.output
     assert out.is_file()
-    assert "Quantization of" in out.with_suffix(".md").read_text(encoding="utf-8")
+    assert "4 questions (rows of val) of 4 groups" in out.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_without_a_folder_simulated_questions_are_asked(
+    config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump({"weights": str(config.weights), "device": "cpu"}), encoding="utf-8")
+    monkeypatch.setattr(quantization, "SHARES", (0.25,))
+    run = CliRunner().invoke(app, ["bench", "quantization", "--reader", str(own), "--limit", "5", "--json"])
+    assert run.exit_code == 0, run.output
+    report = json.loads(run.stdout)
+    assert (report["of"], report["n"], report["groups"]) == ("simulated test scenes", 5, 2)
+    assert {row["n_closed"] for row in report["rows"]} == {5}

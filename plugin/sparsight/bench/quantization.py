@@ -51,11 +51,12 @@ class _Seen:
     right: NDArray[np.float64]
 
 
-def measure(config: ModelConfig, asked: Sequence[Asked], *, seed: int, on_step: Step) -> dict[str, Any]:
+def measure(config: ModelConfig, asked: Sequence[Asked], *, of: str, seed: int, on_step: Step) -> dict[str, Any]:
     """A report: rows {quantization, share, n, kl, agreement, accuracy, ratio}, each with its 95 % interval.
 
     kl: of the published model's first token from the quantized one's, nats; agreement: share of questions with the same
     likeliest first token; accuracy: of the likeliest choice, where there are choices; ratio: to the published model's.
+    of: what is asked, in words.
     Raises DataError without questions; WeightsError, ConfigError.
     """
     if not asked:
@@ -87,6 +88,7 @@ def measure(config: ModelConfig, asked: Sequence[Asked], *, seed: int, on_step: 
         "model": config.name or (config.weights or Path()).name,
         "sha256": sha256,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "of": of,
         "n": len(asked),
         "groups": len(names),
         "seed": seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
@@ -15,6 +16,7 @@ from sparsight.cli.rows import drawn, fitting
 from sparsight.cli.session import Session
 from sparsight.cli.strain import fuzz, load
 from sparsight.errors import BudgetError, InputError, finite
+from sparsight.types import Case
 
 
 def register(app: typer.Typer) -> None:
@@ -234,7 +236,9 @@ def prefill(
 
 def quantization(
     reader: Annotated[Path, typer.Option(help="The model: one of configs/model/*.yaml.")],
-    data: Annotated[Path, typer.Option(help="Folder of questions with known answers (docs/data.md).")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of questions with known answers (docs/data.md); simulated ones without.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Split of that folder.")] = "val",
     limit: Annotated[int, typer.Option(help="The most questions, drawn with the seed.", min=1)] = 200,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON here, and a page beside it.")] = None,
@@ -245,13 +249,20 @@ def quantization(
     from sparsight.bench.quantization import Asked, card, measure
     from sparsight.datasets import load_folder
     from sparsight.model import model_config
+    from sparsight.recipe.sources import scenes
 
     check_targets(out, kinds=(".json",))
     config = model_config(reader)
-    cases = drawn(load_folder(data, split), limit, seed)
-    asked = [Asked(case.volume, case.question, case.answer, case.group) for case in cases]
+    cases = load_folder(data, split) if data else None
     with progress_bar("bench quantization", quiet=json) as tell:
-        report = measure(config, asked, seed=seed, on_step=tell)
+        if cases is None:
+            drawings = scenes("test", 0, -(-limit // 4), seed, None, tell, asked=4)
+            chosen: Iterable[Case] = [case for _, of_one in drawings for case in of_one][:limit]
+        else:
+            chosen = drawn(cases, limit, seed)
+        asked = [Asked(case.volume, case.question, case.answer, case.group) for case in chosen]
+        of = f"rows of {split}" if data else "simulated test scenes"
+        report = measure(config, asked, of=of, seed=seed, on_step=tell)
     if out:
         out.write_text(dumps(finite(report), indent=2) + "\n", encoding="utf-8")
         out.with_suffix(".md").write_text(card(report), encoding="utf-8")

@@ -46,9 +46,10 @@ def told(config: ModelConfig, sha256: str, *, smaller: bool = False) -> list[str
 
 def how(report: dict[str, Any]) -> str:
     """On what it was measured."""
+    of = f" ({report['of']})" if "of" in report else ""  # older figures do not say
     return (
-        f"`sparsight bench quantization`, {report['made'][:10]}, {report['n']} questions of {report['groups']} groups, "
-        f"seed {report['seed']}. Intervals: 95 % bootstrap over groups; ratios are paired."
+        f"`sparsight bench quantization`, {report['made'][:10]}, {report['n']} questions{of} of "
+        f"{report['groups']} groups, seed {report['seed']}. Intervals: 95 % bootstrap over groups; ratios are paired."
     )
 
 

@@ -31,7 +31,15 @@ def _figures(sha256: str) -> dict[str, Any]:
     row = {"share": 0.25, "n": 8, "n_closed": 0, "kl": value, "agreement": value, "accuracy": none, "ratio": none}
     rows = [row | {"quantization": name} for name in ("none", "nf4")]
     hashes = {"none": "0" * 64, "nf4": sha256}
-    return {"sha256": hashes, "made": "2026-11-29T12:00:00", "n": 8, "groups": 4, "seed": 3, "rows": rows}
+    return {
+        "sha256": hashes,
+        "made": "2026-11-29T12:00:00",
+        "of": "rows of val",
+        "n": 8,
+        "groups": 4,
+        "seed": 3,
+        "rows": rows,
+    }
 
 
 def test_cards_say_what_quantization_costs_or_that_it_was_not_measured(tmp_path: Path) -> None:
@@ -58,7 +66,7 @@ def test_cards_say_what_quantization_costs_or_that_it_was_not_measured(tmp_path:
         file.write_text(json.dumps(_figures(service.reader.sha256)), encoding="utf-8")
         for card in cards():
             assert "| nf4 | 25% | 0.125 [0.100, 0.150] | 0.125 [0.100, 0.150] | - | - |" in card
-            assert "8 questions of 4 groups, seed 3" in card
+            assert "8 questions (rows of val) of 4 groups, seed 3" in card
             assert "| none |" not in card
             assert "**not measured**" not in card
         assert read_bundle(tmp_path / "out").manifest.reader.sha256 == service.reader.sha256  # as without figures
