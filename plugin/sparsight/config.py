@@ -234,6 +234,9 @@ class ReaderSettings(_Strict):
     name: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="in ids; default: the folder's")
     family: str | None = Field(None, description="model_type that the weights must be of")
     quantization: Literal["none", "int8", "nf4"] = Field("none", description="of the language stream's layers")
+    quantization_keeps: tuple[str, ...] = Field(
+        (), description="layers of the language stream that are left as they are, by the end of their names"
+    )
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of what is not quantized, and of computing")
     tokens_per_image: int = Field(
         1024, ge=16, le=16384, description="visual tokens, the most of one picture, where open"

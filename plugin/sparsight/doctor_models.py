@@ -45,7 +45,7 @@ def examine_model(config: ModelConfig, tell: Tell = lambda stage, done, total: N
 
     folder = model_folder(config)
     check_folder(folder, config)
-    computed = costs.compute(shape_of(folder), pace_of(config), config.max_tokens)
+    computed = costs.compute(shape_of(folder), pace_of(config), config.max_tokens, config.quantization_keeps)
     free = free_bytes(device_of(config))
     needed = computed.memory_bytes(config.quantization)
     smaller = [q for q in LADDER[LADDER.index(config.quantization) + 1 :] if computed.memory_bytes(q) <= free]

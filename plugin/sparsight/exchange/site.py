@@ -16,7 +16,15 @@ from sparsight.model import identify, is_nano, model_config, reader_files, shell
 from sparsight.model.completions import Arrays
 from sparsight.model.nano.weights import NanoSpec, check_files, reader_id
 
-_IDENTITY = ("family", "quantization", "dtype", "tokens_per_image", "tiles", "slices")  # are part of the sha256
+_IDENTITY = (
+    "family",
+    "quantization",
+    "quantization_keeps",
+    "dtype",
+    "tokens_per_image",
+    "tiles",
+    "slices",
+)  # are part of the sha256
 _HABITS = ("max_tokens", "reasoning_tokens", "abstain_below", "confidence_slope", "confidence_offset")  # are not
 
 

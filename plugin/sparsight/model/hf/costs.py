@@ -86,12 +86,15 @@ class Measured:
         return self.encode.ms + self.prefill.ms
 
 
-def compute(config: Any, pace: Pace = Pace(), most: int = 4096) -> Computed:  # noqa: B008 - frozen
-    """Costs of a model of this configuration, nothing allocated. most: visual tokens kept for one question."""
+def compute(config: Any, pace: Pace = Pace(), most: int = 4096, keeps: Sequence[str] = ()) -> Computed:  # noqa: B008 - frozen
+    """Costs of a model of this configuration, nothing allocated. most: visual tokens kept for one question.
+
+    keeps: layers that are not quantized (`untouched`). Raises ConfigError for one that the model does not have.
+    """
     family = family_of(config.model_type)
     with torch.device("meta"):
         shell = transformers.AutoModelForImageTextToText.from_config(config)
-    stays = set(untouched(shell))
+    stays = set(untouched(shell, keeps))
     language = shell.get_decoder()
     inside = {f"{name}.weight" for name, part in shell.named_modules() if isinstance(part, torch.nn.Linear)}
     small = sum(

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -220,7 +220,8 @@ def pace_of(config: ModelConfig) -> Pace:
 
 def _sha256(files: str, config: ModelConfig, rung: Quantization) -> str:
     """Of a reader: all that decides tokens and answers. files: `hash_folder`."""
-    return hashlib.sha256(f"{files} {rung} {config.dtype} {pace_of(config)}".encode()).hexdigest()
+    kept = f" {sorted(set(config.quantization_keeps))}" if rung != "none" and config.quantization_keeps else ""
+    return hashlib.sha256(f"{files} {rung}{kept} {config.dtype} {pace_of(config)}".encode()).hexdigest()
 
 
 def device_of(config: ModelConfig) -> str:
@@ -236,7 +237,7 @@ def device_of(config: ModelConfig) -> str:
 def _model(folder: Path, config: ModelConfig, rung: Quantization) -> Any:
     given: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "use_safetensors": True, **_AS_IT_LIES}
     if rung != "none":
-        given["quantization_config"] = _quantized(folder, rung)
+        given["quantization_config"] = _quantized(folder, rung, config.quantization_keeps)
     model, told = transformers.AutoModelForImageTextToText.from_pretrained(
         folder, device_map={"": device_of(config)}, attn_implementation="sdpa", output_loading_info=True, **given
     )
@@ -246,9 +247,9 @@ def _model(folder: Path, config: ModelConfig, rung: Quantization) -> Any:
     return model.eval()
 
 
-def _quantized(folder: Path, rung: Quantization) -> Any:
+def _quantized(folder: Path, rung: Quantization, keeps: Sequence[str]) -> Any:
     """Only the layers of the language stream. Names are read off the model's own structure, without its weights."""
-    skip = untouched(shell_of(folder))
+    skip = untouched(shell_of(folder), keeps)
     if rung == "int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     return transformers.BitsAndBytesConfig(
@@ -260,19 +261,24 @@ def _quantized(folder: Path, rung: Quantization) -> Any:
     )
 
 
-def untouched(model: Any) -> list[str]:
-    """Names of the parts that are never quantized: all linear layers outside the language stream, and the output layer.
+def untouched(model: Any, keeps: Sequence[str] = ()) -> list[str]:
+    """Names of the parts that are not quantized: all linear layers outside the language stream, and the output layer.
 
-    A layer whose inputs are no multiple of 64 stays, too: NF4 on a CPU cannot hold it.
+    A layer whose inputs are no multiple of 64 stays, too: NF4 on a CPU cannot hold it. keeps: those of the language
+    stream that stay besides, by the last part of their names. Raises ConfigError for one that no layer has.
     """
     stream = {id(part) for part in model.get_decoder().modules()}
-    names = [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and id(part) not in stream]
-    odd = [
-        name
-        for name, part in model.named_modules()
-        if isinstance(part, nn.Linear) and id(part) in stream and part.in_features % 64
-    ]
-    return sorted({*names, *odd, "lm_head"})
+    layers = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+    inside = {name: part for name, part in layers.items() if id(part) in stream}
+    ends = {name.rpartition(".")[2] for name in inside}
+    if unknown := sorted(set(keeps) - ends):
+        raise ConfigError(
+            f"quantization_keeps: {unknown[0][:80]}",
+            expected=f"names of the language stream's layers: {', '.join(sorted(ends))}",
+            todo="correct it, or leave it out",
+        )
+    left = [name for name, part in inside.items() if part.in_features % 64 or name.rpartition(".")[2] in keeps]
+    return sorted({*(layers.keys() - inside.keys()), *left, "lm_head"})
 
 
 def keep_gradients(model: Any) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from sparsight.config import ModelConfig
 from sparsight.errors import ConfigError, WeightsError
 from sparsight.model import GridSelector, PolicySelector, ScoreRequest, base_policy, load_policy, load_reader
+from sparsight.model.hf import costs
 from sparsight.model.hf import load as loading
 from sparsight.model.hf.adapter import Adapter
 from sparsight.model.hf.load import check_folder, hash_folder, load_model, untouched
@@ -227,6 +228,28 @@ def test_layers_that_nf4_cannot_hold_stay_as_they_are() -> None:
     assert [name for name in left if "language_model" in name] == ["model.language_model.layers.0.mlp.down_proj"]
     assert any("vision_tower" in name for name in left)
     assert "lm_head" in left
+
+
+@pytest.mark.parametrize(("family", "rung"), [("llava", "nf4"), ("gemma3", "int8")])
+def test_layers_that_a_file_keeps_are_not_quantized(load: Make, family: str, rung: str) -> None:
+    """Keys and values here; it is another reader, takes more memory, and LoRA goes over both kinds of layers."""
+    all_of_it = load(family, quantization=rung)
+    reader = load(family, quantization=rung, quantization_keeps=["v_proj", "k_proj"])
+    kinds = {name.rpartition(".")[2]: type(part).__name__ for name, part in reader.model.named_modules()}
+    assert {kinds["k_proj"], kinds["v_proj"]} == {"Linear"}
+    assert "bit" in kinds["q_proj"]
+    assert reader.sha256 != all_of_it.sha256
+    assert load(family, quantization=rung, quantization_keeps=["k_proj", "v_proj"]).sha256 == reader.sha256
+    plain = load(family).sha256
+    assert load(family, quantization_keeps=["k_proj", "v_proj"]).sha256 == plain  # nothing is quantized
+    more, less = (costs.compute(reader.model.config, keeps=keeps) for keeps in (("k_proj", "v_proj"), ()))
+    assert more.weights_bytes["none"] == less.weights_bytes["none"]
+    assert more.weights_bytes[rung] > less.weights_bytes[rung]
+    grid = reader.encode(pattern(1, 60, 80))
+    asked = [ScoreRequest(grid, YES_NO, "yes", torch.arange(5)[None])]
+    assert torch.isfinite(reader.score(asked)[0]).all()
+    with pytest.raises(ConfigError, match="quantization_keeps: key"):
+        load(family, quantization=rung, quantization_keeps=["key"])
 
 
 def test_an_int8_layer_says_nothing_at_every_call(load: Make, caplog: pytest.LogCaptureFixture) -> None:
