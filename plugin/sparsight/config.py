@@ -268,13 +268,16 @@ class ModelConfig(ReaderSettings):
     def read(cls, path: Path) -> Self:
         """Read one of configs/model/*.yaml; paths are meant from where that file is. Raises ConfigError."""
         if not path.is_file():
-            raise ConfigError("no such model configuration", expected="a YAML file", todo="see configs/model/")
+            raise ConfigError(
+                f"no such model configuration: {path.name[:80]}", expected="a YAML file", todo="see configs/model/"
+            )
         try:
             config = cls.model_validate(_read_yaml(path))
         except ValidationError as error:
             raise _setting(error, "configs/model/") from error
         places = {name: getattr(config, name) for name in ("weights", "policy", "quantization_figures")}
-        return config.model_copy(update={name: path.parent / at for name, at in places.items() if at is not None})
+        found = {name: path.parent / at.expanduser() for name, at in places.items() if at is not None}
+        return config.model_copy(update=found)
 
 
 class Config(_Strict):

@@ -64,8 +64,8 @@ def examine_model(config: ModelConfig, tell: Tell = lambda stage, done, total: N
         tell("measure", 1, 3)
         before = costs.peak_bytes()
         measured = costs.measure(reader)  # first: a process keeps what the proofs' batches took
-        tell("prove", 2, 3)
-        proofs = prove(reader)
+        tell("prove", 2, 3)  # the longest part
+        proofs = prove(reader, lambda proof: tell(f"proven: {proof.name}", 2, 3))
     sides = [reader.vision.long_side(single, reader.vision.pace) for single in (True, False)]
     findings = [
         Finding(
@@ -80,7 +80,7 @@ def examine_model(config: ModelConfig, tell: Tell = lambda stage, done, total: N
                 p.name,
                 p.passed,
                 f"{p.worst:.2g} of at most {p.limit:.2g} {p.unit}",
-                _broken(p.passed, rounds=p.unit == "logits" and p.limit >= MOST),
+                _broken(p.passed, rounds="logits" in p.unit and p.limit >= MOST),
             )
             for p in proofs
         ),

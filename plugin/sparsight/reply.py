@@ -101,11 +101,18 @@ def reward_json(reward: Reward) -> dict[str, Any]:
     return {"total": round(reward.total, 4), "parts": reward.parts, "version": reward.version}
 
 
-def correction_notes(service: Service, episode: Episode) -> list[str]:
+def correction_notes(service: Service, episode: Episode, reward: Reward) -> list[str]:
     """What there is to say at once about a correction of an answer, in words."""
-    if episode.reader == service.reader.id:
-        return []
-    return [f"kept, but nothing is learned from it here: the answer is reader {episode.reader}'s, not the served one's"]
+    notes = []
+    if episode.reader != service.reader.id:
+        notes.append(
+            f"kept, but nothing is learned from it here: the answer is reader {episode.reader}'s, not the served one's"
+        )
+    if episode.recheck is not None and episode.recheck.changed and reward.parts.get("answer") is not None:
+        first = episode.recheck.first
+        said = "that it was not sure" if first.abstained else f"'{first.text}'"
+        notes.append(f"the reward is the policy's: from the tokens it chose the answer was {said}, before the re-check")
+    return notes
 
 
 def corrected_json(service: Service, feedback: Feedback, reward: Reward) -> dict[str, Any]:
@@ -117,7 +124,7 @@ def corrected_json(service: Service, feedback: Feedback, reward: Reward) -> dict
         "state": service.store.state_of(feedback.key),
         "policy": {"id": episode.policy, "sha256": episode.policy_sha256},
         "reward": reward_json(reward),
-        "notes": correction_notes(service, episode),
+        "notes": correction_notes(service, episode, reward),
     }
 
 

@@ -82,14 +82,14 @@ def test_a_model_that_does_not_fit_is_not_loaded(weights: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize(("limit", "todo"), [(0.1, "do not serve it: its tokens"), (proofs.MOST, "passes in float32")])
 def test_a_failed_proof_is_a_fault(weights: Path, monkeypatch: pytest.MonkeyPatch, limit: float, todo: str) -> None:
-    monkeypatch.setattr(proofs, "prove", lambda reader: [Proof("a cache changes nothing", 1.0, limit, "logits")])
+    monkeypatch.setattr(proofs, "prove", lambda *_: [Proof("a cache changes nothing", 1.0, limit, "logits")])
     report = examine_model(ModelConfig(weights=weights, device="cpu"))
     assert not report.healthy
     assert todo in next(f.todo for f in report.findings if not f.ok)
 
 
 def test_a_memory_that_does_not_hold_the_proofs_is_said_so(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proofs, "prove", lambda reader: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+    monkeypatch.setattr(proofs, "prove", lambda *given: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
     with pytest.raises(MemoryFullError, match="quantize"):
         examine_model(ModelConfig(weights=weights, device="cpu"))
 
@@ -126,6 +126,19 @@ def test_the_command_examines_a_folder_as_a_file_says(weights: Path, tmp_path: P
     assert "as int8" in next(check["found"] for check in told["checks"] if check["name"] == "memory")
     own.write_text("weights:\nfamily: llava\n", encoding="utf-8")
     assert CliRunner().invoke(app, ["doctor", "--reader", str(own), "--weights", str(weights)]).exit_code == 1
+
+
+def test_every_setting_is_described() -> None:
+    page = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
+    rows = [f"| `{name}` | {field.description} | " for name, field in ModelConfig.model_fields.items()]
+    assert not [row for row in rows if row not in page]
+
+
+def test_the_doctor_tells_each_proof_as_it_is_made(weights: Path) -> None:
+    told = list[str]()
+    report = examine_model(ModelConfig(weights=weights, device="cpu"), lambda stage, done, total: told.append(stage))
+    proven = [stage.removeprefix("proven: ") for stage in told if stage.startswith("proven: ")]
+    assert proven == [proof["name"] for proof in report.figures["proofs"]]
 
 
 def test_every_family_is_proven_from_its_folder() -> None:

@@ -288,6 +288,8 @@ def _print_answer(reply: dict[str, Any]) -> None:
         box = f"x {round(x0)}..{round(x1)}, y {round(y0)}..{round(y1)}, z {round(z0)}..{round(z1)} mm (LPS)"
         where = f"{region['image']} image" if region["image"] else f"slice {region['slice']}"
         console.print(f"  {region['weight']:>5.0%}  {box}, {where}")
+    if (more := len(reply["evidence"]) - 5) > 0:
+        console.print(f"  and {more} more (--json has them)")
     console.print(f"  episode {reply['episode']}, policy {reply['policy']['id']}")
 
 

@@ -67,7 +67,7 @@ def submitted(
     return {
         "correction": {"key": feedback.key, "episode": feedback.episode, "verdict": feedback.verdict},
         "reward": reward_json(reward),
-        "notes": correction_notes(served, newest[0]),
+        "notes": correction_notes(served, newest[0], reward),
     }
 
 

@@ -193,9 +193,9 @@ def _place(name: str | Path) -> Path:
     place = Path(name)
     if not (place.is_dir() or place.suffix in {".yaml", ".yml"}):
         raise ConfigError(
-            "an unknown reader",
-            expected="nano, smol, a folder of weights, or one of configs/model/*.yaml",
-            todo="set reader in serve.yaml",
+            f"an unknown reader: {str(name)[:80]}",
+            expected="nano, smol, a folder of weights that is there, or one of configs/model/*.yaml",
+            todo="correct its name, or `reader` of serve.yaml",
         )
     return place
 

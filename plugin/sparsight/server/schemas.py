@@ -232,7 +232,7 @@ class FeedbackReply(BaseModel):
     state: FeedbackState
     policy: PolicyUsed = Field(description="that answered, and that the reward is of")
     reward: RewardReply
-    notes: list[str] = Field(default_factory=list, description="that another reader answered, in words")
+    notes: list[str] = Field(default_factory=list, description="that another reader answered, or what the reward is of")
 
 
 class ChangeReply(BaseModel):

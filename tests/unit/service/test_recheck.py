@@ -15,7 +15,7 @@ from at_once import at_once
 from sparsight.config import Config
 from sparsight.errors import MemoryFullError
 from sparsight.model.protocols import ScoreRequest
-from sparsight.reply import ask_json
+from sparsight.reply import ask_json, correction_notes
 from sparsight.server.schemas import AskReply
 from sparsight.service import Asked, Progress, Service, parse_question
 from sparsight.service.answering import NOT_AGAIN, UNTESTED
@@ -231,6 +231,9 @@ def test_a_correction_is_worth_what_the_policys_own_tokens_led_to(
     episode = service.ask(picture, QUESTION).episode
     reward = service.correct(Feedback("k", episode.id, "reviewer", verdict, datetime.now(UTC), answer))
     assert reward.parts["answer"] == worth
+    notes = correction_notes(service, episode, reward)
+    assert bool(notes) == (worth is not None)  # else an accepted answer would cost something for no reason
+    assert all("the answer was 'no', before the re-check" in note for note in notes)
 
 
 def test_a_corrected_recheck_is_learned_from(

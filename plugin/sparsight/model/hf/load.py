@@ -113,7 +113,11 @@ def policy_of(folder: Path, config: ModelConfig) -> bytes:
 def check_folder(folder: Path, config: ModelConfig) -> Family:
     """The family of the model in a folder, whose files are all there. Raises WeightsError, ConfigError."""
     if not folder.is_dir():
-        raise WeightsError("no such folder of weights", expected="a folder with config.json", todo="check its path")
+        raise WeightsError(
+            f"no such folder of weights: {folder.name[:80]}",
+            expected="a folder with config.json",
+            todo="check its path",
+        )
     for names in _NEEDED:
         if not any((folder / name).is_file() for name in names.split("|")):
             raise _incomplete(f"a folder without {names.replace('|', ' or ')}")
@@ -133,7 +137,7 @@ def check_folder(folder: Path, config: ModelConfig) -> Family:
         raise ConfigError(
             f"a model of type {model_type!r}",
             expected=f"{config.family}, as its configuration says",
-            todo="check weights",
+            todo=f"begin with configs/model/{model_type}.yaml, or check weights",
         )
     _check_tensors(folder)
     return family

@@ -28,6 +28,7 @@ _ROUNDINGS = 3.0  # neither of what is compared is without, and a layer rounds m
 _LEAST = 2e-6  # float32: sums in another order, also where a model is small and rounds little
 MOST = 0.12  # a text one place off differs by .13 at least in smol's trained weights, positions that move up by .28
 _MOST_QUANTIZED = 0.25  # int8 rounds what goes into a layer, too: of smol's mistakes only the larger ones show
+_SPREAD = "of the logits' spread"
 _BESIDE = 0.25  # .18 in smol's trained tower, .27 with two of each four neighbours exchanged
 _TEXT = "It is in the upper left"  # long enough that a cache is used several times
 
@@ -53,38 +54,28 @@ def prove(reader: HFReader, on_proof: Callable[[Proof], None] = lambda proof: No
     Differences of logits are shares of their spread. They may be as large as a few roundings in the model's own number
     format make them on its own weights, which is measured first (`_rounding`).
     """
-    found, limits = [], []
+    found, limits = list[Proof](), list[float]()
+
+    def proven(name: str, worst: float, limit: float, unit: str = _SPREAD) -> None:
+        found.append(Proof(name, worst, limit, unit))
+        on_proof(found[-1])
+
     with torch.no_grad():
-        for study in (pattern(1, 96, 120), pattern(3, 96, 96)):
+        for study, where in ((pattern(1, 96, 120), "a picture"), (pattern(3, 96, 96), "a volume")):
             grid = reader.encode(study)
             whole = reader.prompt(grid, _QUESTION, True)
             kept = _subsets(grid)
             limits.append(limit := _limit(reader, whole, kept))
-            where = "a picture" if study.shape[0] == 1 else "a volume"
-            found += [
-                Proof(
-                    f"all tokens are the unmodified model, {where}",
-                    _identity(reader, study, grid, whole),
-                    limit,
-                    "logits",
-                ),
-                Proof(
-                    f"pruning is masking, {where}",
-                    max(_masked(reader, whole, keep) for keep in kept[:3]),
-                    limit,
-                    "logits",
-                ),
-                Proof(f"rows of several lengths, {where}", _ragged(reader, whole, kept), limit, "logits"),
-                Proof(f"a cache changes nothing, {where}", _cached(reader, whole, kept), limit, "logits"),
-            ]
+            proven(f"all tokens are the unmodified model, {where}", _identity(reader, study, grid, whole), limit)
+            proven(f"pruning is masking, {where}", max(_masked(reader, whole, keep) for keep in kept[:3]), limit)
+            proven(f"rows of several lengths, {where}", _ragged(reader, whole, kept), limit)
+            proven(f"a cache changes nothing, {where}", _cached(reader, whole, kept), limit)
             if (joined := _joined(reader, whole, kept)) is not None:
-                found.append(Proof(f"texts may join and leave, {where}", joined, limit, "logits"))
+                proven(f"texts may join and leave, {where}", joined, limit)
         far, beside = _misplaced(reader)
-        found.append(Proof("a bright patch is where its token is", far, 0.0, "patches"))
-        found.append(Proof("bright patches are not beside their tokens", beside, _BESIDE, "of the change"))
-    found.append(Proof("gradient checkpointing keeps the mask", _checkpointed(reader), max(limits), "logits"))
-    for proof in found:
-        on_proof(proof)
+        proven("a bright patch is where its token is", far, 0.0, "patches")
+        proven("bright patches are not beside their tokens", beside, _BESIDE, "of the change")
+    proven("gradient checkpointing keeps the mask", _checkpointed(reader), max(limits))
     return found
 
 

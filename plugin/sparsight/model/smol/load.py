@@ -32,6 +32,7 @@ from sparsight.model.smol.convert import check_sums, sha256_of
 
 VISION, POLICY, CARD = "vision.safetensors", "policy.safetensors", "card.md"
 _BASE = "model.safetensors"
+_NOTE = "smol is for trying things out: on real images its answers were not shown to be better than without the image"
 _TRUNK = "model.vision_tower.stem.", "model.vision_tower.blocks."
 
 
@@ -46,6 +47,7 @@ def load_smol(folder: Path, config: ModelConfig, *, base: Path | None = None, sm
     reader = load_base(base, config, smaller=smaller)
     lay_over(reader, vision, manifest["sha256"][VISION])
     reader.adapt(load_arrays(read_policy(folder)))
+    reader.notes = (*reader.notes, _NOTE)
     return reader
 
 

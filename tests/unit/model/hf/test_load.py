@@ -50,7 +50,7 @@ def test_a_folder_is_a_reader(folder_of: Folder) -> None:
     assert base_policy(folder_of("llava")) == base_policy(folder_of("llava"))
 
 
-def test_a_configuration_names_its_weights(folder_of: Folder, tmp_path: Path) -> None:
+def test_a_configuration_names_its_weights(folder_of: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "own.yaml"
     file.write_text(f"name: own\nfamily: llava\nweights: {folder_of('llava')}\ndtype: float32\n", encoding="utf-8")
     assert load_reader(file).id.startswith("own-")
@@ -60,8 +60,15 @@ def test_a_configuration_names_its_weights(folder_of: Folder, tmp_path: Path) ->
     file.write_text("wieghts: here\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="wieghts"):
         load_reader(file)
-    with pytest.raises(ConfigError, match="no such model configuration"):
+    with pytest.raises(ConfigError, match=r"no such model configuration: none\.yaml"):
         load_reader(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match=r"an unknown reader: .*/Qwen3-VL-8b"):
+        load_reader(tmp_path / "Qwen3-VL-8b")
+    file.write_text("weights: ~/models/Qwen3-VL-8b\n", encoding="utf-8")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ModelConfig.read(file).weights == tmp_path / "models" / "Qwen3-VL-8b"
+    with pytest.raises(WeightsError, match="no such folder of weights: Qwen3-VL-8b"):
+        load_reader(file)
 
 
 def _without(name: str) -> Callable[[Path], None]:
