@@ -17,6 +17,7 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from safetensors.numpy import save
 
+from chromium import Browser
 from sparsight.config import Config
 from sparsight.model import TokenPolicy
 from sparsight.model.nano.reader import NanoReader, build
@@ -112,3 +113,13 @@ def client(server: Server) -> Iterator[httpx.Client]:
 def studies() -> dict[str, str]:
     """Ids of the served studies."""
     return {"head": "head", "chest": "chest", "ct": str(dcmread(get_testdata_file("CT_small.dcm")).SeriesInstanceUID)}
+
+
+@pytest.fixture
+def browser(tmp_path):
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    browser = Browser(program, tmp_path / "profile")
+    yield browser
+    browser.close()

@@ -1,83 +1,80 @@
 // The page at /sparsight/: talks to the routes of docs/api.md and to nothing else.
-import { element } from "./elements.js";
+import { $, element } from "./elements.js";
 import { COLOURS, drawn, inWords, paint, toMillimetres } from "./marks.js";
 import { item } from "./reviews.js";
-import { sides } from "./words.js";
+import { attempt, call, say } from "./server.js";
+import { confidenceInWords, groundedInWords, sides } from "./words.js";
 
-const $ = (id) => document.getElementById(id);
 const TOOLS = ["box", "stroke", "point"];
 const PICTURES = location.pathname.endsWith("/reader");  // the page for images without DICOM
 const ROLES = ["reader", "reviewer", "trainer", "admin"];  // each may do what those before it may
-const [THING, THINGS] = PICTURES ? ["image", "images"] : ["study", "studies"];
+const [THING, THINGS, ONE, NAME] = PICTURES ? ["image", "images", "an image", "Image"] : ["study", "studies", "a study", "Study"];
 
 // withheld: the answer is kept back by the server until the reader's own one came. drag: points of what is being drawn.
+// aside: it is of another study than the one that is picked, and hidden. proposed: the question that nobody has typed.
 const state = {
   reviewer: "page", role: null,  // or who logged in, and what they may do
   answer: null, withheld: false, geometry: null, slice: 0, evidence: true, marks: [], kind: null, tool: "box", drag: null, picture: null,
-  sent: null, cannotTell: false,
+  sent: null, cannotTell: false, aside: false, proposed: "",
 };
-
-// --- talking to the server ---
-
-async function call(path, body, method = body === undefined ? "GET" : "POST") {
-  const options = { method, headers: {}, redirect: "manual" };
-  if (body !== undefined) {
-    options.headers["Content-Type"] = "application/json";
-    options.body = JSON.stringify(body);
-  }
-  const response = await fetch(path, options).catch(() => { throw new Error("the server does not answer; try again, nothing is lost"); });
-  // A proxy in front answers an ended login with a page of its own, or sends there.
-  if (response.status === 401 || response.type === "opaqueredirect") throw new Error("your login has ended; open this page in another tab, log in, and try again here: nothing is lost");
-  const reply = await response.json().catch(() => null);
-  if (reply === null || (!response.ok && !reply.error)) throw new Error(`a reply that is none of ours (${response.status}); try again, and ask who runs the server if it stays`);
-  if (!response.ok) {
-    const { given, expected, todo } = reply.error;
-    throw new Error(`${given}; expected ${expected}; ${todo}`);
-  }
-  return reply;
-}
-
-function say(text, bad = false) {
-  $("status").textContent = text;
-  $("status").classList.toggle("warning", bad);
-}
-
-async function attempt(work) {
-  try {
-    return await work();
-  } catch (error) {
-    say(error.message, true);
-    return null;
-  }
-}
 
 const may = (role) => state.role === null || ROLES.indexOf(state.role) >= ROLES.indexOf(role);
 const offered = (study) => [...$("study").options].some(({ value }) => value === study);
 const short = (id) => (id.length > 24 ? `…${id.slice(-14)}` : id);  // DICOM UIDs differ at their end
 
-// --- asking ---
+// --- picking and asking ---
+
+// What is shown is of the study that is picked: an answer of another one is hidden, with what was begun on it.
+function picked() {
+  const study = $("study").value, shown = state.answer?.study;
+  state.aside = Boolean(study && shown) && study !== shown;
+  document.querySelector("main").classList.toggle("aside", state.aside);
+  $("aside").textContent = state.aside ? `The answer about ${short(shown)} is put aside: pick that ${THING} again to go on with it.` : "";
+  $("pick").textContent = study ? "" : `Pick ${ONE} to ask about.`;
+  $("ask").disabled = !study || $("study").disabled;
+  $("empty").hidden = Boolean(shown) && !state.aside;
+  $("view-title").textContent = $("empty").hidden ? `${NAME} ${short(shown)}` : NAME;
+  $("view-title").title = $("empty").hidden ? shown : "";
+}
+
+function asking(now) {
+  $("study").disabled = now;  // what comes is of the one that is picked
+  picked();
+}
+
+function propose(question) {
+  const { value } = $("question");
+  if (value.trim() && value !== state.proposed) return;  // typed, and not asked yet
+  $("question").value = question;
+  state.proposed = $("question").value;
+}
 
 async function ask(event) {
   event?.preventDefault();
   const request = { study: $("study").value, question: $("question").value, budget: Number($("budget").value) / 100, blinded: $("blinded").checked };
   if ($("ask").disabled || !request.study || !request.question.trim()) return;
-  $("ask").disabled = true;
+  asking(true);
   const start = performance.now();
   const clock = setInterval(() => say(`looking at the ${THING}, ${((performance.now() - start) / 1000).toFixed(0)} s`), 500);
   say(`looking at the ${THING}`);
   const answer = await attempt(() => call("ask", request));
   clearInterval(clock);
-  $("ask").disabled = false;
+  asking(false);
   if (!answer) return;
+  state.proposed = request.question;
   say(`answered in ${((performance.now() - start) / 1000).toFixed(1)} s`);
   await show(answer);
   await history();
 }
 
 async function show(answer) {
-  Object.assign(state, { answer, withheld: answer.withheld === true, geometry: null, marks: [], drag: null, sent: null, cannotTell: false });
+  Object.assign(state, { answer, withheld: answer.withheld === true, geometry: null, picture: null, wanted: null, marks: [], drag: null, sent: null });
+  $("canvas").width = 0;  // nothing of the answer before stays beside this one
+  $("reviews").replaceChildren();
+  $("study").value = answer.study;  // empty where it is offered no more
+  propose(answer.question);
+  picked();
   if (state.kind) choose(state.kind);
-  state.geometry = await attempt(() => call(`episodes/${answer.episode}/geometry`));
   if (state.withheld) $("answer").replaceChildren(element("p", answer.question, { class: "quiet" }), element("p", HELD));
   else describe(answer);
   for (const shown of document.querySelectorAll(".sighted")) shown.hidden = state.withheld;
@@ -87,29 +84,18 @@ async function show(answer) {
   for (const field of ["right", "comment", "difficulty"]) $(field).value = "";
   tellNothing(false);
   marksChanged();
+  const geometry = await attempt(() => call(`episodes/${answer.episode}/geometry`));
+  if (state.answer !== answer) return;  // another one was opened meanwhile
+  state.geometry = geometry;
+  $("view-tools").hidden = !geometry;
   await reviews();
-  if (!state.geometry) return;
-  $("view-tools").hidden = false;
-  $("empty").hidden = true;
-  $("slice").max = state.geometry.shape[0] - 1;
-  $("view-title").textContent = `${PICTURES ? "Image" : "Study"} ${short(answer.study)}`;
-  $("view-title").title = answer.study;
-  $("slice-tools").hidden = state.geometry.shape[0] < 2;
-  await turnTo(state.geometry.slices[0]);
+  if (!geometry || state.answer !== answer) return;
+  $("slice").max = geometry.shape[0] - 1;
+  $("slice-tools").hidden = geometry.shape[0] < 2;
+  await turnTo(geometry.slices[0]);
 }
 
 const HELD = "It was answered. The answer is kept back until you have given yours, which is kept apart and never learned from.";
-
-function confidenceInWords(p) {
-  const words = p >= 0.9 ? "very likely right" : p >= 0.75 ? "likely right" : p >= 0.6 ? "more likely right than not" : "uncertain";
-  return `${words} (about ${Math.round(p * 10)} in 10)`;
-}
-
-function groundedInWords(grounded) {
-  if (grounded === null) return ["not tested", false];
-  return grounded ? ["yes: without these regions the answer loses its support", false]
-    : ["no: the answer hardly depends on these regions", true];
-}
 
 function describe(answer) {
   const { kept, total, fraction } = answer.budget;
@@ -137,7 +123,7 @@ async function history() {
   const episodes = ((await attempt(() => call("episodes?limit=20"))) ?? []).filter(({ study }) => !PICTURES || offered(study));
   $("history").replaceChildren(...episodes.map((episode) => {
     const item = element("li", null);
-    const button = element("button", `${episode.question} → ${episode.abstained ? "no answer" : episode.answer}`, { type: "button" });
+    const button = element("button", `${episode.question} → ${episode.abstained ? "no answer" : episode.answer}`, { type: "button", title: episode.study });
     button.addEventListener("click", () => show(episode));
     item.append(button);
     return item;
@@ -147,6 +133,7 @@ async function history() {
 // --- looking ---
 
 async function turnTo(slice) {
+  if (!state.geometry) return;
   const depth = state.geometry.shape[0];
   state.slice = Math.max(0, Math.min(depth - 1, slice));
   $("slice").value = state.slice;
@@ -259,6 +246,7 @@ async function correct(verdict, draft = false) {
   if (state.sent?.content !== content) state.sent = { content, key: crypto.randomUUID() };  // the same sent again is one
   const reply = await sending(() => call("feedback", { ...request, key: state.sent.key }));
   if (!reply) return;
+  if (state.answer.episode !== request.episode) { say("recorded, of the answer that was shown before"); return; }
   if (withheld) return reveal(reply.episode, answer || "the image cannot tell");
   const total = reply.reward.total;
   const parts = Object.entries(reply.reward.parts).filter(([, value]) => value !== null).map(([name, value]) => `${name} ${value.toFixed(2)}`);
@@ -272,7 +260,7 @@ async function reveal(episode, own) {
   const answer = await attempt(() => call(`episodes/${episode}`));
   if (!answer) return;
   await show(answer);
-  $("answer").append(element("p", `You said before you saw it: ${own}`, { class: "quiet", id: "own" }));
+  if (state.answer === answer) $("answer").append(element("p", `You said before you saw it: ${own}`, { class: "quiet", id: "own" }));
   await history();
 }
 
@@ -349,7 +337,9 @@ async function nextCase() {
   if (!found.study) { say(`all ${THINGS} were corrected or labelled`); return; }
   if (!offered(found.study)) { say("the next case is none of this page: it is at /sparsight/", true); return; }
   $("study").value = found.study;
-  $("question").value = found.question;
+  $("question").value = "";
+  propose(found.question);
+  picked();
   say(`next: ${found.reason}`);
 }
 
@@ -369,9 +359,9 @@ function onKey(event) {
   if (event.ctrlKey && event.key === "Enter") return ask(event);
   const writing = ["INPUT", "TEXTAREA", "SELECT"].includes(event.target.tagName);
   if (writing || event.altKey || event.metaKey) return;
-  if (event.ctrlKey) { if (event.key === "z" && state.marks.length) { event.preventDefault(); undo(); } return; }
+  if (event.ctrlKey) { if (event.key === "z" && state.marks.length && !state.aside) { event.preventDefault(); undo(); } return; }
   const action = KEYS[event.key];
-  if (!action || (!state.answer && event.key !== "/")) return;
+  if (!action || ((!state.answer || state.aside) && event.key !== "/")) return;
   event.preventDefault();
   action();
 }
@@ -397,7 +387,7 @@ function listen() {
   });
   const canvas = $("canvas");
   canvas.addEventListener("pointerdown", (event) => {
-    if (!state.kind || !state.geometry || state.withheld) return;
+    if (!state.kind || !state.picture || state.withheld) return;
     canvas.setPointerCapture(event.pointerId);
     state.drag = [place(event)];
   });
@@ -416,7 +406,7 @@ function listen() {
 function inPictures() {
   document.title = "sparsight reader";
   $("about").textContent = "Ask about an image, see what the answer rests on, correct it.";
-  $("study-word").textContent = $("view-title").textContent = "Image";
+  $("study-word").textContent = NAME;
   $("empty").textContent = "Pick an image and ask a question.";
 }
 
@@ -430,7 +420,10 @@ async function begin() {
   const served = (await attempt(() => call("studies"))) ?? [];
   const studies = PICTURES ? served.filter((study) => !study.study_uid) : served;
   $("study").replaceChildren(...studies.map(({ id, modality }) => element("option", PICTURES ? short(id) : `${modality} ${short(id)}`, { value: id, title: id })));
-  const suggest = () => { $("question").value = studies.find(({ id }) => id === $("study").value)?.question ?? ""; };
+  const suggest = () => {
+    propose(studies.find(({ id }) => id === $("study").value)?.question ?? "");
+    picked();
+  };
   $("study").addEventListener("change", suggest);
   if (link.get("study")) $("study").value = link.get("study");
   suggest();
