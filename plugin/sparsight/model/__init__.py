@@ -193,7 +193,7 @@ def _place(name: str | Path) -> Path:
     place = Path(name)
     if not (place.is_dir() or place.suffix in {".yaml", ".yml"}):
         raise ConfigError(
-            f"an unknown reader: {str(name)[:80]}",
+            f"an unknown reader: {str(name)[-120:]}",
             expected="nano, smol, a folder of weights that is there, or one of configs/model/*.yaml",
             todo="correct its name, or `reader` of serve.yaml",
         )
