@@ -101,7 +101,7 @@ def test_it_is_python_3_9_and_imports_nothing_that_slicer_does_not_bring(path: P
 )
 def test_confidence_is_said_in_the_words_of_the_page(p: float, said: str) -> None:
     assert words.confidence(p) == said
-    page = (ROOT / "plugin/sparsight/server/static/page.js").read_text(encoding="utf-8")
+    page = (ROOT / "plugin/sparsight/server/static/words.js").read_text(encoding="utf-8")
     assert said.split(" (", maxsplit=1)[0] in page
 
 
