@@ -116,10 +116,10 @@ def studies() -> dict[str, str]:
 
 
 @pytest.fixture
-def browser(tmp_path):
+def browser(tmp_path, absent):
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
-        pytest.skip("no chromium: apt-get install chromium")
+        absent("no chromium: apt-get install chromium")
     browser = Browser(program, tmp_path / "profile")
     yield browser
     browser.close()

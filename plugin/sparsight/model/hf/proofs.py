@@ -20,7 +20,6 @@ from sparsight.model.hf.reader import HFReader
 from sparsight.types import ImageVolume, Question, TokenGrid
 
 _QUESTION = Question("Is there a bright spot?", "yes_no", ("yes", "no"))
-# of bright patches, down and across, as shares of a picture: corners, borders, inside, none opposite to another
 _PLACES = (  # of bright patches, down and across, as shares of a picture: corners, borders, inside
     (0, 0), (0, 0.99), (0.5, 0.33), (0.93, 0.06), (0.33, 0.94), (0.99, 0.5), (0.7, 0.75), (0.99, 0.99), (0.2, 0.6),
 )  # fmt: skip
